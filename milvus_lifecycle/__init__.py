@@ -1,0 +1,43 @@
+"""Connection lifecycle engine for the Milvus Python SDK: the public names."""
+
+from .audit import TransitionRecord
+from .config import ConnectionConfig
+from .connection import ManagedConnection
+from .manager import ConnectionManager
+from .policy import LifecyclePolicy
+from .strategies import ConnectionStrategy, LocalStrategy, RegularStrategy
+from .table import State, Trigger
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConnectionConfig",
+    "ConnectionManager",
+    "ConnectionStrategy",
+    "LifecyclePolicy",
+    "LocalStrategy",
+    "ManagedConnection",
+    "RegularStrategy",
+    "State",
+    "TransitionRecord",
+    "Trigger",
+    "install",
+    "uninstall",
+]
+
+
+def install(policy: LifecyclePolicy | None = None, audit: str | None = None) -> None:
+    """Run unmodified MilvusClient and AsyncMilvusClient on the engine. Idempotent.
+
+    ``audit`` is a path for JSON lines (default: environment variable MILVUS_LIFECYCLE_AUDIT).
+    """
+    from .integrations.pymilvus import install as install_pymilvus
+
+    install_pymilvus(policy, audit)
+
+
+def uninstall() -> None:
+    """Put pymilvus back and close the engine's connections. Idempotent."""
+    from .integrations.pymilvus import uninstall as uninstall_pymilvus
+
+    uninstall_pymilvus()

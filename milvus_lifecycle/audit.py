@@ -1,0 +1,259 @@
+"""Audit records: what a step leaves behind, and where it is delivered.
+
+A record is prepared under the connection's mutex (where ``seq`` is counted) and delivered
+outside of it: first to the listeners, then to the log. When nobody listens and nothing is
+configured, no record is built at all.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from .errors import brief, error_code
+from .table import State, Trigger
+
+if TYPE_CHECKING:
+    from .connection import ManagedConnection
+    from .facts import Facts
+    from .flight import Flight, Outage
+
+SCHEMA = 1
+DEBUG, INFO, WARNING = 10, 20, 30
+
+TRANSITION = "connection.transition"
+CREATED = "connection.created"
+REFUSED = "connection.refused"
+
+
+@dataclass(frozen=True, slots=True)
+class TransitionRecord:
+    """One state change of one connection (design: the audit schema, version 1).
+
+    ``seq`` is gap-free per connection and starts at 1 (0: the connection was created; null: a
+    refused trigger, which changes nothing). ``ts`` is UTC, ISO 8601. ``dwell_s`` is the time
+    in seconds that was spent in ``source``. ``attempt`` counts the failed attempts of the
+    flight. States are upper case, triggers lower case.
+    """
+
+    event: str
+    ts: str
+    seq: int | None
+    connection_id: str
+    address: str
+    strategy: str
+    flavour: str
+    trigger: str | None
+    source: str | None
+    dest: str
+    reason: str
+    error_code: str | None
+    generation: int
+    attempt: int
+    clients: int
+    in_flight: int
+    dwell_s: float
+    topology_version: int | None
+    pid: int
+    thread_name: str
+    schema: int = SCHEMA
+
+    def as_dict(self) -> dict[str, object]:
+        """Flat and JSON-ready, ``event`` included."""
+        return asdict(self)
+
+
+class Emission(NamedTuple):
+    """A record and the log level that it deserves."""
+
+    record: TransitionRecord
+    level: int
+
+
+Listener = Callable[[TransitionRecord], object]
+
+
+class Sink:
+    """Where records go besides listeners. ``wants`` must cost well under a microsecond."""
+
+    def wants(self) -> bool:
+        """Would anything become of a record now?"""
+        return False
+
+    def write(self, record: TransitionRecord, level: int) -> None:
+        """Deliver one record. May raise: that is counted, never the caller's trouble."""
+
+
+class Audit:
+    """The record stream of one manager: prepares, then hands to listeners and sinks."""
+
+    def __init__(self, flavour: str, sinks: tuple[Sink, ...] = ()) -> None:
+        self.flavour = flavour
+        self.sinks = sinks
+        #: deliveries to a listener or sink that raised
+        self.failures = 0
+        self._listeners: tuple[Listener, ...] = ()
+        self._lock = threading.Lock()
+        self._complained = False
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Call ``listener(record)`` for every record from now on. Returns the unsubscriber."""
+        if not callable(listener):
+            raise TypeError(f"listener must be callable, not {type(listener).__name__}")
+        token: list[Listener] = [listener]
+
+        def call(record: TransitionRecord) -> object:
+            return token[0](record)
+
+        with self._lock:
+            self._listeners = (*self._listeners, call)
+
+        def unsubscribe() -> None:
+            with self._lock:
+                self._listeners = tuple(known for known in self._listeners if known is not call)
+
+        return unsubscribe
+
+    def active(self) -> bool:
+        """Does anybody want records right now?"""
+        return bool(self._listeners) or any(sink.wants() for sink in self.sinks)
+
+    # -- preparing: under the connection's mutex ----------------------------------------------
+
+    def prepare(
+        self,
+        connection: ManagedConnection,
+        source: State,
+        trigger: Trigger,
+        facts: Facts,
+        flight: Flight | None,
+        moved: bool,
+    ) -> Emission | None:
+        """The record of a step that was taken (or refused). None if nobody wants it."""
+        level = _level(connection, trigger, source, moved)
+        if not self.active():
+            return None
+        error = facts.error
+        row = connection.row
+        if not moved:
+            reason = "refused: the connection is closed"
+        else:
+            reason = facts.reason or (row.why if row is not None else "")
+            if error is not None:
+                reason = f"{reason}: {brief(error)}"
+        binding = connection.binding
+        version = binding.version if binding is not None else None
+        if facts.located is not None and facts.located.version is not None:
+            version = facts.located.version
+        record = TransitionRecord(
+            event=TRANSITION if moved else REFUSED,
+            ts=connection.seams.wall().isoformat(timespec="microseconds"),
+            seq=connection.seq if moved else None,
+            connection_id=connection.id,
+            address=connection.address,
+            strategy=connection.strategy.name,
+            flavour=self.flavour,
+            trigger=trigger.value,
+            source=source.value,
+            dest=connection.state.value,
+            reason=reason,
+            error_code=error_code(error) if error is not None else None,
+            generation=connection.generation,
+            attempt=flight.attempts if flight is not None else 0,
+            clients=len(connection.leases),
+            in_flight=connection.in_flight,
+            dwell_s=round(max(0.0, facts.now - connection.state_since), 6),
+            topology_version=version,
+            pid=os.getpid(),
+            thread_name=threading.current_thread().name,
+        )
+        return Emission(record, level)
+
+    def created(self, connection: ManagedConnection) -> Emission | None:
+        """The record of a new connection, seq 0."""
+        if not self.active():
+            return None
+        record = TransitionRecord(
+            event=CREATED,
+            ts=connection.seams.wall().isoformat(timespec="microseconds"),
+            seq=0,
+            connection_id=connection.id,
+            address=connection.address,
+            strategy=connection.strategy.name,
+            flavour=self.flavour,
+            trigger=None,
+            source=None,
+            dest=State.IDLE.value,
+            reason="dedicated" if connection.dedicated else "shared",
+            error_code=None,
+            generation=connection.generation,
+            attempt=0,
+            clients=len(connection.leases),
+            in_flight=0,
+            dwell_s=0.0,
+            topology_version=None,
+            pid=os.getpid(),
+            thread_name=threading.current_thread().name,
+        )
+        return Emission(record, DEBUG)
+
+    # -- delivering: outside every lock --------------------------------------------------------
+
+    def emit(self, emission: Emission) -> None:
+        """Hand one record to everybody. Nobody's failure harms the call that caused it."""
+        record, level = emission
+        for listener in self._listeners:
+            try:
+                listener(record)
+            except Exception as error:
+                self._failed("listener", error)
+        for sink in self.sinks:
+            try:
+                if sink.wants():
+                    sink.write(record, level)
+            except Exception as error:
+                self._failed("sink", error)
+
+    def _failed(self, what: str, error: Exception) -> None:
+        self.failures += 1
+        if not self._complained:
+            self._complained = True
+            from .logs import complain
+
+            complain(f"an audit {what} raised {brief(error)}; further failures are only counted")
+
+
+def _level(connection: ManagedConnection, trigger: Trigger, source: State, moved: bool) -> int:
+    """INFO for recovery and close, WARNING at most once an outage, DEBUG for the rest.
+
+    Called for every step, wanted or not: what it notes must not depend on who listens.
+    """
+    if not moved:
+        return DEBUG
+    outage = connection.outage
+    dest = connection.state
+    if trigger is Trigger.GIVE_UP or (
+        outage is not None and outage.flaps == 1 and _begins(trigger)
+    ):
+        return _warn_once(outage)
+    if trigger in (Trigger.PROBE_FAILED, Trigger.ABANDONED) and dest is State.CLOSED:
+        return WARNING if trigger is Trigger.PROBE_FAILED else INFO
+    if dest in (State.RECOVERING, State.CLOSED) or source is State.RECOVERING:
+        return INFO
+    return DEBUG
+
+
+def _begins(trigger: Trigger) -> bool:
+    return trigger in (Trigger.FAIL, Trigger.PROBE_FAILED)
+
+
+def _warn_once(outage: Outage | None) -> int:
+    if outage is None:
+        return WARNING
+    if outage.warned:
+        return INFO
+    outage.warned = True
+    return WARNING

@@ -1,0 +1,269 @@
+"""ConnectionConfig: where and how to connect, and the key under which that is pooled."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from milvus_lifecycle.errors import ConfigError
+from milvus_lifecycle.tls import PATH_FIELDS, TlsMaterial, load_tls
+from milvus_lifecycle.uri import UriParts, check_plain, parse_endpoint, parse_uri
+
+__all__ = ["ConnectionConfig", "TlsMaterial", "load_tls", "parse_endpoint"]
+
+GLOBAL_CLUSTER_MARK = "global-cluster"
+
+_TEXT_FIELDS = ("user", "password", "server_name")
+_RESERVED_FIELDS = ("address", "channel")
+
+# Keys end up in stats and logs. With a key of its own for every process, nobody can try out
+# passwords against a digest that he has read there.
+_DIGEST_KEY = secrets.token_bytes(32)
+
+
+class ForeignConfig(Protocol):
+    """What `ConnectionConfig.coerce` reads: pymilvus's class of the same name has it."""
+
+    @property
+    def uri(self) -> str: ...
+    @property
+    def address(self) -> str: ...
+    @property
+    def token(self) -> str: ...
+    @property
+    def db_name(self) -> str: ...
+    @property
+    def handler_kwargs(self) -> Iterable[tuple[str, Any]]: ...
+
+
+class ConnectionConfig:
+    """Where and how to connect. Immutable but for `db_name`, which is per call.
+
+    Attributes:
+        uri: the URI as given, without credentials.
+        address: what gRPC dials: "host:port", "[::1]:port", "unix:...", or the absolute path
+            of a `.db` file.
+        token: "user:password" or an API key, "" for none.
+        db_name: the database, "" for the server's default; not part of the key.
+        key: equal for two configs exactly when they may share a connection.
+        is_global: the host names a global cluster.
+        is_local: a `.db` path, served by Milvus Lite.
+        secure: TLS.
+        handler_kwargs: everything else, as (name, value) pairs for pymilvus's handler.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "address",
+        "db_name",
+        "handler_kwargs",
+        "is_global",
+        "is_local",
+        "key",
+        "secure",
+        "token",
+        "uri",
+    )
+
+    uri: str
+    address: str
+    token: str
+    db_name: str
+    key: str
+    is_global: bool
+    is_local: bool
+    secure: bool
+    handler_kwargs: tuple[tuple[str, Any], ...]
+
+    def __init__(self, parts: UriParts, handler_kwargs: dict[str, Any]) -> None:
+        """Use `from_uri`."""
+        put = object.__setattr__
+        put(self, "uri", parts.uri)
+        put(self, "address", parts.address)
+        put(self, "token", parts.token)
+        put(self, "db_name", parts.db_name)
+        put(self, "is_global", GLOBAL_CLUSTER_MARK in parts.host)
+        put(self, "is_local", parts.is_local)
+        put(self, "secure", handler_kwargs.get("secure", False))
+        put(self, "handler_kwargs", tuple(handler_kwargs.items()))
+        put(self, "key", _pool_key(parts, handler_kwargs))
+
+    @classmethod
+    def from_uri(
+        cls,
+        uri: str,
+        *,
+        token: str | None = None,
+        db_name: str | None = None,
+        **kwargs: Any,
+    ) -> ConnectionConfig:
+        """Parse a URI; an explicit argument beats the URI, "" and None mean the URI's.
+
+        Args:
+            uri: `http://[user:password@]host[:port][/database]`, `https://` (TLS, port 443),
+                `tcp://`, `unix:/path`, or a path ending in `.db`. Credentials and database
+                are percent-decoded. The port is 19530 unless said otherwise.
+            token: "user:password" or an API key.
+            db_name: the database.
+            **kwargs: for pymilvus's handler: secure, server_pem_path, client_pem_path,
+                client_key_path, ca_pem_path, server_name, grpc_options, user, password ...
+
+        Raises:
+            ConfigError: names the field, its value without credentials, and what is accepted.
+        """
+        token = _check_text("token", token)
+        db_name = _check_text("db_name", db_name)
+        handler_kwargs = _check_kwargs(kwargs)
+        parts = parse_uri(uri)
+        if parts.scheme == "https":
+            handler_kwargs.setdefault("secure", True)
+        parts.token = token or parts.token
+        parts.db_name = db_name or parts.db_name
+        return cls(parts, handler_kwargs)
+
+    @classmethod
+    def coerce(cls, config: ForeignConfig) -> ConnectionConfig:
+        """Return `config` itself, or what pymilvus's own ConnectionConfig says, parsed here.
+
+        Raises:
+            ConfigError: it is neither, or says something unusable.
+        """
+        if isinstance(config, ConnectionConfig):
+            return config
+        try:
+            uri, token, db_name = (
+                config.uri or f"tcp://{config.address}",
+                config.token,
+                config.db_name,
+            )
+            kwargs = {str(name): value for name, value in config.handler_kwargs}
+        except (AttributeError, TypeError, ValueError):
+            raise ConfigError(
+                f"config must be a ConnectionConfig, not {type(config).__name__}", field="config"
+            ) from None
+        return _restore(uri, token, db_name, kwargs)
+
+    def get_handler_kwargs(self) -> dict[str, Any]:
+        """Return handler_kwargs as a new dict."""
+        return dict(self.handler_kwargs)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # The key is computed once: what it was computed from must stay. pymilvus's
+        # use_database assigns db_name.
+        if name != "db_name":
+            raise AttributeError(f"ConnectionConfig.{name} is read-only; build a new config")
+        object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        token = "'***'" if self.token else "''"
+        options = ", ".join(sorted(name for name, _ in self.handler_kwargs))
+        return (
+            f"ConnectionConfig(uri={self.uri!r}, address={self.address!r}, token={token}, "
+            f"db_name={self.db_name!r}, secure={self.secure}, options=[{options}])"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The key of another process differs, so that a copy is parsed again where it arrives.
+        return _restore, (self.uri, self.token, self.db_name, self.get_handler_kwargs())
+
+
+def _restore(uri: str, token: str, db_name: str, kwargs: dict[str, Any]) -> ConnectionConfig:
+    for name in ("uri", "token", "db_name"):
+        if name in kwargs:
+            raise ConfigError(f"{name} is given twice", field=name)
+    return ConnectionConfig.from_uri(uri, token=token, db_name=db_name, **kwargs)
+
+
+def _check_text(name: str, value: object) -> str:
+    """Return a text field, "" for None. Its value is never shown: it may be a secret."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ConfigError(f"{name} must be a string, not {type(value).__name__}", field=name)
+    if not check_plain(value):
+        raise ConfigError(
+            f"{name} holds a control character, such as a newline at its end, or is not Unicode; "
+            "accepted is plain text",
+            field=name,
+        )
+    return value
+
+
+def _check_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    checked = dict(kwargs)
+    for name in _RESERVED_FIELDS:
+        if name in checked:
+            raise ConfigError(f"{name} is not accepted: the uri says where to connect", field=name)
+    if "secure" in checked and not isinstance(checked["secure"], bool):
+        raise ConfigError(
+            f"secure must be True or False, not {type(checked['secure']).__name__}", field="secure"
+        )
+    for name in _TEXT_FIELDS:
+        if name in checked:
+            checked[name] = _check_text(name, checked[name])
+    for name in PATH_FIELDS:
+        if name in checked:
+            checked[name] = _check_path(name, checked[name])
+    options = checked.get("grpc_options")
+    if options is not None and not isinstance(options, dict):
+        raise ConfigError(
+            f"grpc_options must be a dict of gRPC channel arguments, not {type(options).__name__}",
+            field="grpc_options",
+        )
+    if "grpc_options" in checked:
+        if not all(isinstance(option, str) for option in options or ()):
+            raise ConfigError("grpc_options must have strings as keys", field="grpc_options")
+        checked["grpc_options"] = dict(options or {})  # a caller may change his own later
+    return checked
+
+
+def _check_path(name: str, value: object) -> str:
+    path = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if path is not None and not isinstance(path, str):
+        raise ConfigError(
+            f"{name} must be the path of a PEM file, not {type(value).__name__}", field=name
+        )
+    return path or ""
+
+
+# --- the key -------------------------------------------------------------------------------
+
+
+def _pool_key(parts: UriParts, handler_kwargs: Mapping[str, Any]) -> str:
+    # What means "not given" to the handler must not tell two configs apart.
+    wire = {
+        name: value
+        for name, value in handler_kwargs.items()
+        if not (name in (*_TEXT_FIELDS, *PATH_FIELDS, "grpc_options", "secure") and not value)
+    }
+    # A global cluster is asked for its topology at a URL of the URI's scheme.
+    scheme = parts.scheme if GLOBAL_CLUSTER_MARK in parts.host else ""
+    content = _encode([parts.address, scheme, parts.token, wire])
+    digest = hashlib.blake2b(content, key=_DIGEST_KEY, digest_size=16).hexdigest()
+    return f"{parts.address}|{digest}"
+
+
+def _encode(value: object, depth: int = 0) -> bytes:
+    """Return bytes that are equal exactly when two values are the same on the wire.
+
+    Unknown objects count by identity: rather two connections than one that is wrongly shared.
+    """
+    if value is None or isinstance(value, (bool, float)):
+        tag, body = type(value).__name__, repr(value).encode()
+    elif isinstance(value, int):
+        tag, body = "int", f"{value:x}".encode()
+    elif isinstance(value, str):
+        tag, body = "str", value.encode("utf-8", "surrogatepass")
+    elif isinstance(value, (bytes, bytearray)):
+        tag, body = "bytes", bytes(value)
+    elif isinstance(value, (list, tuple)) and depth < 20:
+        tag, body = "list", b"".join(_encode(item, depth + 1) for item in value)
+    elif isinstance(value, dict) and depth < 20:
+        pairs = (_encode(name, depth + 1) + _encode(v, depth + 1) for name, v in value.items())
+        tag, body = "dict", b"".join(sorted(pairs))
+    else:
+        tag, body = "object", f"{type(value).__qualname__}@{id(value):x}".encode()
+    return f"{tag}:{len(body)}:".encode() + body

@@ -1,0 +1,380 @@
+"""A managed connection: its public face, its leases, and the step that moves its machine."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from .facts import Facts, Seams, StepResult
+from .flight import Flight, FlightKind, Outcome
+from .ledger import Ledger
+from .machine import fire
+from .strategies import Dispose
+from .table import REFUSED, State, Trigger
+from .wire import Binding, Wire
+
+if TYPE_CHECKING:
+    from .audit import Audit, Emission
+    from .config import ConnectionConfig
+    from .policy import LifecyclePolicy
+    from .strategies import ConnectionStrategy
+
+
+class Reentered(RuntimeError):
+    """A finalizer ran inside this very connection's step: do the work later instead."""
+
+
+class ManagedConnection(Ledger):
+    """One pooled connection. Everything about it changes only inside ``step``.
+
+    Public and read-only for users: ``handler``, ``config``, ``strategy``, ``state``,
+    ``generation``, ``created_at`` and ``last_used_at`` (``time.monotonic()`` seconds),
+    ``clients``, ``idle_time`` (seconds), ``has_clients``.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_delivering",
+        "_mutex",
+        "_outbox",
+        "_owner",
+        "audit",
+        "closed_by",
+        "config",
+        "created_at",
+        "expiry_planned",
+        "face",
+        "handler",
+        "id",
+        "on_lost",
+        "owner",
+        "seq",
+        "state_since",
+    )
+
+    def __init__(
+        self,
+        config: ConnectionConfig,
+        strategy: ConnectionStrategy,
+        policy: LifecyclePolicy,
+        audit: Audit,
+        seams: Seams,
+        *,
+        dedicated: bool,
+        on_lost: Callable[[ManagedConnection, int, weakref.ref[object]], None],
+    ) -> None:
+        super().__init__(policy, seams, dedicated=dedicated)
+        self.id = uuid.uuid4().hex[:16]
+        self.config = config
+        self.strategy = strategy
+        self.audit = audit
+        self.handler: Any = None
+        #: the permanent channel object that the handler was built with
+        self.face: Any = None
+        self.seq = 0
+        self.created_at = self.state_since = self.last_used_at
+        #: the trigger that closed it
+        self.closed_by: Trigger | None = None
+        self.on_lost = on_lost
+        #: whom a dedicated connection was made for
+        self.owner: weakref.ref[object] | None = None
+        #: is there an entry on the agenda that will look whether it has lingered?
+        self.expiry_planned = False
+        self._mutex = threading.RLock()
+        self._owner = 0
+        self._outbox: deque[Emission] = deque()
+        self._delivering = threading.Lock()
+
+    # -- public face -------------------------------------------------------------------------
+
+    @property
+    def address(self) -> str:
+        """The address in use, else the configured one."""
+        binding = self.binding
+        return binding.wire.address if binding is not None else self.config.address
+
+    @property
+    def clients(self) -> frozenset[object]:
+        """The live clients that hold this connection."""
+        refs = [ref for ref in list(self.leases.values()) if ref is not None]
+        return frozenset(client for client in (ref() for ref in refs) if client is not None)
+
+    @property
+    def has_clients(self) -> bool:
+        """Does anybody hold it (anonymous leases count)?"""
+        return bool(self.leases)
+
+    @property
+    def idle_time(self) -> float:
+        """Seconds since the last RPC or checkout; 0 while an RPC runs."""
+        return self.idle_for(self.seams.clock())
+
+    def __repr__(self) -> str:
+        return (
+            f"<ManagedConnection {self.id} {self.address} {self.state} "
+            f"generation={self.generation} clients={len(self.leases)}>"
+        )
+
+    # -- leases ------------------------------------------------------------------------------
+
+    def lease(self, client: object | None) -> bool:
+        """Add ``client`` to those who hold the connection. False if it is closed.
+
+        Raises TypeError (from ``weakref``) for a client that cannot be weakly referenced.
+        """
+        key = id(client) if client is not None else 0
+        with self._mutex:
+            if self.state is State.CLOSED:
+                return False
+            held = self.leases.get(key)
+            if client is None:
+                self.leases[0] = None
+            elif held is None or held() is not client:
+                self.leases[key] = weakref.ref(client, self._lost_callback(key))
+            self.last_used_at = self.seams.clock()
+            return True
+
+    def try_fast(self, client: object | None, now: float) -> bool:
+        """The hit path: lease an ACTIVE connection that needs no probe, without a step."""
+        if self.state is not State.ACTIVE or self.idle_too_long(now):
+            return False
+        key = id(client) if client is not None else 0
+        with self._mutex:
+            if self.state is not State.ACTIVE:
+                return False
+            leases = self.leases
+            if client is None:
+                leases[0] = None
+            else:
+                held = leases.get(key)
+                if held is None or held() is not client:
+                    try:
+                        leases[key] = weakref.ref(client, self._lost_callback(key))
+                    except TypeError:
+                        return False  # the long way says what is wrong with it
+            self.last_used_at = now
+            return True
+
+    def unlease(self, client: object | None) -> bool:
+        """Give a lease back. True if nobody holds the connection any more."""
+        return self._drop(id(client) if client is not None else 0, None)
+
+    def lose(self, key: int, ref: weakref.ref[object]) -> bool:
+        """The collector took a client. True if nobody holds the connection any more."""
+        return self._drop(key, ref)
+
+    def _drop(self, key: int, ref: weakref.ref[object] | None) -> bool:
+        with self._mutex:
+            if self._owner == threading.get_ident():
+                raise Reentered
+            if key in self.leases and (ref is None or self.leases[key] is ref):
+                del self.leases[key]
+                if not self.leases:
+                    self.unheld_since = self.seams.clock()
+            return not self.leases
+
+    def _lost_callback(self, key: int) -> Callable[[weakref.ref[object]], None]:
+        # Must not hold the connection strongly, and may do no more than post a note: the
+        # collector runs it anywhere, inside critical sections of this very thread too.
+        self_ref, on_lost = weakref.ref(self), self.on_lost
+
+        def lost(ref: weakref.ref[object]) -> None:
+            connection = self_ref()
+            if connection is not None:
+                on_lost(connection, key, ref)
+
+        return lost
+
+    # -- RPCs --------------------------------------------------------------------------------
+
+    def enter(self, now: float, *, trusted: bool = False) -> Binding | None:
+        """Count an RPC in on the current channel; None if the caller must acquire or wait.
+
+        ``trusted``: the caller has just seen a flight land, however short ``idle_threshold`` is.
+        """
+        binding = self.binding
+        if binding is None or (not trusted and self.idle_too_long(now)):
+            return None
+        state = self.state
+        if state is State.ACTIVE or (state is State.IDLE and self.validated):
+            self.last_used_at = now
+            return binding if binding.wire.enter() else None
+        if state is State.RECOVERING:
+            flight = self.flight
+            if flight is not None and not flight.mandatory and binding.wire.enter():
+                self.last_used_at = now
+                return binding
+        return None
+
+    def succeeded(self, generation: int, now: float) -> bool:
+        """An RPC of ``generation`` was answered. True if the table wants to hear of it."""
+        self.last_used_at = self.last_rpc_ended = now
+        if generation != self.generation:
+            return False
+        self.last_success = now
+        if self.outage is not None:
+            with self._mutex:
+                if generation == self.generation and self.flight is None:
+                    self.outage = None
+        return self.state is State.IDLE and bool(self.leases)
+
+    def ended(self, now: float) -> None:
+        """An RPC ended in any other way."""
+        self.last_used_at = self.last_rpc_ended = now
+
+    def drained(self, wire: Wire) -> None:
+        """A retired channel is closed: forget it."""
+        if wire in self.draining:
+            self.draining.remove(wire)
+
+    # -- flights -----------------------------------------------------------------------------
+
+    def join(self, flight: Flight, wake: Callable[[], None], until: float) -> bool:
+        """Wait with ``flight``: call ``wake`` once it has ended. False if it has already."""
+        with self._mutex:
+            if flight.outcome is not None:
+                return False
+            flight.waiters.append(wake)
+            flight.patience = max(flight.patience, until)
+            return True
+
+    def part(self, flight: Flight, wake: Callable[[], None]) -> bool:
+        """Stop waiting. True if the flight has nobody left who waits for it."""
+        with self._mutex:
+            if wake in flight.waiters:
+                flight.waiters.remove(wake)
+            return flight.outcome is None and not flight.waiters
+
+    def offer(self, flight: Flight, wire: Wire) -> bool:
+        """Make ``wire`` the flight's candidate. False if the flight is over: close it."""
+        with self._mutex:
+            if self.flight is not flight:
+                return False
+            if self.outage is not None:
+                self.outage.channels += 1
+            flight.refresh = False
+            flight.candidate = wire
+            return True
+
+    def withdraw(self, flight: Flight) -> StepResult:
+        """Take the flight's candidate away. Returns what is to be closed, now or when drained."""
+        with self._mutex:
+            self.result = StepResult()
+            wire, flight.candidate = flight.candidate, None
+            if wire is not None:
+                self._retire(wire)
+            return self.result
+
+    # -- the step ----------------------------------------------------------------------------
+
+    def step(self, trigger: Trigger, facts: Facts) -> StepResult:
+        """Decide. Nothing here waits; what is left to do comes back in the result.
+
+        Raises Reentered if this thread is inside this connection's step already (a finalizer
+        ran there), ConnectionClosed for a failure of a closed connection.
+        """
+        with self._mutex:
+            if self._owner:
+                raise Reentered
+            self._owner = threading.get_ident()
+            try:
+                return self._step(trigger, facts)
+            finally:
+                self._owner = 0
+
+    def _step(self, trigger: Trigger, facts: Facts) -> StepResult:
+        source, self.result = self.state, StepResult()
+        result = self.result
+        refused = (source, trigger) in REFUSED
+        flight = self.flight
+        moved = result.moved = fire(self, trigger, facts)
+        if moved:
+            if trigger is Trigger.FORKED:
+                self.id, self.seq = uuid.uuid4().hex[:16], 0
+            self.seq += 1
+        elif trigger is Trigger.FAIL:
+            self._press_optional(facts)
+        elif trigger is Trigger.DOUBT and source is State.IDLE:
+            self.suspect = True
+        if moved or refused:
+            emission = self.audit.prepare(
+                self, source, trigger, facts, self.flight or flight, moved
+            )
+            if emission is not None:
+                self._outbox.append(emission)
+        if moved:
+            self.state_since = facts.now
+        return result
+
+    def _press_optional(self, facts: Facts) -> None:
+        """A failure during reroute or recycle: the flight becomes mandatory."""
+        flight = self.flight
+        if (
+            self.state is State.RECOVERING
+            and flight is not None
+            and not flight.mandatory
+            and self.guard_same_generation(facts)
+            and self.strategy.may_recover(self, facts)
+        ):
+            self.press(flight, facts)
+
+    def entered(self, facts: Facts) -> None:
+        """PROBING, RECOVERING or CLOSED was entered: ask the strategy for the effect."""
+        if self.state is State.CLOSED:
+            self._shut(facts)
+        elif self.flight is not None:
+            ask = self.strategy.on_recovering
+            if self.state is State.PROBING:
+                ask = self.strategy.on_probing
+            self.flight.plan = ask(self, facts)
+
+    def _shut(self, facts: Facts) -> None:
+        self.closed_by = self.row.trigger if self.row is not None else None
+        flight = self.flight
+        wires = list(self.draining)
+        if self.binding is not None:
+            wires.append(self.binding.wire)
+        if flight is not None:
+            if flight.candidate is not None:
+                wires.append(flight.candidate)
+            flight.candidate = None
+            self._end(Outcome.CLOSED)
+        self.draining = []
+        self.result.dispose.extend(wire for wire in wires if wire.sever(cut=False))
+        effect = self.strategy.on_closed(self, facts)
+        if isinstance(effect, Dispose):
+            self.result.locator = effect.locator
+
+    def reset_after_fork(self) -> None:
+        """In the child: locks that another thread of the parent may have held are new."""
+        self._mutex = threading.RLock()
+        self._owner = 0
+        self._delivering = threading.Lock()
+        self._outbox.clear()
+
+    def announce(self) -> None:
+        """Write the ``connection.created`` record (seq 0)."""
+        emission = self.audit.created(self)
+        if emission is not None:
+            self._outbox.append(emission)
+            self.deliver()
+
+    def deliver(self) -> None:
+        """Hand records out in ``seq`` order, outside the mutex. One thread at a time does it."""
+        while self._outbox:
+            if not self._delivering.acquire(blocking=False):
+                return  # whoever delivers looks again after letting go
+            try:
+                while self._outbox:
+                    self.audit.emit(self._outbox.popleft())
+            finally:
+                self._delivering.release()
+
+    def connecting(self) -> bool:
+        """Is the first connect in flight?"""
+        flight = self.flight
+        return flight is not None and flight.kind is FlightKind.CONNECT and not self.validated

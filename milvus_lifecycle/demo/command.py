@@ -1,0 +1,140 @@
+"""`milvus-lifecycle demo`: its options and its exit code.
+
+0 no call failed on the engine, 1 some did (or the run proves nothing, and it says why), 2 the demo
+could not be run, 128 + n ended by signal n (130: Ctrl-C).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import milvus_lifecycle
+from milvus_lifecycle.demo.errors import DemoError, Interrupted
+
+OUTAGE_RANGE_S = (0.1, 45.0)
+OUTAGES_MOST = 10
+THREADS_MOST = 64
+
+#: Package to import -> what to install.
+_NEEDED = {"pymilvus": "pymilvus", "milvus_lite": "milvus-lite", "rich": "rich"}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the demo's options."""
+    low, high = OUTAGE_RANGE_S
+    parser.epilog = (
+        "Starts a Milvus Lite server in a temporary folder, runs an unmodified pymilvus program "
+        "against it (insert, search, list; no timeouts), kills the server with SIGKILL in the "
+        "middle of its calls, shows the connections' states live, and ends with a summary. "
+        "Exit code 0: no call failed on the engine."
+    )
+    parser.add_argument(
+        "--outages",
+        type=parse_outages,
+        default=parse_outages("1,5"),
+        metavar="S,S,...",
+        help=f"seconds from each kill to the next start of the server: 1 to {OUTAGES_MOST} "
+        f"numbers from {low:g} to {high:g} (default: 1,5)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=parse_threads,
+        default=8,
+        metavar="N",
+        help=f"threads (with --asyncio: tasks) that call, 1 to {THREADS_MOST} (default: 8)",
+    )
+    parser.add_argument(
+        "--asyncio", action="store_true", help="AsyncMilvusClient and tasks instead of threads"
+    )
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="the same run on pymilvus's own connection manager, both side by side",
+    )
+    parser.add_argument(
+        "--json", type=parse_json_file, metavar="FILE", help="write all figures to FILE as JSON"
+    )
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Run the demo; returns the exit code."""
+    problem = find_obstacle(use_asyncio=options.asyncio)
+    if problem is not None:
+        print(f"milvus-lifecycle demo: {problem}", file=sys.stderr)
+        return 2
+    from rich.console import Console
+
+    from milvus_lifecycle.demo.run import Options, play_demo
+    from milvus_lifecycle.demo.signals import Signals
+
+    with Signals() as signals:
+        try:
+            good = play_demo(
+                Options(
+                    outages=options.outages,
+                    workers=options.threads,
+                    use_asyncio=options.asyncio,
+                    compare=options.compare,
+                    json_file=options.json,
+                ),
+                Console(),
+                signals,
+            )
+        except Interrupted as interrupted:
+            print("milvus-lifecycle demo: interrupted", file=sys.stderr)
+            return 128 + interrupted.signum
+        except (DemoError, OSError) as error:
+            print(f"milvus-lifecycle demo: {error}", file=sys.stderr)
+            return 2
+    return 0 if good else 1
+
+
+def find_obstacle(*, use_asyncio: bool) -> str | None:
+    """What keeps the demo from running here; None if nothing does."""
+    if os.name != "posix":
+        return "needs process groups and SIGKILL, that is, Linux or macOS"
+    if use_asyncio and not hasattr(milvus_lifecycle, "AsyncConnectionManager"):
+        return "--asyncio: this version of milvus-lifecycle has no asyncio flavour"
+    missing = [
+        package for name, package in _NEEDED.items() if importlib.util.find_spec(name) is None
+    ]
+    if missing:
+        return f"{', '.join(missing)} missing; install with: pip install 'milvus-lifecycle[demo]'"
+    return None
+
+
+def parse_outages(text: str) -> tuple[float, ...]:
+    """The argument of --outages: "1,5" is (1.0, 5.0)."""
+    low, high = OUTAGE_RANGE_S
+    accepted = f"1 to {OUTAGES_MOST} comma-separated seconds from {low:g} to {high:g}, e.g. 1,5"
+    try:
+        outages = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {accepted}") from None
+    if len(outages) > OUTAGES_MOST or not all(low <= outage <= high for outage in outages):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {accepted}")
+    return outages
+
+
+def parse_threads(text: str) -> int:
+    """The argument of --threads."""
+    number = int(text) if text.isascii() and text.isdigit() else 0
+    if not 1 <= number <= THREADS_MOST:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {THREADS_MOST}")
+    return number
+
+
+def parse_json_file(text: str) -> Path:
+    """The argument of --json: a file that can be written, found out before the run."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder, not a file")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"the folder of {text!r} does not exist")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be written")
+    return path

@@ -1,0 +1,119 @@
+"""The program under the outages: plain pymilvus, written as if neither engine nor demo existed.
+
+It creates a collection; its workers insert, search and list, about thirty calls a second each.
+No call has a timeout and none is retried here. What `watch` does is noting when a call begins
+and how it ends.
+
+The collection has no index: Milvus Lite 3.2.2 serves such a collection as soon as it listens again
+but leaves an indexed one released after a restart, for ever, until a client calls load_collection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from pymilvus import AsyncMilvusClient, CollectionSchema, DataType, MilvusClient
+
+COLLECTION = "demo"
+DIMENSION = 8
+
+#: Calls that each worker starts per second while the server answers.
+CALLS_PER_SECOND = 30.0
+
+_IDS_PER_WORKER = 10**9
+
+
+class Watch(Protocol):
+    """Who notes the calls."""
+
+    stop: threading.Event
+
+    def call(self, worker: int, operation: str, /) -> AbstractContextManager[None]:
+        """The body is one call; an Exception that it raises is noted and swallowed."""
+
+
+def describe_collection() -> CollectionSchema:
+    """The collection's schema: an id and a small vector."""
+    schema = MilvusClient.create_schema(auto_id=False)
+    schema.add_field("id", DataType.INT64, is_primary=True)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=DIMENSION)
+    return schema
+
+
+def list_operations(worker: int) -> Iterator[tuple[str, dict[str, object]]]:
+    """Endless (method of the client, its arguments): insert, search, list, insert ..."""
+    number = worker * _IDS_PER_WORKER
+    while True:
+        number += 1
+        vector = [float((number * prime) % 97) for prime in range(1, DIMENSION + 1)]
+        yield (
+            "insert",
+            {"collection_name": COLLECTION, "data": [{"id": number, "vector": vector}]},
+        )
+        yield "search", {"collection_name": COLLECTION, "data": [vector], "limit": 3}
+        yield "list_collections", {}
+
+
+class Pace:
+    """Spaces the calls; after a call that took long there is no burst to catch up."""
+
+    def __init__(self) -> None:
+        self._due = time.monotonic()
+
+    def pause(self) -> float:
+        """Seconds to wait before the next call."""
+        now = time.monotonic()
+        self._due = max(now, self._due + 1 / CALLS_PER_SECOND)
+        return self._due - now
+
+
+def run_threads(uri: str, workers: int, watch: Watch) -> None:
+    """Run the program with threads until `watch.stop`; raises what a worker could not survive."""
+    client = MilvusClient(uri=uri)
+    client.create_collection(COLLECTION, schema=describe_collection())
+    with ThreadPoolExecutor(workers) as pool:
+        runs = [pool.submit(_work, uri, worker, watch) for worker in range(workers)]
+        try:
+            done, _ = wait(runs, return_when=FIRST_EXCEPTION)
+        finally:
+            watch.stop.set()
+    for run in done:
+        run.result()
+    client.close()
+
+
+def _work(uri: str, worker: int, watch: Watch) -> None:
+    client = MilvusClient(uri=uri)
+    pace = Pace()
+    for method, arguments in list_operations(worker):
+        if watch.stop.is_set():
+            break
+        with watch.call(worker, method):
+            getattr(client, method)(**arguments)
+        time.sleep(pace.pause())
+    client.close()
+
+
+async def run_tasks(uri: str, workers: int, watch: Watch) -> None:
+    """Run the program with asyncio tasks until `watch.stop`."""
+    async with AsyncMilvusClient(uri=uri) as client:
+        await client.create_collection(COLLECTION, schema=describe_collection())
+        await asyncio.gather(*(_work_async(uri, worker, watch) for worker in range(workers)))
+
+
+async def _work_async(uri: str, worker: int, watch: Watch) -> None:
+    client = AsyncMilvusClient(uri=uri)
+    pace = Pace()
+    for method, arguments in list_operations(worker):
+        if watch.stop.is_set():
+            break
+        with watch.call(worker, method):
+            await getattr(client, method)(**arguments)
+        await asyncio.sleep(pace.pause())
+    await client.close()

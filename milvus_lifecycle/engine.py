@@ -1,0 +1,360 @@
+"""The engine under both managers: runs steps, and does at once what they leave to do.
+
+Nothing here waits. What waits is a procedure (``procedures``), performed by a driver.
+"""
+
+from __future__ import annotations
+
+import weakref
+from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from .agenda import Agenda
+from .audit import Audit, Listener, Sink
+from .config import ConnectionConfig
+from .connection import ManagedConnection, Reentered
+from .errors import ConnectionClosed, Failure, classify
+from .facts import Facts, Seams, StepResult
+from .policy import LifecyclePolicy
+from .registry import Registry
+from .strategies import ConnectionStrategy, LocalStrategy, RegularStrategy
+from .table import State, Trigger
+
+if TYPE_CHECKING:
+    from .face import Face
+    from .flight import Flight
+    from .strategies import Locator
+    from .transport import Transport
+    from .wire import Wire
+
+_LANDINGS = (Trigger.PROBE_PASSED, Trigger.RECOVERED, Trigger.STAND_DOWN)
+
+StrategyFor = Callable[[ConnectionConfig], ConnectionStrategy]
+
+
+def default_strategy(config: ConnectionConfig) -> ConnectionStrategy:
+    """The strategy for a configuration: local file or regular endpoint."""
+    if config.is_local:
+        return LocalStrategy(config)
+    return RegularStrategy(config)
+
+
+class Engine:
+    """Registry, agenda, audit and policy of one manager, and the epilogue of every step."""
+
+    flavour: ClassVar[str]
+
+    def __init__(
+        self,
+        policy: LifecyclePolicy | None = None,
+        *,
+        transport: Transport,
+        strategy_for: StrategyFor = default_strategy,
+        sinks: tuple[Sink, ...] = (),
+        seams: Seams | None = None,
+    ) -> None:
+        self.policy = policy if policy is not None else LifecyclePolicy()
+        self.transport = transport
+        self.strategy_for = strategy_for
+        self.seams = seams if seams is not None else Seams()
+        self.registry = Registry()
+        self.agenda = Agenda()
+        self.audit = Audit(self.flavour, sinks)
+
+    # -- what a driver provides: none of these may wait -----------------------------------------
+
+    @abstractmethod
+    def launch(self, connection: ManagedConnection, flight: Flight) -> None:
+        """Have ``fly`` run by a worker of the flight's own. May raise if there can be none."""
+
+    @abstractmethod
+    def dispose(self, wire: Wire) -> None:
+        """Close a channel that nothing uses any more."""
+
+    @abstractmethod
+    def wind(self) -> None:
+        """The agenda has a new next job: whoever keeps time must look again."""
+
+    @abstractmethod
+    def post(self, job: Callable[[], object]) -> None:
+        """Have ``job`` run soon by whoever keeps time. Called inside finalizers too."""
+
+    @abstractmethod
+    def discharge(self, connection: ManagedConnection, locator: Locator) -> None:
+        """Have a locator give back what it holds."""
+
+    # -- connections ----------------------------------------------------------------------------
+
+    def create(self, config: ConnectionConfig, *, dedicated: bool) -> ManagedConnection:
+        """A new connection with its handler, in no registry yet; it holds nothing to close."""
+        self.transport.check(config)
+        connection = self._bare(config, dedicated=dedicated)
+        self.transport.equip(self, connection)
+        return connection
+
+    def renew(self, old: ManagedConnection, face: Face) -> ManagedConnection:
+        """A successor of a closed connection, for the handler that its clients already have."""
+        connection = self._bare(old.config, dedicated=old.dedicated)
+        connection.handler, connection.face = old.handler, face
+        return connection
+
+    def _bare(self, config: ConnectionConfig, *, dedicated: bool) -> ManagedConnection:
+        return ManagedConnection(
+            config,
+            self.strategy_for(config),
+            self.policy,
+            self.audit,
+            self.seams,
+            dedicated=dedicated,
+            on_lost=self._on_lost(),
+        )
+
+    def register(self, connection: ManagedConnection) -> ManagedConnection:
+        """Pool ``connection``; the one that was there first wins."""
+        pooled = self.registry.add(connection)
+        if pooled is connection:
+            connection.announce()
+            self.wind()
+        return pooled
+
+    def find_or_create(
+        self, config: ConnectionConfig, client: object | None, *, dedicated: bool
+    ) -> ManagedConnection:
+        """The pooled connection of ``config`` (a dedicated one: of this client), or a new one."""
+        if dedicated:
+            known = self.registry.find_dedicated(config.key, client)
+        else:
+            known = self.registry.find(config.key)
+        if known is not None:
+            return known
+        connection = self.create(config, dedicated=dedicated)
+        if dedicated and client is not None:
+            connection.owner = weakref.ref(client)
+        return self.register(connection)
+
+    def _on_lost(self) -> Callable[[ManagedConnection, int, weakref.ref[object]], None]:
+        engine_ref = weakref.ref(self)
+
+        def lost(connection: ManagedConnection, key: int, ref: weakref.ref[object]) -> None:
+            engine = engine_ref()
+            if engine is not None:
+                engine.post(partial(engine._lost, connection, key, ref))
+
+        return lost
+
+    def _lost(self, connection: ManagedConnection, key: int, ref: weakref.ref[object]) -> None:
+        if connection.lose(key, ref):
+            self.step(connection, Trigger.RELEASE, reason="its last client was collected")
+            self.plan_expiry(connection)
+
+    def give_back(self, connection: ManagedConnection, client: object | None) -> None:
+        """Drop a lease; the last one out moves the connection to IDLE or closes it."""
+        try:
+            unheld = connection.unlease(client)
+        except Reentered:
+            self.post(partial(self.give_back, connection, client))
+            return
+        if unheld:
+            self.step(connection, Trigger.RELEASE)
+            self.plan_expiry(connection)
+
+    def shut(self, connection: ManagedConnection, reason: str) -> None:
+        """Close at once: nothing is waited for, waiters wake with the closed error."""
+        self.step(connection, Trigger.CLOSE, reason=reason)
+
+    def shut_all(self, reason: str) -> None:
+        """Close every connection of this manager."""
+        for connection in self.registry.all():
+            self.shut(connection, reason)
+
+    # -- steps ----------------------------------------------------------------------------------
+
+    def step(self, connection: ManagedConnection, trigger: Trigger, **facts: Any) -> bool:
+        """Step the machine and do what the step leaves to do. True if a row was taken."""
+        try:
+            result = connection.step(trigger, Facts(now=self.seams.clock(), **facts))
+        except Reentered:
+            self.post(partial(self.step, connection, trigger, **facts))
+            return False
+        if result.moved and connection.state is State.CLOSED:
+            self.registry.remove(connection)
+        self.finish(connection, result)
+        connection.deliver()
+        if result.moved:
+            self._follow_up(connection, trigger)
+        if result.launch is not None:
+            self._launch(connection, result.launch)
+        return result.moved
+
+    def finish(self, connection: ManagedConnection, result: StepResult) -> None:
+        """Wake, close and note: everything in ``result`` but the flight to launch."""
+        for wake in result.wakes:
+            wake()
+        for wire in result.dispose:
+            self.dispose(wire)
+        timeout = self.policy.drain_timeout
+        if timeout is not None:
+            for wire in result.draining:
+                self._plan(self.seams.clock() + timeout, partial(self._cut, connection, wire))
+        if result.locator is not None:
+            self.discharge(connection, result.locator)
+
+    def _launch(self, connection: ManagedConnection, flight: Flight) -> None:
+        try:
+            self.launch(connection, flight)
+        except Exception as error:  # no thread to be had, a loop that is closing
+            self.step(connection, Trigger.ABANDONED, flight=flight.number, error=error)
+
+    def _follow_up(self, connection: ManagedConnection, trigger: Trigger) -> None:
+        """What a landing has to look at again, and the timers that a step sets."""
+        if connection.state is State.CLOSED or connection.flight is not None:
+            return
+        if connection.dedicated and not connection.leases:
+            self.step(connection, Trigger.RELEASE)
+            return
+        if trigger in _LANDINGS:
+            if connection.face is not None:
+                connection.face.rebound()
+            self.step(connection, Trigger.REROUTE)
+            self._plan_recycle(connection)
+        if not connection.leases:
+            self.plan_expiry(connection)
+
+    # -- RPCs: called by the permanent channel ----------------------------------------------------
+
+    def recoverable(self, connection: ManagedConnection, error: BaseException) -> bool:
+        """Would the strategy recover from ``error``?"""
+        facts = Facts(now=self.seams.clock(), error=error)
+        return connection.strategy.may_recover(connection, facts)
+
+    def report_failure(
+        self, connection: ManagedConnection, error: BaseException, generation: int | None
+    ) -> None:
+        """An RPC failed: let the table decide. Does not wait."""
+        self.step(connection, Trigger.FAIL, error=error, generation=generation)
+
+    def rpc_failed(
+        self,
+        connection: ManagedConnection,
+        error: BaseException,
+        generation: int,
+        started: float,
+    ) -> None:
+        """Every RPC reports its own failure here, whether or not a decorator will ask."""
+        kind = classify(error)
+        try:
+            if kind is Failure.DEADLINE:
+                self.step(
+                    connection, Trigger.DOUBT, error=error, generation=generation, started=started
+                )
+            elif kind in (Failure.TRANSIENT, Failure.REPLICATE_VIOLATION):
+                self.report_failure(connection, error, generation)
+        except ConnectionClosed:
+            pass  # the caller sees it when it asks
+
+    def rpc_succeeded(self, connection: ManagedConnection, generation: int) -> None:
+        """An RPC was answered."""
+        if connection.succeeded(generation, self.seams.clock()):
+            self.step(connection, Trigger.SERVED, generation=generation)
+
+    def rpc_left(self, connection: ManagedConnection, wire: Wire) -> None:
+        """An RPC was counted out as the last one of a draining channel, or nobody holds this."""
+        if wire.leave():
+            self.dispose(wire)
+            connection.drained(wire)
+        if not connection.leases and connection.state is State.IDLE:
+            self.plan_expiry(connection)
+
+    # -- timers -----------------------------------------------------------------------------------
+
+    def _plan(self, due: float, job: Callable[[], None]) -> None:
+        if self.agenda.push(due, job):
+            self.wind()
+
+    def plan_expiry(self, connection: ManagedConnection) -> None:
+        """Close the connection once it has lingered unused."""
+        if connection.expiry_planned:
+            return  # one entry a connection: it is moved on when it comes due too early
+        due = connection.linger_due()
+        if due is not None and connection.state is State.IDLE:
+            connection.expiry_planned = True
+            self._plan(due, partial(self._expire, connection))
+
+    def _expire(self, connection: ManagedConnection) -> None:
+        connection.expiry_planned = False
+        if connection.state is State.IDLE and not self.step(connection, Trigger.EXPIRE):
+            self.plan_expiry(connection)
+
+    def _plan_recycle(self, connection: ManagedConnection) -> None:
+        policy, binding = self.policy, connection.binding
+        if policy.max_age is None or binding is None:
+            return
+        due = binding.wire.opened_at + policy.max_age * (
+            1.0 - policy.backoff_jitter * connection.unit
+        )
+        # A moment later than due: the guard wants "older than", not "as old as".
+        self._plan(due + 0.001, partial(self._recycle, connection, binding.generation))
+
+    def _recycle(self, connection: ManagedConnection, generation: int) -> None:
+        if connection.generation != generation or connection.state is State.CLOSED:
+            return
+        if not self.step(connection, Trigger.RECYCLE):
+            # Not held, suspect or in a flight just now: look again, not too often.
+            again = self.seams.clock() + max(1.0, (self.policy.max_age or 0.0) / 10)
+            self._plan(again, partial(self._recycle, connection, generation))
+
+    def _cut(self, connection: ManagedConnection, wire: Wire) -> None:
+        """``drain_timeout`` is over: what still runs on the retired channel is cut."""
+        if wire.sever(cut=True):
+            self.dispose(wire)
+        connection.drained(wire)
+
+    def run_due(self) -> float | None:
+        """Run what is due. Returns when to come again (monotonic seconds), None for never."""
+        for job in self.agenda.take_due(self.seams.clock()):
+            job()
+        return self.agenda.next_due()
+
+    # -- everybody ----------------------------------------------------------------------------------
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Subscribe to records."""
+        return self.audit.subscribe(listener)
+
+    def stats(self) -> dict[str, Any]:
+        """Counts, and a row for each connection; no secret in any of it."""
+        now = self.seams.clock()
+        rows = [
+            {
+                "id": connection.id,
+                "address": connection.address,
+                "state": connection.state.value,
+                "dedicated": connection.dedicated,
+                "clients": len(connection.leases),
+                "generation": connection.generation,
+                "recoveries": connection.recoveries,
+                "failures": connection.failures,
+                "age": now - connection.created_at,
+                "idle": connection.idle_for(now),
+                "in_flight": connection.in_flight,
+            }
+            for connection in self.registry.all()
+        ]
+        dedicated = sum(1 for row in rows if row["dedicated"])
+        return {
+            "total_connections": len(rows),
+            "shared_connections": len(rows) - dedicated,
+            "dedicated_connections": dedicated,
+            "connections": rows,
+        }
+
+    def fork_child(self) -> None:
+        """In a forked child: new locks, then every connection is told."""
+        self.registry.reset_after_fork()
+        self.agenda.reset_after_fork()
+        for connection in self.registry.all():
+            connection.reset_after_fork()
+            connection.expiry_planned = False
+            self.step(connection, Trigger.FORKED)

@@ -1,0 +1,74 @@
+"""What a trigger brings along, what a step returns, and the seams for time and chance."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .flight import Flight
+    from .strategies import Locator
+    from .wire import Wire
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """Where a locator says the connection has to go. ``version`` is a topology's, if any."""
+
+    address: str
+    secure: bool | None = None
+    version: int | None = None
+    #: the strategy's own material, committed together with the swap (a topology, say)
+    detail: object = None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Everything a guard or an action may look at besides the connection itself."""
+
+    #: time.monotonic() of the step
+    now: float
+    #: number of the flight whose outcome this is
+    flight: int | None = None
+    #: generation that the RPC started with; None: the current one
+    generation: int | None = None
+    #: time.monotonic() at which the RPC started
+    started: float = 0.0
+    error: BaseException | None = None
+    #: the validated channel, with the identifier that its Connect call gave
+    wire: Wire | None = None
+    identifier: str | None = None
+    located: Located | None = None
+    #: the strategy found that there is nothing to change
+    unchanged: bool = False
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What is left to do once the mutex is free again. Nothing in it waits."""
+
+    moved: bool = False
+    #: a flight that somebody has to fly now
+    launch: Flight | None = None
+    #: wake-up calls of the waiters of a flight that has ended
+    wakes: list[Callable[[], None]] = field(default_factory=list)
+    #: channels to close now
+    dispose: list[Wire] = field(default_factory=list)
+    #: what the strategy wants to be released, as the connection is closed
+    locator: Locator | None = None
+    #: channels that drain: to be cut when ``drain_timeout`` is over
+    draining: list[Wire] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Seams:
+    """Time and chance, injected. ``clock`` decides; ``wall`` is only written into records."""
+
+    clock: Callable[[], float] = time.monotonic
+    wall: Callable[[], datetime] = lambda: datetime.now(timezone.utc)
+    chance: Callable[[], float] = random.random

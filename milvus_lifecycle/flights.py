@@ -1,0 +1,205 @@
+"""Flights: the procedures of whoever leads a probe, a first connect or a recovery.
+
+Generators like those of ``procedures``: they decide in memory and yield what has to be waited
+for. A flight that ends without an outcome of its own is settled as abandoned.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .engine import Engine
+from .errors import ConnectionClosed, Failure, classify
+from .flight import Flight, FlightKind
+from .ledger import CHANNELS_PER_OUTAGE
+from .requests import Locate, Open, Ping, Procedure, Register, Wait
+from .strategies import Connect, Recover
+from .table import Trigger
+from .wire import Wire
+
+if TYPE_CHECKING:
+    from .connection import ManagedConnection
+    from .facts import Located
+
+#: A first attempt of an outage lasts this long (seconds) before it counts as failed; later ones
+#: as long as the outage is old, up to ``connect_timeout``. The channel itself keeps connecting.
+FIRST_SLICE = 1.0
+
+
+class Flights(Engine):
+    """What the leader of a flight does, written once."""
+
+    def fly(self, connection: ManagedConnection, flight: Flight) -> Procedure[None]:
+        """One flight, by its leader. However it ends, the flight has an outcome afterwards."""
+        try:
+            if flight.kind is FlightKind.PROBE:
+                yield from self._probe(connection, flight)
+            elif flight.kind is FlightKind.CONNECT:
+                yield from self._connect(connection, flight)
+            else:
+                yield from self._recover(connection, flight)
+        except BaseException as error:
+            self.abandon(connection, flight, error)
+            raise
+        finally:
+            self.abandon(connection, flight, None)
+
+    def abandon(
+        self, connection: ManagedConnection, flight: Flight, error: BaseException | None
+    ) -> None:
+        """The leader is gone: settle the flight if nothing else has."""
+        if flight.outcome is None:
+            self.step(connection, Trigger.ABANDONED, flight=flight.number, error=error)
+
+    def _probe(self, connection: ManagedConnection, flight: Flight) -> Procedure[None]:
+        binding = connection.binding
+        try:
+            if binding is None:
+                raise ConnectionClosed(address=connection.address)
+            yield Ping(connection, binding.wire, self.policy.probe_timeout)
+        except Exception as error:
+            self.step(connection, Trigger.PROBE_FAILED, flight=flight.number, error=error)
+        else:
+            self.step(connection, Trigger.PROBE_PASSED, flight=flight.number)
+
+    def _connect(self, connection: ManagedConnection, flight: Flight) -> Procedure[None]:
+        """The first connect: as long as the most patient of its waiters allows."""
+        while True:
+            now = self.seams.clock()
+            limit = flight.patience if flight.patience > flight.began else flight.deadline
+            try:
+                located, wire = yield from self._candidate(connection, flight, limit - now)
+                if wire is None:
+                    return
+                left = max(0.001, limit - self.seams.clock())
+                identifier = yield Register(connection, wire, left, False)
+            except Exception as error:
+                flight.attempts += 1
+                out_of_time = classify(error) is Failure.DEADLINE
+                if out_of_time and flight.patience > limit and flight.outcome is None:
+                    continue  # somebody more patient has joined
+                self.step(connection, Trigger.PROBE_FAILED, flight=flight.number, error=error)
+                return
+            self._land(connection, flight, Trigger.PROBE_PASSED, wire, identifier, located)
+            return
+
+    def _recover(self, connection: ManagedConnection, flight: Flight) -> Procedure[None]:
+        while flight.outcome is None:
+            if flight.not_before > self.seams.clock():
+                yield Wait(connection, flight, flight.not_before)
+                continue
+            started = self.seams.clock()
+            try:
+                located, wire = yield from self._candidate(
+                    connection, flight, self._slice(connection, flight, None)
+                )
+                if wire is None:
+                    return
+                identifier = yield from self._validate(connection, flight, wire)
+            except Exception as error:
+                self._attempt_failed(connection, flight, error, started)
+            else:
+                self._land(connection, flight, Trigger.RECOVERED, wire, identifier, located)
+                return
+
+    def _validate(
+        self, connection: ManagedConnection, flight: Flight, wire: Wire
+    ) -> Procedure[str]:
+        """One attempt: ask at once, for the cause; then wait for the channel to come up."""
+        started = self.seams.clock()
+        whole = self._slice(connection, flight, wire)
+        try:
+            identifier: str = yield Register(connection, wire, whole, False)
+            return identifier
+        except Exception as error:
+            left = whole - (self.seams.clock() - started)
+            if classify(error) is not Failure.TRANSIENT or left <= 0 or flight.outcome is not None:
+                raise
+            cause = error
+        try:
+            identifier = yield Register(connection, wire, left, True)
+            return identifier
+        except Exception as error:
+            if classify(error) is Failure.DEADLINE:
+                raise cause from None
+            raise
+
+    def _slice(self, connection: ManagedConnection, flight: Flight, wire: Wire | None) -> float:
+        """How long an attempt may last that starts now (seconds)."""
+        now, policy = self.seams.clock(), self.policy
+        age = now - self._down_since(connection, flight)
+        length = min(policy.connect_timeout, max(FIRST_SLICE, age))
+        if wire is not None and not wire.slow and age < policy.backoff_patience:
+            length = min(length, policy.backoff_patience - age)
+        return max(0.001, min(length, flight.deadline - now))
+
+    def _down_since(self, connection: ManagedConnection, flight: Flight) -> float:
+        outage = connection.outage
+        return outage.began if outage is not None else flight.began
+
+    def _candidate(
+        self, connection: ManagedConnection, flight: Flight, timeout: float
+    ) -> Procedure[tuple[Located | None, Wire | None]]:
+        """The channel to validate: the flight's own if it still fits, else a fresh one.
+
+        None if the flight was decided meanwhile.
+        """
+        located: Located | None = None
+        address, secure = connection.config.address, None
+        plan = flight.plan
+        if isinstance(plan, (Connect, Recover)) and plan.locator is not None:
+            located = yield Locate(connection, plan.locator, flight.error, timeout)
+            address, secure = located.address, located.secure
+        age = self.seams.clock() - self._down_since(connection, flight)
+        late = flight.kind is FlightKind.RECOVERY and age >= self.policy.backoff_patience
+        outage = connection.outage
+        spent = outage is not None and outage.channels >= CHANNELS_PER_OUTAGE
+        wire = flight.candidate
+        if wire is not None:
+            fits = wire.address == address and (wire.slow or not late)
+            if fits and (spent or not flight.refresh):
+                return located, wire
+            self.finish(connection, connection.withdraw(flight))
+        window = self.policy.reconnect_window(age if late else 0.0, self.seams.chance)
+        channel = yield Open(connection, address, secure, window)
+        wire = Wire(channel, address, self.seams.clock(), slow=late)
+        if not connection.offer(flight, wire):
+            if wire.sever(cut=False):
+                self.dispose(wire)
+            return located, None
+        return located, wire
+
+    def _attempt_failed(
+        self, connection: ManagedConnection, flight: Flight, error: Exception, started: float
+    ) -> None:
+        now = self.seams.clock()
+        flight.refresh = classify(error) is Failure.DEADLINE
+        age = now - self._down_since(connection, flight)
+        gap = self.policy.gap(flight.attempts + 1, age, self.seams.chance)
+        flight.not_before = min(started + gap, flight.deadline)
+        outcome = {"flight": flight.number, "error": error}
+        for trigger in (Trigger.RETRY, Trigger.STAND_DOWN, Trigger.GIVE_UP):
+            if flight.outcome is not None or self.step(connection, trigger, **outcome):
+                return
+
+    def _land(
+        self,
+        connection: ManagedConnection,
+        flight: Flight,
+        trigger: Trigger,
+        wire: Wire,
+        identifier: str,
+        located: Located | None,
+    ) -> None:
+        """Swap the validated channel in, unless something else was decided meanwhile."""
+        landed = self.step(
+            connection,
+            trigger,
+            flight=flight.number,
+            wire=wire,
+            identifier=identifier,
+            located=located,
+        )
+        if not landed and flight.outcome is None:
+            # Only a guard can say no here: the flight is somebody else's by now.
+            self.finish(connection, connection.withdraw(flight))

@@ -1,0 +1,269 @@
+"""pymilvus on the engine: install and uninstall, handlers, and the two raw RPCs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+from ..channel import LifecycleChannel
+from ..config import ConnectionConfig, load_tls
+from ..errors import ConfigError, LifecycleError
+from ..manager import FACE, ConnectionManager
+from ..policy import LifecyclePolicy
+from ..settings import Settings
+from ..transport import open_channel
+
+if TYPE_CHECKING:
+    from ..connection import ManagedConnection
+    from ..engine import Engine
+    from ..wire import Wire
+
+#: pymilvus has a connection manager to replace from 2.6.10 on; later minor versions are not
+#: known to work until they were tested.
+OLDEST, NEWEST = (2, 6, 10), (3, 0)
+SUPPORTED = "2.6.10 and later, up to 3.0.x"
+
+#: What a server that is alive may answer to a probe. Anything else says that it is not well.
+_ALIVE = ("UNIMPLEMENTED", "RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "NOT_FOUND")
+
+
+def require_supported() -> str:
+    """The installed pymilvus's version. Raises ImportError if it is missing or unsupported."""
+    try:
+        version = importlib.metadata.version("pymilvus")
+    except importlib.metadata.PackageNotFoundError:
+        raise ImportError(
+            f"milvus_lifecycle needs pymilvus {SUPPORTED}: pip install 'milvus_lifecycle[pymilvus]'"
+        ) from None
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+    if numbers < OLDEST or numbers[:2] > NEWEST:
+        raise ImportError(
+            f"pymilvus {version} is not supported; milvus_lifecycle works with pymilvus {SUPPORTED}"
+        )
+    return version
+
+
+class _PymilvusTransport:
+    """What both flavours share."""
+
+    #: the gRPC module whose channel factories are called (their attributes, at call time)
+    factories: Any
+
+    def __init__(self) -> None:
+        require_supported()
+
+    def check(self, config: ConnectionConfig) -> None:
+        """TLS files are looked at before anything is opened."""
+        load_tls(config)
+
+    def open(
+        self,
+        connection: ManagedConnection,
+        address: str,
+        secure: bool | None,
+        window: tuple[float, float],
+    ) -> Any:
+        """A channel by grpc's own factories."""
+        timeout = connection.policy.connect_timeout
+        return open_channel(self.factories, connection.config, address, secure, window, timeout)
+
+    def translate(self, error: LifecycleError) -> Exception:
+        """As a MilvusException."""
+        from .pymilvus_errors import translate
+
+        return translate(error)
+
+    def _build(self, connection: ManagedConnection, handler_class: Any, face: Any) -> Any:
+        config = connection.config
+        arguments = config.get_handler_kwargs()
+        arguments.pop("channel", None)
+        try:
+            handler = handler_class(
+                uri=config.uri,
+                channel=face,
+                address=config.address,
+                token=config.token,
+                db_name=config.db_name,
+                **arguments,
+            )
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"pymilvus refuses the connection's options: {error}") from error
+        setattr(handler, FACE, face)
+        handler._on_rpc_error = face.on_rpc_error
+        connection.handler, connection.face = handler, face
+        return handler
+
+    def _connect_request(self, connection: ManagedConnection) -> Any:
+        from pymilvus.client.prepare import Prepare
+
+        kwargs = connection.config.get_handler_kwargs()
+        reserved = kwargs.get("option") or {}
+        return Prepare.register_request(kwargs.get("user"), socket.gethostname(), **reserved)
+
+
+def _identifier(response: Any) -> str:
+    from pymilvus.client.utils import check_status
+
+    check_status(response.status)
+    return str(response.identifier)
+
+
+def _says_alive(error: BaseException) -> bool:
+    code = getattr(error, "code", None)
+    name = getattr(code() if callable(code) else code, "name", "")
+    return name in _ALIVE
+
+
+class ThreadsTransport(_PymilvusTransport):
+    """GrpcHandler and grpc.Channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        import grpc
+
+        self.factories = grpc
+
+    def equip(self, engine: Engine, connection: ManagedConnection) -> None:
+        """A GrpcHandler on a permanent channel; builds no connection."""
+        from pymilvus.client.grpc_handler import GrpcHandler
+
+        assert isinstance(engine, ConnectionManager)
+        face = LifecycleChannel(engine, connection)
+        handler = self._build(connection, GrpcHandler, face)
+        _watch_credentials(engine, face, handler)
+
+    def register(
+        self, connection: ManagedConnection, wire: Wire, timeout: float, patient: bool
+    ) -> str:
+        """A Connect call with the handler's own credentials of the moment."""
+        stub = self._stub(connection, wire)
+        response = stub.Connect(
+            self._connect_request(connection), timeout=timeout, wait_for_ready=patient
+        )
+        return _identifier(response)
+
+    def ping(self, connection: ManagedConnection, wire: Wire, timeout: float) -> None:
+        """GetVersion, raw: no decorator, no retry. Any answer is a sign of life."""
+        import grpc
+        from pymilvus.grpc_gen import milvus_pb2
+
+        stub = self._stub(connection, wire)
+        try:
+            stub.GetVersion(milvus_pb2.GetVersionRequest(), timeout=timeout)
+        except grpc.RpcError as error:
+            if not _says_alive(error):
+                raise
+
+    def _stub(self, connection: ManagedConnection, wire: Wire) -> Any:
+        import grpc
+        from pymilvus.grpc_gen import milvus_pb2_grpc
+
+        channel = wire.channel
+        # After update_password(reset_connection=True) the handler has a new interceptor.
+        interceptor = connection.handler._authorization_interceptor
+        if interceptor is not None:
+            channel = grpc.intercept_channel(channel, interceptor)
+        return milvus_pb2_grpc.MilvusServiceStub(channel)
+
+
+def _watch_credentials(engine: Engine, face: LifecycleChannel, handler: Any) -> None:
+    """New credentials on a handler take its connection out of the shared pool."""
+    original = handler._setup_authorization_interceptor
+
+    def changed(user: Any, password: Any, token: Any) -> None:
+        original(user, password, token)
+        engine.registry.unshare(face.connection)
+
+    handler._setup_authorization_interceptor = changed
+
+
+# -- install --------------------------------------------------------------------------------------
+
+_lock = threading.Lock()
+_installed: tuple[object, ...] | None = None
+_originals: list[tuple[Any, str, Any]] = []
+
+
+def install(policy: LifecyclePolicy | None = None, audit: str | None = None) -> None:
+    """Run every MilvusClient and AsyncMilvusClient of this process on the engine.
+
+    ``audit``: path of a JSON lines file, by default what MILVUS_LIFECYCLE_AUDIT says.
+    Calling it again with equal arguments does nothing; with others it raises RuntimeError.
+    Raises ImportError for an unsupported pymilvus and ConfigError for bad arguments.
+    """
+    global _installed
+    if policy is not None and not isinstance(policy, LifecyclePolicy):
+        raise ConfigError(
+            f"policy must be a LifecyclePolicy or None, not {type(policy).__name__}", field="policy"
+        )
+    require_supported()
+    from ..jsonl import audit_path
+
+    path = audit_path(audit)
+    with _lock:
+        wanted = (policy, path)
+        if _installed is not None:
+            if _installed == wanted:
+                return
+            raise RuntimeError(
+                "milvus_lifecycle is installed with other arguments: call uninstall() first"
+            )
+        Settings.use(Settings.make(policy, path))
+        _patch()
+        _installed = wanted
+
+
+def uninstall() -> None:
+    """Put pymilvus back as it was and close the engine's connections. Idempotent."""
+    global _installed
+    with _lock:
+        if _installed is None:
+            return
+        for owner, name, original in reversed(_originals):
+            setattr(owner, name, original)
+        _originals.clear()
+        _installed = None
+        ConnectionManager.drop_instance()
+        _drop_async_instances()
+        Settings.use(None)
+
+
+def _patch() -> None:
+    from pymilvus.client import connection_manager as theirs
+
+    def get_instance(cls: type) -> ConnectionManager:
+        return ConnectionManager.get_instance()
+
+    def get_async_instance(cls: type) -> Any:
+        from ..aio import AsyncConnectionManager
+
+        return AsyncConnectionManager.get_instance()
+
+    def from_uri(cls: type, uri: str, **kwargs: Any) -> ConnectionConfig:
+        try:
+            return ConnectionConfig.from_uri(uri, **kwargs)
+        except LifecycleError as error:
+            from .pymilvus_errors import translate
+
+            raise translate(error) from None
+
+    replacements = (
+        (theirs.ConnectionManager, "get_instance", get_instance),
+        (theirs.AsyncConnectionManager, "get_instance", get_async_instance),
+        (theirs.ConnectionConfig, "from_uri", from_uri),
+    )
+    for owner, name, replacement in replacements:
+        # The class attribute itself: whoever imported the class sees the replacement.
+        _originals.append((owner, name, vars(owner)[name]))
+        setattr(owner, name, classmethod(replacement))
+
+
+def _drop_async_instances() -> None:
+    import sys
+
+    aio = sys.modules.get("milvus_lifecycle.aio")
+    if aio is not None:
+        aio.AsyncConnectionManager.drop_instances()

@@ -1,0 +1,110 @@
+"""Records as JSON lines in a file that several processes may share."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from datetime import datetime, timezone
+
+from .audit import SCHEMA, Sink, TransitionRecord
+from .errors import ConfigError
+
+ENVIRONMENT = "MILVUS_LIFECYCLE_AUDIT"
+RECORDS_LOST = "connection.records_lost"
+
+
+def audit_path(audit: object) -> str | None:
+    """The path that ``install(audit=...)`` and the environment ask for. Raises ConfigError."""
+    chosen = os.environ.get(ENVIRONMENT) or None if audit is None else audit
+    if chosen is None:
+        return None
+    if not isinstance(chosen, (str, os.PathLike)) or not os.fspath(chosen):
+        raise ConfigError(
+            f"audit must be a path or None, not {type(chosen).__name__}", field="audit"
+        )
+    path = os.path.abspath(os.fspath(chosen))
+    folder = os.path.dirname(path)
+    if not os.path.isdir(folder) or os.path.isdir(path):
+        raise ConfigError(f"audit={path!r} is not a file path in an existing folder", field="audit")
+    return path
+
+
+class JsonLines(Sink):
+    """Appends one line per record. Lines of several processes do not mix: O_APPEND, one write.
+
+    A rotated or removed file is opened anew. A full disk costs records, never calls: once
+    writing works again, a ``connection.records_lost`` line says how many.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.lost = 0
+        self._fd = -1
+        self._identity: tuple[int, int] | None = None
+        self._torn = False
+        self._lock = threading.Lock()
+        os.register_at_fork(after_in_child=self._after_fork)
+
+    def wants(self) -> bool:
+        return True
+
+    def write(self, record: TransitionRecord, level: int) -> None:
+        """Append the record. Never raises: what could not be written is counted."""
+        line = json.dumps(record.as_dict(), separators=(",", ":")).encode() + b"\n"
+        with self._lock:
+            try:
+                self._reopen_if_moved()
+                if self.lost:
+                    self._append(self._confession(record))
+                    self.lost = 0
+                self._append(line)
+            except OSError:
+                self.lost += 1
+                self._close()
+
+    def close(self) -> None:
+        """Close the file; the next record opens it again."""
+        with self._lock:
+            self._close()
+
+    def _append(self, line: bytes) -> None:
+        # A write that the disk cut short must not swallow the next line.
+        data = b"\n" + line if self._torn else line
+        written = os.write(self._fd, data)
+        self._torn = written != len(data) and not (self._torn and written <= 0)
+        if written != len(data):
+            raise OSError("short write")
+
+    def _confession(self, record: TransitionRecord) -> bytes:
+        fields = {
+            "event": RECORDS_LOST,
+            "ts": datetime.now(timezone.utc).isoformat(timespec="microseconds"),
+            "connection_id": None,
+            "count": self.lost,
+            "pid": os.getpid(),
+            "schema": SCHEMA,
+        }
+        return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
+
+    def _reopen_if_moved(self) -> None:
+        if self._fd >= 0:
+            try:
+                found = os.stat(self.path)
+                if (found.st_dev, found.st_ino) == self._identity:
+                    return
+            except FileNotFoundError:
+                pass
+            self._close()
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        self._fd = os.open(self.path, flags, 0o640)
+        opened = os.fstat(self._fd)
+        self._identity = (opened.st_dev, opened.st_ino)
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+    def _after_fork(self) -> None:
+        self._lock = threading.Lock()

@@ -1,0 +1,120 @@
+"""Milvus Lite inside this process: one server per path, counted across flavours and tokens."""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from .errors import ConfigError, ConnectFailed, Failure, classify
+from .facts import Located
+from .uri import parse_endpoint
+
+if TYPE_CHECKING:
+    from .connection import ManagedConnection
+
+
+class _Servers:
+    """Who uses which path. The lock is held while a server starts: only users of Milvus Lite
+    wait for it, on threads of their own, and two starts of one path must not race."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users: dict[str, set[int]] = {}
+
+    def reset_after_fork(self) -> None:
+        """The parent's server threads do not exist here: the child starts its own server."""
+        self.lock = threading.Lock()
+        paths, self.users = list(self.users), {}
+        if paths:
+            known = getattr(_lite(), "_servers", {})
+            from .inherited import keep
+
+            for path in paths:
+                keep(known.pop(path, None))
+
+
+_SERVERS = _Servers()
+os.register_at_fork(after_in_child=_SERVERS.reset_after_fork)
+
+
+def _lite() -> Any:
+    try:
+        from milvus_lite.server_manager import server_manager_instance
+    except ImportError as error:
+        raise ConfigError(
+            "a path ending in .db needs Milvus Lite: pip install 'milvus_lifecycle[demo]' "
+            "or pip install milvus-lite",
+            field="uri",
+        ) from error
+    return server_manager_instance
+
+
+class LocalServer:
+    """Locator of a ``.db`` path: starts its server, restarts it if it died, releases it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def locate(
+        self, connection: ManagedConnection, last_error: BaseException | None, timeout: float
+    ) -> Located:
+        """The address of the running server; starts it if it does not run or does not answer."""
+        with _SERVERS.lock:
+            users = _SERVERS.users.setdefault(self.path, set())
+            dead = last_error is not None and classify(last_error) in (
+                Failure.TRANSIENT,
+                Failure.DEADLINE,
+            )
+            lite = _lite()
+            if dead and not _answers(lite, self.path):
+                lite.release_server(self.path)
+            uri = lite.start_and_get_uri(self.path)
+            if uri is None:
+                if not users:
+                    del _SERVERS.users[self.path]
+                raise ConnectFailed("Milvus Lite could not start its server", address=self.path)
+            users.add(id(connection))
+        address, secure = parse_endpoint(uri)
+        return Located(address, secure)
+
+    def release(self, connection: ManagedConnection) -> None:
+        """Stop the server when its last connection is closed. On a thread: stopping takes time."""
+        users = _SERVERS.users.get(self.path)
+        if users is None or id(connection) not in users:
+            return
+        stopper = threading.Thread(
+            target=self._stop_if_unused, args=(id(connection),), name="milvus-lite-stop"
+        )
+        try:
+            stopper.start()
+        except RuntimeError:  # no thread to be had, or the interpreter is ending
+            self._stop_if_unused(id(connection))
+
+    def _stop_if_unused(self, user: int) -> None:
+        with _SERVERS.lock:
+            users = _SERVERS.users.get(self.path, set())
+            users.discard(user)
+            if users:
+                return
+            _SERVERS.users.pop(self.path, None)
+            with suppress(Exception):
+                _lite().release_server(self.path)
+
+
+def _answers(lite: Any, path: str) -> bool:
+    """Does the server that Milvus Lite remembers for ``path`` still listen?"""
+    import socket
+
+    entry = getattr(lite, "_servers", {}).get(os.path.abspath(path))
+    if entry is None:
+        return False
+    if isinstance(entry, tuple):
+        port = entry[-1]
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=0.5):
+                return True
+        except OSError:
+            return False
+    return False  # a subprocess of an older Milvus Lite: start_and_get_uri knows better

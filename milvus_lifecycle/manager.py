@@ -1,0 +1,309 @@
+"""ConnectionManager: the threads driver. It blocks where a procedure asks it to, and no more.
+
+Callers never do the engine's I/O: a flight runs on a daemon thread of its own, so that every
+caller can leave at its own deadline. One more daemon thread keeps time for all connections of
+a manager; it ends when there are none.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import queue
+import threading
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+
+from .audit import Listener
+from .config import ConnectionConfig, ForeignConfig
+from .connection import ManagedConnection
+from .errors import LifecycleError, UnknownHandler
+from .face import Face
+from .facts import Located
+from .policy import LifecyclePolicy
+from .procedures import Procedures
+from .requests import Locate, Open, Pause, Ping, Procedure, Register, Request, Wait
+from .settings import Settings
+from .table import State
+
+if TYPE_CHECKING:
+    from .flight import Flight
+    from .strategies import Locator
+    from .wire import Wire
+
+T = TypeVar("T")
+
+#: attribute of a handler that leads to its permanent channel
+FACE = "_milvus_lifecycle_face"
+
+
+class _Stop(Exception):
+    """Ends the timekeeper."""
+
+
+class ConnectionManager(Procedures):
+    """Pools connections for ``MilvusClient``; a drop-in for pymilvus's class of the same name.
+
+    Thread-safe. Errors are LifecycleError (and MilvusException, where pymilvus is installed).
+    """
+
+    flavour: ClassVar[str] = "threads"
+    _instance: ClassVar[ConnectionManager | None] = None
+    _instance_lock: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, policy: LifecyclePolicy | None = None, **seams: Any) -> None:
+        if "transport" not in seams:
+            from .integrations.pymilvus import ThreadsTransport
+
+            seams["transport"] = ThreadsTransport()
+        super().__init__(policy, **seams)
+        self._mailbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._keeper: threading.Thread | None = None
+        self._keeper_lock = threading.Lock()
+        _MANAGERS.add(self)
+
+    # -- public ------------------------------------------------------------------------------
+
+    @classmethod
+    def get_instance(cls) -> ConnectionManager:
+        """The process's manager (a forked child works on its own copy)."""
+        instance = cls._instance
+        if instance is None:
+            with cls._instance_lock:
+                if cls._instance is None:
+                    settings = Settings.current()
+                    cls._instance = cls(settings.policy, sinks=settings.sinks)
+                instance = cls._instance
+        return instance
+
+    @classmethod
+    def drop_instance(cls) -> None:
+        """Close the process's manager; the next ``get_instance`` makes a new one."""
+        with cls._instance_lock:
+            instance, cls._instance = cls._instance, None
+        if instance is not None:
+            instance.close_all()
+
+    def get_or_create(
+        self,
+        config: ConnectionConfig | ForeignConfig,
+        dedicated: bool = False,
+        client: object | None = None,
+        timeout: float | None = None,
+    ) -> Any:
+        """A handler on a usable connection.
+
+        ``client`` holds the connection until it is released or collected; None is an anonymous
+        lease, until ``release(handler)``. ``timeout`` (seconds) limits the wait; by default
+        ``connect_timeout`` for a first connect and ``recovery_budget`` for a recovery.
+        """
+        if not dedicated and type(config) is ConnectionConfig:
+            pooled = self.registry.find(config.key)
+            if pooled is not None and pooled.try_fast(client, self.seams.clock()):
+                return pooled.handler
+        try:
+            return self.drive(self.obtain(config, dedicated, client, timeout))
+        except LifecycleError as error:
+            raise self.transport.translate(error) from error.last_error
+
+    def release(self, handler: Any, client: object | None = None) -> None:
+        """Give a lease back. Closing is not waited for. Raises UnknownHandler."""
+        connection = self._face_of(handler).connection
+        if connection.state is State.CLOSED:
+            return
+        if connection.dedicated and client is None:
+            for holder in (*connection.clients, None):
+                self.give_back(connection, holder)
+        else:
+            self.give_back(connection, client)
+
+    def close_all(self) -> None:
+        """Close every connection at once; whoever waits for one wakes with the closed error."""
+        self.shut_all("close_all")
+
+    def handle_error(self, handler: Any, error: Exception) -> bool:
+        """What pymilvus's decorator asks after a failed call: True if it should retry."""
+        return bool(self._face_of(handler).on_rpc_error(error))  # type: ignore[attr-defined]
+
+    def get_stats(self) -> dict[str, Any]:
+        """Counts and one row per connection; ages and idle times in seconds."""
+        return self.stats()
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Call ``listener(record)`` for every transition. Returns the unsubscriber."""
+        return self.listen(listener)
+
+    def _face_of(self, handler: Any) -> Face:
+        face = getattr(handler, FACE, None)
+        if not isinstance(face, Face) or face.engine is not self:
+            raise self.transport.translate(
+                UnknownHandler(f"unknown handler {type(handler).__name__}")
+            )
+        return face
+
+    # -- driving procedures -------------------------------------------------------------------
+
+    def drive(self, procedure: Procedure[T]) -> T:
+        """Run a procedure to its end on this thread."""
+        try:
+            request = next(procedure)
+            while True:
+                try:
+                    result = self._perform(request)
+                except BaseException as error:
+                    request = procedure.throw(error)
+                else:
+                    request = procedure.send(result)
+        except StopIteration as stop:
+            return cast(T, stop.value)
+
+    def _perform(self, request: Request) -> Any:
+        if isinstance(request, Wait):
+            return self._wait(request)
+        if isinstance(request, Register):
+            return self.transport.register(
+                request.connection, request.wire, request.timeout, request.patient
+            )
+        if isinstance(request, Ping):
+            return self.transport.ping(request.connection, request.wire, request.timeout)
+        if isinstance(request, Open):
+            return self.transport.open(
+                request.connection, request.address, request.secure, request.window
+            )
+        if isinstance(request, Locate):
+            located: Located = request.locator.locate(
+                request.connection, request.last_error, request.timeout
+            )
+            return located
+        assert isinstance(request, Pause)
+        return threading.Event().wait(request.seconds)
+
+    def _wait(self, request: Wait) -> None:
+        flight, landed = request.flight, threading.Event()
+        wake = landed.set
+        if not request.connection.join(flight, wake, request.until):
+            return
+        try:
+            landed.wait(max(0.0, request.until + request.grace - self.seams.clock()))
+        finally:
+            self.parted(request.connection, flight, wake)
+
+    # -- what the engine asks of its driver ------------------------------------------------------
+
+    def launch(self, connection: ManagedConnection, flight: Flight) -> None:
+        threading.Thread(
+            target=self._fly,
+            args=(connection, flight),
+            name=f"milvus-lifecycle-{flight.kind.value}-{connection.id}",
+            daemon=True,
+        ).start()
+
+    def _fly(self, connection: ManagedConnection, flight: Flight) -> None:
+        try:
+            self.drive(self.fly(connection, flight))
+        except Exception as error:
+            # The flight is settled as abandoned and on record; a traceback helps nobody.
+            connection.last_error = error
+
+    def dispose(self, wire: Wire) -> None:
+        wire.methods.clear()
+        wire.channel.close()
+
+    def discharge(self, connection: ManagedConnection, locator: Locator) -> None:
+        locator.release(connection)
+
+    # -- time --------------------------------------------------------------------------------------
+
+    def post(self, job: Callable[[], object]) -> None:
+        # SimpleQueue.put is re-entrant: finalizers may call this anywhere.
+        self._mailbox.put(job)
+
+    def wind(self) -> None:
+        keeper = self._keeper
+        if keeper is not None and keeper.is_alive():
+            if keeper is not threading.current_thread():
+                self._mailbox.put(_look)
+            return
+        with self._keeper_lock:
+            if self._keeper is not None and self._keeper.is_alive():
+                self._mailbox.put(_look)
+                return
+            keeper = threading.Thread(
+                target=_keep_time,
+                args=(weakref.ref(self), self._mailbox),
+                name="milvus-lifecycle-timekeeper",
+                daemon=True,
+            )
+            try:
+                keeper.start()
+            except RuntimeError:
+                return  # no thread to be had: the next connection or timer tries again
+            self._keeper = keeper
+
+    def keeper_may_end(self) -> bool:
+        """Called by the timekeeper when it has nothing to do."""
+        with self._keeper_lock:
+            if len(self.registry) or len(self.agenda) or not self._mailbox.empty():
+                return False
+            self._keeper = None
+            return True
+
+    def fork_child(self) -> None:
+        self._mailbox = queue.SimpleQueue()
+        self._keeper = None
+        self._keeper_lock = threading.Lock()
+        super().fork_child()
+        if len(self.registry):
+            self.wind()
+
+    def __del__(self) -> None:
+        self._mailbox.put(_stop)
+
+
+def _look() -> None:
+    """Wake up and look at the agenda."""
+
+
+def _stop() -> None:
+    raise _Stop
+
+
+def _keep_time(
+    manager_ref: weakref.ref[ConnectionManager],
+    mailbox: queue.SimpleQueue[Callable[[], object]],
+) -> None:
+    """The timekeeper: runs what is due and what finalizers put off. Holds the manager weakly."""
+    while True:
+        manager = manager_ref()
+        if manager is None:
+            return
+        due = manager.run_due()
+        if due is None and manager.keeper_may_end():
+            return
+        wait = None if due is None else max(0.0, due - manager.seams.clock())
+        del manager
+        try:
+            mailbox.get(timeout=wait)()
+        except queue.Empty:
+            continue
+        except _Stop:
+            return
+
+
+_MANAGERS: weakref.WeakSet[ConnectionManager] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    ConnectionManager._instance_lock = threading.Lock()
+    for manager in list(_MANAGERS):
+        manager.fork_child()
+
+
+def _at_exit() -> None:
+    for manager in list(_MANAGERS):
+        manager.close_all()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+atexit.register(_at_exit)

@@ -1,0 +1,255 @@
+"""The procedures of callers, in both flavours: checking out, starting an RPC, riding out a flight.
+
+Each is a generator that decides in memory and yields what has to be waited for (see
+``requests``). There is one copy of each; a driver only performs the requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from .config import ConnectionConfig, ForeignConfig
+from .errors import (
+    ConnectFailed,
+    ConnectionClosed,
+    DeadlineExceeded,
+    Failure,
+    LifecycleError,
+    PermanentFailure,
+    RecoveryExhausted,
+    classify,
+)
+from .face import Face, Start, stamp_of
+from .flight import Flight, FlightKind, Outcome
+from .flights import Flights
+from .leases import check_client, check_timeout
+from .requests import Pause, Procedure, Wait
+from .table import State, Trigger
+
+if TYPE_CHECKING:
+    from .connection import ManagedConnection
+
+#: How much longer (seconds) than their limit the waiters of a first connect wait for its own
+#: verdict, which names the cause.
+VERDICT_GRACE = 0.5
+#: Gap (seconds) between two tries while a server is up but says that it is not ready.
+NOT_READY_PAUSE = 0.25
+
+
+class Procedures(Flights):
+    """What managers do for their callers, written once."""
+
+    # -- callers -----------------------------------------------------------------------------
+
+    def obtain(
+        self,
+        config: ConnectionConfig | ForeignConfig,
+        dedicated: bool,
+        client: object | None,
+        timeout: float | None,
+    ) -> Procedure[Any]:
+        """A handler on a usable connection, pooled or new. Nothing is left behind on failure."""
+        own = ConnectionConfig.coerce(config)
+        check_client(client)
+        check_timeout(timeout)
+        while True:
+            connection = self.find_or_create(own, client, dedicated=dedicated)
+            usable = yield from self.check_out(connection, client, timeout)
+            if usable:
+                return connection.handler
+
+    def check_out(
+        self, connection: ManagedConnection, client: object | None, timeout: float | None
+    ) -> Procedure[bool]:
+        """Lease ``connection`` and see it usable. False if it is closed: look it up anew.
+
+        The lease is given back if this raises.
+        """
+        began = self.seams.clock()
+        if not connection.lease(client):
+            self.step(connection, Trigger.ACQUIRE)
+            self.registry.remove(connection)
+            return False
+        try:
+            self.step(connection, Trigger.ACQUIRE)
+            yield from self.ride_out(
+                connection, began, None if timeout is None else began + timeout
+            )
+        except BaseException:
+            self.give_back(connection, client)
+            raise
+        return True
+
+    def admit(
+        self, face: Face, timeout: float | None, began: float, until: float | None
+    ) -> Procedure[Start]:
+        """An RPC wants to start and the quick way refused: acquire, or join what is under way.
+
+        A connection that close_all, linger or a failed reconnect in a child closed is looked up
+        again or created anew, for the handler that the client already has.
+        """
+        while True:
+            connection = face.connection
+            if connection.state is State.CLOSED:
+                yield from self._revive(face, until)
+            else:
+                self.step(connection, Trigger.ACQUIRE, reason="an RPC wants to start")
+                yield from self.ride_out(connection, began, until)
+            connection, now = face.connection, self.seams.clock()
+            if until is not None and now >= until:
+                raise DeadlineExceeded(address=connection.address, elapsed=now - began)
+            binding = connection.enter(now, trusted=True)
+            if binding is not None:
+                return Start(connection, binding, now, began, until, timeout)
+
+    def _revive(self, face: Face, until: float | None) -> Procedure[None]:
+        old = face.connection
+        if not face.revivable or old.closed_by is Trigger.RELEASE:
+            raise ConnectionClosed(address=old.address)
+        self.step(old, Trigger.ACQUIRE)  # refused, and on record as such
+        timeout = None if until is None else max(0.001, until - self.seams.clock())
+        clients = list(old.clients) or [None]
+        while True:
+            connection = None if old.dedicated else self.registry.find(old.config.key)
+            if connection is None:
+                connection = self.register(self.renew(old, face))
+            usable = yield from self.check_out(connection, clients[0], timeout)
+            if usable:
+                break
+        for client in clients[1:]:
+            connection.lease(client)
+        face.connection = connection
+
+    def on_error(self, face: Face, error: Exception) -> Procedure[bool]:
+        """The retry decorator asks whether to retry: waits until a retry makes sense."""
+        start = stamp_of(error)
+        if start is None:
+            start = face.take_not_ready()
+            if start is not None:
+                handled = yield from self._wait_ready(start.began, start.until)
+                if handled:
+                    face.expect_retry(start)
+                return handled
+            # A status instead of an RPC error, or an error that somebody brought in by hand.
+            now = self.seams.clock()
+            return (yield from self._settle(face.connection, error, None, now, None))
+        generation = start.binding.generation
+        handled = yield from self._settle(
+            start.connection, error, generation, start.began, start.until
+        )
+        if handled:
+            face.expect_retry(start)
+        return handled
+
+    def _settle(
+        self,
+        connection: ManagedConnection,
+        error: Exception,
+        generation: int | None,
+        began: float,
+        until: float | None,
+    ) -> Procedure[bool]:
+        if classify(error) not in (Failure.TRANSIENT, Failure.REPLICATE_VIOLATION):
+            return False
+        if not self.recoverable(connection, error):
+            return False
+        if generation is not None and generation < connection.generation:
+            return True
+        self.report_failure(connection, error, generation)
+        yield from self.ride_out(connection, began, until)
+        return True
+
+    def _wait_ready(self, began: float, until: float | None) -> Procedure[bool]:
+        """The server answers "not ready" for what it served before the outage: wait a little."""
+        now = self.seams.clock()
+        limit = began + self.policy.recovery_budget
+        limit = limit if until is None else min(limit, until)
+        if now + NOT_READY_PAUSE >= limit:
+            return False
+        yield Pause(NOT_READY_PAUSE)
+        return True
+
+    def ride_out(
+        self, connection: ManagedConnection, began: float, until: float | None
+    ) -> Procedure[None]:
+        """Join flights until none stands between the caller and its RPC.
+
+        ``began`` is when the caller began to wait, ``until`` its own deadline. Raises what the
+        caller is to see: closed, connect failed, permanent, deadline or budget.
+        """
+        budget_end = began + self.policy.recovery_budget
+        limit = budget_end if until is None else min(until, budget_end)
+        while True:
+            flight = connection.flight
+            if connection.state is State.CLOSED:
+                raise ConnectionClosed(address=connection.address)
+            if flight is None or (flight.kind is FlightKind.RECOVERY and not flight.mandatory):
+                return
+            first = connection.connecting()
+            patience = limit
+            if first and until is None:
+                patience = min(limit, began + self.policy.connect_timeout)
+            if self.seams.clock() < patience:
+                grace = VERDICT_GRACE if first else 0.0
+                yield Wait(connection, flight, patience, grace)
+            if flight.outcome is Outcome.LANDED:
+                return
+            if flight.outcome is None:
+                own = until is not None and until < budget_end
+                raise self._late(connection, flight, began, first, not own)
+            self._next_flight(connection, flight, began, limit)
+
+    def _next_flight(
+        self, connection: ManagedConnection, flight: Flight, began: float, limit: float
+    ) -> None:
+        """The flight ended without landing: start the next one, or raise what the caller sees."""
+        outcome, error = flight.outcome, flight.error
+        spent = self.seams.clock() - began
+        permanent = error is not None and classify(error) is Failure.PERMANENT
+        kind: type[LifecycleError] | None = None
+        if outcome is Outcome.FAILED:
+            kind = ConnectFailed
+        elif outcome is Outcome.CLOSED or connection.state is State.CLOSED:
+            raise ConnectionClosed(address=connection.address)
+        elif outcome is Outcome.GAVE_UP and (permanent or self.seams.clock() >= limit):
+            kind = RecoveryExhausted
+        if kind is not None:
+            kind = PermanentFailure if permanent else kind
+            raise kind(
+                address=connection.address,
+                attempts=max(1, flight.attempts),
+                elapsed=spent,
+                last_error=error,
+            )
+        if outcome is Outcome.GAVE_UP:
+            self.step(connection, Trigger.FAIL, reason="a caller has budget left")
+        elif outcome is Outcome.ABANDONED:
+            self.step(connection, Trigger.ACQUIRE, reason="the last flight was abandoned")
+
+    def _late(
+        self,
+        connection: ManagedConnection,
+        flight: Flight,
+        began: float,
+        first: bool,
+        budget_spent: bool,
+    ) -> LifecycleError:
+        """What a caller sees whose own time is over while the flight goes on."""
+        kind: type[LifecycleError] = RecoveryExhausted if budget_spent else DeadlineExceeded
+        if first:
+            kind = ConnectFailed
+        return kind(
+            address=connection.address,
+            attempts=flight.attempts + 1,
+            elapsed=self.seams.clock() - began,
+            last_error=flight.error or connection.last_error,
+        )
+
+    def parted(
+        self, connection: ManagedConnection, flight: Flight, wake: Callable[[], None]
+    ) -> None:
+        """A waiter goes. Nobody left for a first connect: it is abandoned."""
+        alone = connection.part(flight, wake)
+        if alone and flight.kind is FlightKind.CONNECT and not connection.validated:
+            self.step(connection, Trigger.ABANDONED, flight=flight.number)

@@ -1,0 +1,77 @@
+"""The registry: pool key -> shared connection, and the dedicated ones."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .connection import ManagedConnection
+
+
+class Registry:
+    """Every live connection of one manager. Holds its lock for a dictionary access, no longer."""
+
+    def __init__(self) -> None:
+        self._shared: dict[str, ManagedConnection] = {}
+        self._dedicated: dict[int, ManagedConnection] = {}
+        #: (id of the client, pool key) -> its dedicated connection
+        self._owned: dict[tuple[int, str], ManagedConnection] = {}
+        # Re-entrant: the collector may run a finalizer that releases while we insert.
+        self._lock = threading.RLock()
+
+    def find(self, key: str) -> ManagedConnection | None:
+        """The shared connection of ``key``. No lock: a dictionary read is atomic."""
+        return self._shared.get(key)
+
+    def find_dedicated(self, key: str, client: object | None) -> ManagedConnection | None:
+        """The dedicated connection that ``client`` has, or is just getting. None for nobody's."""
+        if client is None:
+            return None
+        connection = self._owned.get((id(client), key))
+        if connection is None or connection.owner is None or connection.owner() is not client:
+            return None
+        return connection
+
+    def add(self, connection: ManagedConnection) -> ManagedConnection:
+        """Insert; for a shared key that is taken, the connection that was there wins."""
+        if connection.dedicated:
+            with self._lock:
+                client = connection.owner() if connection.owner is not None else None
+                if client is not None:
+                    known = self.find_dedicated(connection.config.key, client)
+                    if known is not None:
+                        return known
+                    self._owned[id(client), connection.config.key] = connection
+                self._dedicated[id(connection)] = connection
+            return connection
+        with self._lock:
+            return self._shared.setdefault(connection.config.key, connection)
+
+    def remove(self, connection: ManagedConnection) -> None:
+        """Forget a closed connection (and only this one: its key may be taken anew)."""
+        with self._lock:
+            if self._dedicated.pop(id(connection), None) is not None:
+                for place in [at for at, owned in self._owned.items() if owned is connection]:
+                    del self._owned[place]
+            if self._shared.get(connection.config.key) is connection:
+                del self._shared[connection.config.key]
+
+    def unshare(self, connection: ManagedConnection) -> None:
+        """Take a connection out of the shared pool; it lives on for those who hold it."""
+        with self._lock:
+            if self._shared.get(connection.config.key) is connection:
+                del self._shared[connection.config.key]
+                self._dedicated[id(connection)] = connection
+
+    def all(self) -> list[ManagedConnection]:
+        """Every connection, shared ones first."""
+        with self._lock:
+            return [*self._shared.values(), *self._dedicated.values()]
+
+    def __len__(self) -> int:
+        return len(self._shared) + len(self._dedicated)
+
+    def reset_after_fork(self) -> None:
+        """In the child: another thread of the parent may have held the lock."""
+        self._lock = threading.RLock()

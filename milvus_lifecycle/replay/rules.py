@@ -1,0 +1,332 @@
+"""The laws that a log must obey, record by record, against the very table that the engine runs.
+
+Theory: of each connection a ``Track`` remembers the last record. The next record is legal when
+its ``seq`` is one more, its source is where the connection was left, its (trigger, source,
+dest) is a row of the table, and neither generation nor topology version fell. Everything else
+is examined, reported once, and the track is set to what the record says, so that one fault
+does not look like many.
+
+A record of an unknown connection starts a track. Whether it may start one depends on what was
+read before: ``Verifier`` judges at once when it reads a log from its beginning, and keeps it
+as a *head* when it reads a later piece of one (``--jobs``); ``merge`` then judges the heads.
+
+Memory is bounded, see ``tracks.py``: a connection that was not heard of while 100,000 others
+were is forgotten and, should it come back, starts late.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..table import IGNORED, IMPOSSIBLE, REFUSED, TRANSITIONS, State, Trigger
+from .decoding import clean
+from .gaps import Gap, LossBook
+from .problems import Kind, Problem, Problems
+from .records import SCHEMA, Created, Record, RecordsLost, Refused, Transition
+from .tracks import STATES, Identity, Track, Tracks, identity_of
+
+_ROWS = frozenset((str(row.trigger), str(row.source), str(row.dest)) for row in TRANSITIONS)
+_REFUSED = frozenset((str(trigger), str(state)) for state, trigger in REFUSED)
+_WHY_NOT = {
+    (str(trigger), str(state)): why
+    for cells in (IGNORED, IMPOSSIBLE)
+    for (state, trigger), why in cells.items()
+}
+_TRIGGERS = frozenset(str(trigger) for trigger in Trigger)
+_IDLE, _CLOSED = str(State.IDLE), str(State.CLOSED)
+_FORKED = str(Trigger.FORKED)
+
+
+@dataclass
+class Outcome:
+    """What was found in one piece of a log, ready to be joined with its neighbours."""
+
+    problems: Problems
+    losses: LossBook = field(default_factory=LossBook)
+    heads: list[tuple[Record, int]] = field(default_factory=list)
+    tracks: list[Track] = field(default_factory=list)
+    records: int = 0
+    lines: int = 0
+
+
+class Verifier:
+    """Checks records in the order in which they were written. See the module's theory."""
+
+    def __init__(self, problems: Problems, *, from_start: bool = True) -> None:
+        self.problems = problems
+        self.losses = LossBook()
+        self.heads: list[tuple[Record, int]] = []
+        self.records = 0
+        self.connections = 0
+        self._from_start = from_start
+        self._file = ""
+        self._tracks = Tracks(bounded=from_start)
+        self._damaged = 0
+
+    def begin(self, file: str) -> None:
+        """The records that follow come from ``file``."""
+        self._file = file
+        self._damaged = 0
+
+    def outcome(self, lines: int) -> Outcome:
+        """Everything that is needed to go on elsewhere from here."""
+        tracks = list(self._tracks)
+        return Outcome(self.problems, self.losses, self.heads, tracks, self.records, lines)
+
+    def finish(self) -> None:
+        """The log ends here: judge what had to wait for its end."""
+        self.losses.settle(self.problems)
+        if self._tracks.forgotten:
+            what = f"{self._tracks.forgotten:,} connections had to be forgotten to keep memory flat"
+            self.problems.add(Problem(Kind.FORGOTTEN, self._file, 0, what))
+
+    # -- one record --------------------------------------------------------------------------
+
+    def check(self, record: Record, line: int) -> None:
+        """Judge one record; ``line`` is its number in the current file."""
+        self.records += 1
+        if type(record) is Transition:
+            track = self._tracks.young.get(record.connection_id)
+            if (
+                track is not None
+                and record.seq == track.seq + 1
+                and record.source == track.state
+                and (record.trigger, record.source, record.dest) in _ROWS
+                and record.pid == track.pid
+                and record.flavour == track.flavour
+                and record.strategy == track.strategy
+                and record.generation >= track.generation
+                and record.topology_version == track.topology
+                and record.ts >= track.ts
+                and record.schema == SCHEMA
+            ):
+                track.seq = record.seq
+                track.state = STATES[record.dest]
+                track.generation = record.generation
+                track.ts = record.ts
+                track.file = self._file
+                track.line = line
+                return
+        self._examine(record, line)
+
+    def damage(self, kind: Kind, line: int, message: str) -> None:
+        """A line that is no record, or a file that ended badly."""
+        self._damaged = line
+        self.problems.add(Problem(kind, self._file, line, message))
+
+    def _examine(self, record: Record, line: int) -> None:
+        """Everything off the fast path: other kinds of record, first records, and faults."""
+        if record.schema != SCHEMA:
+            self._report(
+                Kind.UNKNOWN_SCHEMA,
+                record,
+                line,
+                f"schema {record.schema}: this reader knows {SCHEMA} and reads on as if it were",
+            )
+        if isinstance(record, RecordsLost):
+            self.losses.confess(record)
+            whose = f" of connection {clean(record.connection_id)}" if record.connection_id else ""
+            self._report(
+                Kind.RECORDS_LOST, record, line, f"the sink lost {record.count:,} records{whose}"
+            )
+        elif isinstance(record, Refused):
+            self._refused(record, line)
+        else:
+            self._step(record, line)
+
+    def _step(self, record: Transition | Created, line: int) -> None:
+        key = record.connection_id
+        track = self._tracks.find(key)
+        if track is not None and track.identity != identity_of(record):
+            track = self._second_user(track, record, line)
+            if track is None:
+                return
+        if track is None:
+            self._first(record, line)
+        elif isinstance(record, Transition):
+            self._next(track, record, line)
+        else:
+            what = f"created a second time (known already, at seq {track.seq})"
+            self._report(Kind.SHARED_ID, record, line, what, track)
+
+    # -- other pieces, other users of an id ----------------------------------------------------
+
+    def _second_user(self, track: Track, record: Transition | Created, line: int) -> Track | None:
+        """The track of another connection that has the same id; None once it is reported."""
+        identity = identity_of(record)
+        key = (record.connection_id, identity)
+        other = self._tracks.find(key)
+        if other is None:
+            self._tracks.put(key, Track(record, self._file, line))
+            if self._from_start:
+                what = f"two connections with one id: {_tell(track.identity)}; {_tell(identity)}"
+                self._report(Kind.SHARED_ID, record, line, what, track)
+                self.connections += 1
+            else:
+                self.heads.append((record, line))
+        return other
+
+    def adopt(self, outcome: Outcome, lines: int) -> None:
+        """Judge the heads of a later piece, then stand where that piece ended.
+
+        ``lines`` is the number of lines of the same file that come before the piece.
+        """
+        seen = self.records
+        for record, line in outcome.heads:
+            self.check(record, lines + line)
+        self.records = seen + outcome.records
+        self.problems.absorb(outcome.problems, lines)
+        self.losses.absorb(outcome.losses, lines)
+        for track in outcome.tracks:
+            track.line += lines
+            known = self._tracks.find(track.connection_id)
+            same = known is None or known.identity == track.identity
+            self._tracks.put(
+                track.connection_id if same else (track.connection_id, track.identity), track
+            )
+
+    # -- the laws ----------------------------------------------------------------------------
+
+    def _first(self, record: Transition | Created, line: int) -> None:
+        self._tracks.put(record.connection_id, Track(record, self._file, line))
+        if not self._from_start:
+            self.heads.append((record, line))
+            return
+        self.connections += 1
+        if isinstance(record, Created):
+            if record.dest != _IDLE or record.seq not in (0, None):
+                self._report(
+                    Kind.BAD_START,
+                    record,
+                    line,
+                    f"a connection is created in IDLE with seq 0, not in {record.dest} with "
+                    f"seq {record.seq}",
+                )
+        elif isinstance(record, Transition):
+            self._row(record, line)
+            if record.seq > 1:
+                self._report(Kind.STARTS_LATE, record, line, f"the log starts at seq {record.seq}")
+            elif record.seq < 1:
+                self._report(Kind.BAD_START, record, line, f"seq {record.seq}: the first is 1")
+            elif record.source != _IDLE and record.trigger != _FORKED:
+                self._report(
+                    Kind.BAD_START, record, line, f"seq 1 starts in {record.source}, not in IDLE"
+                )
+
+    def _next(self, track: Track, record: Transition, line: int) -> None:
+        if record.seq <= track.seq:
+            self._report(
+                Kind.SEQ_REPEAT,
+                record,
+                line,
+                f"seq {record.seq} after seq {track.seq}: repeated or out of order",
+                track,
+            )
+            return
+        missing = record.seq - track.seq - 1
+        if track.state == _CLOSED:
+            self._report(
+                Kind.AFTER_CLOSED,
+                record,
+                line,
+                f"{clean(record.trigger)} after CLOSED (seq {track.seq}): CLOSED is absorbing",
+                track,
+            )
+        elif missing:
+            self._gap(track, record, line, missing)
+        elif record.source != track.state and record.trigger != _FORKED:
+            self._report(
+                Kind.SOURCE_MISMATCH,
+                record,
+                line,
+                f"{clean(record.trigger)} starts in {clean(record.source)}, but seq {track.seq} "
+                f"ended in {clean(track.state)}",
+                track,
+            )
+        self._row(record, line)
+        self._never_falls(track, record, line)
+        track.move(record, self._file, line)
+
+    def _gap(self, track: Track, record: Transition, line: int, missing: int) -> None:
+        last = record.seq - 1
+        span = f"seq {last}" if missing == 1 else f"seq {track.seq + 1} to {last}"
+        message = f"{span} missing: {missing:,} record{'s' * (missing > 1)} lost"
+        if track.file == self._file and track.line < self._damaged < line:
+            message += ", perhaps in the damaged line before"
+        problem = self._problem(Kind.SEQ_GAP, record, line, message, track)
+        self.losses.miss(Gap(problem, record.pid, missing), self.problems)
+
+    def _row(self, record: Transition, line: int) -> None:
+        trigger, source, dest = record.trigger, record.source, record.dest
+        if (trigger, source, dest) in _ROWS:
+            return
+        if trigger not in _TRIGGERS:
+            why = f"{clean(trigger)!r} is no trigger"
+        elif source not in STATES or dest not in STATES:
+            wrong = source if source not in STATES else dest
+            why = f"{clean(wrong)!r} is no state"
+        elif (trigger, source) in _WHY_NOT:
+            why = f"in {source} nothing happens on {trigger}: {_WHY_NOT[trigger, source]}"
+        else:
+            legal = sorted(to for on, at, to in _ROWS if (on, at) == (trigger, source))
+            why = f"from {source}, {trigger} leads to {' or '.join(legal)}"
+        self._report(
+            Kind.ILLEGAL_TRANSITION,
+            record,
+            line,
+            f"{clean(source)} -> {clean(dest)} on {clean(trigger)} is no row of the table: {why}",
+        )
+
+    def _never_falls(self, track: Track, record: Transition, line: int) -> None:
+        if record.generation < track.generation:
+            self._report(
+                Kind.GENERATION_FALLS,
+                record,
+                line,
+                f"generation {record.generation} after {track.generation}",
+                track,
+            )
+        version = record.topology_version
+        if version is not None and track.topology is not None and version < track.topology:
+            self._report(
+                Kind.TOPOLOGY_FALLS,
+                record,
+                line,
+                f"topology version {version} after {track.topology}",
+                track,
+            )
+        if record.ts < track.ts:
+            back = (track.ts - record.ts).total_seconds()
+            self._report(
+                Kind.CLOCK_BACK, record, line, f"the clock went back by {back:.6g} s", track
+            )
+
+    def _refused(self, record: Refused, line: int) -> None:
+        legal = (record.trigger, record.source) in _REFUSED
+        if not legal or record.dest not in (None, record.source) or record.seq is not None:
+            self._report(
+                Kind.ILLEGAL_REFUSAL,
+                record,
+                line,
+                f"{clean(record.trigger)} is not refused in {clean(record.source)}, "
+                "or a refusal that changes something",
+            )
+
+    # -- reporting ---------------------------------------------------------------------------
+
+    def _problem(
+        self, kind: Kind, record: Record, line: int, message: str, earlier: Track | None = None
+    ) -> Problem:
+        address = None if isinstance(record, RecordsLost) else record.address
+        before = ("", 0) if earlier is None else (earlier.file, earlier.line)
+        return Problem(kind, self._file, line, message, record.connection_id, address, *before)
+
+    def _report(
+        self, kind: Kind, record: Record, line: int, message: str, earlier: Track | None = None
+    ) -> None:
+        self.problems.add(self._problem(kind, record, line, message, earlier))
+
+
+def _tell(identity: Identity) -> str:
+    pid, flavour, strategy = identity
+    return f"pid {pid}, {clean(flavour) or '?'}, {clean(strategy) or '?'}"

@@ -1,0 +1,88 @@
+"""What the shared procedures ask a driver to do: the only things in the engine that wait.
+
+A procedure is a generator. It yields one of these and is sent the result, or has the error
+thrown in. The threads driver performs a request by blocking, the asyncio driver by awaiting;
+neither decides anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from .connection import ManagedConnection
+    from .flight import Flight
+    from .strategies import Locator
+    from .wire import Wire
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Wait until the flight has ended, or until a monotonic time. Result: None.
+
+    ``until`` is the patience that the flight is told; the wait itself may last ``grace``
+    seconds longer, so that the flight's own verdict comes first.
+    """
+
+    connection: ManagedConnection
+    flight: Flight
+    until: float
+    grace: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Locate:
+    """Ask a locator where to connect. Result: Located."""
+
+    connection: ManagedConnection
+    locator: Locator
+    last_error: BaseException | None
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Open a channel that reconnects by itself within ``window`` (seconds). Result: the channel."""
+
+    connection: ManagedConnection
+    address: str
+    secure: bool | None
+    window: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    """Validate a channel by a Connect call. Result: the identifier, as a string.
+
+    ``patient``: wait for the channel to become ready, up to ``timeout`` seconds; otherwise fail
+    as soon as it cannot connect.
+    """
+
+    connection: ManagedConnection
+    wire: Wire
+    timeout: float
+    patient: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Ask the current channel whether it is alive. Result: None."""
+
+    connection: ManagedConnection
+    wire: Wire
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait for a short time that no flight ends. Result: None."""
+
+    seconds: float
+
+
+Request = Wait | Locate | Open | Register | Ping | Pause
+Result = TypeVar("Result")
+#: A procedure: yields requests, is sent their results, returns ``Result``.
+Procedure = Generator[Request, Any, Result]

@@ -1,0 +1,190 @@
+"""Bodies of the defects of the pool and of closing: D14, D15, D20, D21, D25, D28."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import statistics
+import threading
+import time
+from typing import Any
+from unittest import mock
+
+from tests.network import TcpProxy, open_sockets_to
+from tests.observe import Call, wait_until
+from tests.servers import make_tls_files
+from tests.stock import Env, defect, verdict
+
+
+@defect()
+def d14_a_tls_client_never_gets_a_plaintext_connection(env: Env) -> None:
+    """Two clients share a connection only if all that travels on the wire is equal."""
+    files = make_tls_files(env.folder())
+    plain, secure = env.server(), env.server(tls=files)
+    proxy = env.proxy(plain.port)
+    env.client(proxy.uri, token="root:Milvus").list_collections()
+    # From here on the same address leads to the server with TLS.
+    proxy.target_port = secure.port
+    wants_tls = env.client(
+        proxy.uri,
+        token="root:Milvus",
+        secure=True,
+        server_pem_path=files.ca,
+        server_name="localhost",
+    )
+    wants_tls.list_collections()
+    in_plaintext, encrypted = plain.count("ShowCollections"), secure.count("ShowCollections")
+    verdict(
+        (in_plaintext, encrypted) == (1, 1),
+        f"{in_plaintext} of two calls went in plaintext, {encrypted} encrypted",
+    )
+
+
+@defect(linger=0.3)
+def d15_a_connection_without_clients_is_closed(env: Env) -> None:
+    """Fifty clients with fifty tokens, opened and closed: no socket is left after `linger`."""
+    server = env.server()
+    clients = [env.client(server.uri, token=f"user{number}:pw") for number in range(50)]
+    for client in clients:
+        client.list_collections()
+    before = open_sockets_to(server.port)
+    for client in clients:
+        client.close()
+    tidy = wait_until(lambda: open_sockets_to(server.port) == 0, 5)
+    after, pooled = open_sockets_to(server.port), env.manager().get_stats()["total_connections"]
+    verdict(
+        tidy and pooled == 0,
+        f"{before} sockets open, {after} left, and {pooled} connections in the pool",
+    )
+
+
+def _widen_the_gap_between_two_locks(env: Env, seconds: float) -> threading.Event:
+    """Let a thread lose the CPU where stock holds no lock: deciding on a failure, before acting.
+
+    On stock a close fits into that gap, which nothing but luck would hit from outside. The engine
+    needs no help: its whole recovery runs without a lock. The event tells that stock is there.
+    """
+    deciding = threading.Event()
+    if env.side == "stock":
+        from pymilvus.client.connection_manager import RegularStrategy
+
+        def decide(self: Any, managed: Any) -> bool:
+            deciding.set()
+            time.sleep(seconds)
+            return True
+
+        env.enter(mock.patch.object(RegularStrategy, "on_unavailable", decide))
+    return deciding
+
+
+def _lose_the_server(proxy: TcpProxy, client: Any, hold: Any) -> Call:
+    """A call that is under way when its connection is reset and the server stops answering."""
+    call = Call(client.list_collections, timeout=8)
+    wait_until(lambda: hold.waiting == 1, 10)
+    proxy.set_mode("hang", cut=True)
+    return call
+
+
+@defect()
+def d20_a_recovery_does_not_outlive_close(env: Env) -> None:
+    """close_all during a recovery wins: no channel is alive after it, though the server is back."""
+    server = env.server()
+    proxy = env.proxy(server.port)
+    client = env.client(proxy.uri)
+    hold = server.hold("ShowCollections")
+    deciding = _widen_the_gap_between_two_locks(env, 1.0)
+    accepted = len(proxy.accepted)
+    call = _lose_the_server(proxy, client, hold)
+    manager = env.manager()
+    wait_until(lambda: len(proxy.accepted) > accepted or deciding.is_set(), 5)
+    closing = Call(manager.close_all)
+    closed = wait_until(lambda: closing.done, 5)
+    server.heal()
+    hold.release()
+    proxy.set_mode("pass", cut=True)
+    connects = server.count("Connect")
+    wait_until(lambda: call.done, 10)
+    settled = wait_until(lambda: open_sockets_to(proxy.port) == 0, 3)
+    revived = server.count("Connect") - connects
+    verdict(
+        closed and settled and revived == 0,
+        f"{open_sockets_to(proxy.port)} sockets and {revived} connects after close_all, "
+        f"{manager.get_stats()['total_connections']} connections in the pool",
+    )
+
+
+@defect()
+def d21_a_client_survives_close_all(env: Env) -> None:
+    """After close_all, a client that is still in use is given a connection again."""
+    server = env.server()
+    shared, dedicated = env.client(server.uri), env.client(server.uri, dedicated=True)
+    env.manager().close_all()
+    gone = wait_until(lambda: open_sockets_to(server.port) == 0, 5)
+    calls = [Call(client.list_collections, timeout=5) for client in (shared, dedicated)]
+    wait_until(lambda: all(call.done for call in calls), 20)
+    verdict(
+        gone and all(call.result == ["demo"] for call in calls),
+        f"all sockets closed: {gone}, then {[call.error or call.result for call in calls]}",
+    )
+
+
+def _in_the_child(env: Env, uri: str, report: int) -> None:
+    """What the forked child does: one client, one call, one word to its parent."""
+    try:
+        word = repr(env.client(uri).list_collections())
+    except BaseException as error:
+        word = f"{type(error).__name__}: {error}"
+    os.write(report, word.encode())
+
+
+@defect()
+def d25_a_forked_child_is_not_locked_out(env: Env) -> None:
+    """A child forked while another thread connects can use clients of its own at once."""
+    server, hole = env.server_process(), env.black_hole()
+    env.client(server.uri).list_collections()
+    Call(env.client, hole.uri, timeout=15)
+    wait_until(lambda: hole.accepted, 10)
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _in_the_child(env, server.uri, theirs)
+        os._exit(0)
+    readable, _, _ = select.select([ours], [], [], 8)
+    said = os.read(ours, 4096).decode() if readable else "nothing: it hangs"
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    verdict(said == "['demo']", f"the child said {said}")
+
+
+def _median_lookups(pairs: list[tuple[Any, Any]], rounds: int = 300) -> list[float]:
+    """Medians (seconds) of a release that releases nothing, the pairs measured in turns."""
+    nobody = _Nobody()
+    times: list[list[float]] = [[] for _ in pairs]
+    for _ in range(rounds):
+        for (manager, handler), series in zip(pairs, times, strict=True):
+            start = time.perf_counter()
+            manager.release(handler, client=nobody)
+            series.append(time.perf_counter() - start)
+    return [statistics.median(series) for series in times]
+
+
+class _Nobody:
+    """A client that holds no lease."""
+
+
+@defect(limit=120)
+def d28_a_lookup_costs_the_same_in_a_large_pool(env: Env) -> None:
+    """Finding a handler's connection among hundreds costs what it costs in a pool of one."""
+    server = env.server_process()
+    large, small = env.manager(), type(env.manager())()
+    config = env.config(server.uri)
+    alone = small.get_or_create(config)
+    for number in range(600):
+        last = large.get_or_create(env.config(server.uri, token=f"user{number}:pw"))
+    in_one, in_many = _median_lookups([(small, alone), (large, last)])
+    small.close_all()
+    verdict(
+        in_many < 3 * in_one,
+        f"{in_one * 1e6:.1f} us in a pool of one, {in_many * 1e6:.1f} us in a pool of 600",
+    )

@@ -1,0 +1,202 @@
+"""`milvus-lifecycle demo` as a user runs it: a real server, really killed, in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import milvus_lifecycle
+
+pytest.importorskip("milvus_lite")
+pytest.importorskip("rich")
+
+# Everything the demo waits for has a limit of its own; this one is only for a demo that hangs.
+LIMIT = 180.0
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@contextmanager
+def run_demo(tmp: Path, *options: str, path: Path | None = None) -> Iterator[subprocess.Popen[str]]:
+    """The demo in a process of its own, with its temporary files below `tmp`."""
+    environment = {**os.environ, "TMPDIR": str(tmp)}
+    if path is not None:
+        environment["PYTHONPATH"] = os.pathsep.join(
+            [str(path), *filter(None, [environment.get("PYTHONPATH")])]
+        )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "milvus_lifecycle", "demo", *options],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def read_until(process: subprocess.Popen[str], marker: str) -> str:
+    """Read the demo's output until a line with `marker`."""
+    assert process.stdout is not None
+    said = ""
+    for line in process.stdout:
+        said += line
+        if marker in line:
+            return said
+    pytest.fail(f"{marker!r} never came:\n{said}")
+
+
+def list_left_over(tmp: Path) -> list[str]:
+    """Processes and files that the demo left behind; its processes have `tmp` in their
+    environment."""
+    left = [str(path) for path in tmp.iterdir()]
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(tmp).encode() in (process / "environ").read_bytes():
+                left.append((process / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return left
+
+
+def assert_nothing_left(tmp: Path) -> None:
+    """A killed process may need a moment until the kernel has taken it away."""
+    deadline = time.monotonic() + 10
+    while left := list_left_over(tmp):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
+def assert_unharmed(run: dict[str, Any], workers: int) -> None:
+    """The engine's run: no failed call, few channels, a quick return (times ten, for a busy
+    machine)."""
+    assert run["faults"] == []
+    assert run["failed_calls"] == run["unended_calls"] == 0
+    assert run["calls"] > 50
+    assert run["manager"].startswith("milvus_lifecycle")
+    (outage,) = run["outages"]
+    assert outage["workers_in_flight"] == workers
+    assert outage["down_s"] >= 0.5
+    assert 1 <= outage["channels"] <= 12
+    assert outage["first_good_call_s"] <= 5.0
+    assert {"fail", "recovered"} <= set(run["transitions_by_trigger"])
+
+
+@pytest.fixture
+def tmp(tmp_path: Path) -> Path:
+    """The folder for the demo's temporary files."""
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    return folder
+
+
+def test_threads_ride_through_where_pymilvus_fails(tmp: Path, tmp_path: Path) -> None:
+    """With --compare: no failed call on the engine, failed calls on pymilvus, in one table."""
+    figures = tmp_path / "figures.json"
+    options = ["--outages", "0.5", "--threads", "4", "--compare", "--json", str(figures)]
+    with run_demo(tmp, *options) as process:
+        said, _ = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, said
+    assert "\x1b" not in said
+    engine, stock = json.loads(figures.read_text())["runs"]
+    assert_unharmed(engine, 4)
+    assert stock["manager"].startswith("pymilvus")
+    assert stock["failed_calls"] > 0
+    assert stock["outages"][0]["workers_in_flight"] == 4
+    assert stock["transitions_by_trigger"] == {}
+    assert f"{stock['failed_calls']:,}" in said
+    assert_nothing_left(tmp)
+
+
+@pytest.mark.skipif(
+    not hasattr(milvus_lifecycle, "AsyncConnectionManager"), reason="no asyncio flavour yet"
+)
+def test_tasks_ride_through(tmp: Path, tmp_path: Path) -> None:
+    """With --asyncio: the same promise for AsyncMilvusClient."""
+    figures = tmp_path / "figures.json"
+    options = ["--asyncio", "--outages", "0.5", "--threads", "4", "--json", str(figures)]
+    with run_demo(tmp, *options) as process:
+        said, _ = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, said
+    assert_unharmed(json.loads(figures.read_text())["runs"][0], 4)
+    assert_nothing_left(tmp)
+
+
+@pytest.mark.parametrize("marker", ["listens on", "insert, search and list", "killed"])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_leaves_nothing(tmp: Path, marker: str, signum: signal.Signals) -> None:
+    """Ctrl-C or SIGTERM at any stage: no process and no file is left, the exit code says why."""
+    with run_demo(tmp, "--threads", "2") as process:
+        read_until(process, marker)
+        process.send_signal(signum)
+        said, _ = process.communicate(timeout=LIMIT)
+    assert process.returncode == 128 + signum
+    assert "interrupted" in said
+    assert "Traceback" not in said
+    assert_nothing_left(tmp)
+
+
+def test_a_server_that_does_not_start_is_an_error(tmp: Path, tmp_path: Path) -> None:
+    """Exit code 2, what the server wrote, and nothing left behind."""
+    fake = tmp_path / "path" / "milvus_lite"
+    fake.mkdir(parents=True)
+    (fake / "__init__.py").write_text("")
+    (fake / "__main__.py").write_text("raise SystemExit('the disk is full')\n")
+    with run_demo(tmp, path=fake.parent) as process:
+        said, _ = process.communicate(timeout=LIMIT)
+    assert process.returncode == 2
+    assert "ended by itself" in said
+    assert "the disk is full" in said
+    assert "Traceback" not in said
+    assert_nothing_left(tmp)
+
+
+def test_a_server_that_dies_by_itself_is_an_error(tmp: Path) -> None:
+    """A server that the demo did not kill makes the run worthless, and it says so: exit code 2."""
+    with run_demo(tmp, "--threads", "2") as process:
+        read_until(process, "insert, search and list")
+        for candidate in Path("/proc").glob("[0-9]*"):
+            try:
+                line = (candidate / "cmdline").read_text()
+            except OSError:
+                continue
+            if "milvus_lite" in line and str(tmp) in line:
+                os.kill(int(candidate.name), signal.SIGKILL)
+        said, _ = process.communicate(timeout=LIMIT)
+    assert process.returncode == 2
+    assert "ended by itself" in said
+    assert_nothing_left(tmp)
+
+
+def test_a_program_that_dies_is_an_error(tmp: Path, tmp_path: Path) -> None:
+    """A client program that cannot run ends the demo with exit code 2 and its last words."""
+    fake = tmp_path / "path" / "sitecustomize.py"
+    fake.parent.mkdir()
+    fake.write_text(
+        "import os, sys\n"
+        "if 'milvus_lifecycle.demo.workload' in sys.orig_argv:\n"
+        "    os.write(2, b'no memory')\n"
+        "    os._exit(3)\n"
+    )
+    with run_demo(tmp, "--threads", "2", path=fake.parent) as process:
+        said, _ = process.communicate(timeout=LIMIT)
+    assert process.returncode == 2
+    assert "client program" in said
+    assert "no memory" in said
+    assert "Traceback" not in said
+    assert_nothing_left(tmp)

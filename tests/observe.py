@@ -1,0 +1,161 @@
+"""What a test watches: conditions with a limit, channels at grpc's factories, log lines."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any
+from unittest import mock
+
+import grpc
+import grpc.aio
+from typing_extensions import Self
+
+
+def wait_until(condition: Callable[[], object], limit: float, every: float = 0.01) -> bool:
+    """Poll until the condition holds; False when it does not within `limit` seconds."""
+    deadline = time.monotonic() + limit
+    while not condition():
+        if time.monotonic() >= deadline:
+            return bool(condition())
+        time.sleep(every)
+    return True
+
+
+def join_all(threads: Iterable[threading.Thread], limit: float) -> bool:
+    """Join threads, all within `limit` seconds; False when one of them is still running."""
+    deadline = time.monotonic() + limit
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+        if thread.is_alive():
+            return False
+    return True
+
+
+class Call(threading.Thread):
+    """One call in a daemon thread of its own, with what came of it and how long it took."""
+
+    def __init__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        super().__init__(name=f"call-{getattr(function, '__name__', 'call')}", daemon=True)
+        self._work = (function, args, kwargs)
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.elapsed: float | None = None
+        self.start()
+
+    def run(self) -> None:
+        function, args, kwargs = self._work
+        start = time.monotonic()
+        try:
+            self.result = function(*args, **kwargs)
+        except BaseException as error:
+            self.error = error
+        finally:
+            self.elapsed = time.monotonic() - start
+
+    @property
+    def done(self) -> bool:
+        return self.elapsed is not None
+
+    def value(self, limit: float) -> Any:
+        """The result within `limit` seconds, or the call's own error, or TimeoutError."""
+        if not wait_until(lambda: self.done, limit):
+            raise TimeoutError(f"{self.name} did not return within {limit} s")
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+
+_FACTORIES = (
+    (grpc, "insecure_channel"),
+    (grpc, "secure_channel"),
+    (grpc.aio, "insecure_channel"),
+    (grpc.aio, "secure_channel"),
+)
+
+
+class ChannelCount:
+    """Counts channels where grpc makes them, and keeps weak references to them."""
+
+    def __init__(self) -> None:
+        self.opened: list[tuple[float, str]] = []
+        self._channels: list[weakref.ref[Any]] = []
+        self._patches: list[AbstractContextManager[Any]] = []
+
+    def __len__(self) -> int:
+        return len(self.opened)
+
+    def alive(self) -> int:
+        """How many of the channels have not been garbage-collected."""
+        return sum(channel() is not None for channel in self._channels)
+
+    def __enter__(self) -> Self:
+        for module, name in _FACTORIES:
+            patch = mock.patch.object(module, name, self._counting(getattr(module, name)))
+            patch.__enter__()
+            self._patches.append(patch)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        while self._patches:
+            self._patches.pop().__exit__(kind, error, trace)
+
+    def _counting(self, factory: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(target: str, *args: Any, **kwargs: Any) -> Any:
+            channel = factory(target, *args, **kwargs)
+            self.opened.append((time.monotonic(), target))
+            self._channels.append(weakref.ref(channel))
+            return channel
+
+        return counted
+
+
+class LogLines(logging.Handler):
+    """Collects what the standard library's logging emits at or above a level, as formatted."""
+
+    def __init__(self, level: int = logging.DEBUG, logger: str = "") -> None:
+        super().__init__(level)
+        self.records: list[logging.LogRecord] = []
+        self._logger = logging.getLogger(logger)
+        self._level_before = self._logger.level
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+    def text(self) -> str:
+        """Every record with all its fields, for a search for secrets."""
+        return "\n".join(
+            f"{record.name} {record.levelname} {record.getMessage()} {record.__dict__!r}"
+            for record in list(self.records)
+        )
+
+    def at_least(self, level: int, logger: str = "") -> list[logging.LogRecord]:
+        return [
+            record
+            for record in list(self.records)
+            if record.levelno >= level and record.name.startswith(logger)
+        ]
+
+    def __enter__(self) -> Self:
+        self._logger.addHandler(self)
+        self._logger.setLevel(self.level)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._logger.removeHandler(self)
+        self._logger.setLevel(self._level_before)

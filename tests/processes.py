@@ -1,0 +1,110 @@
+"""Servers in process groups of their own, which a test kills, stops and starts again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from typing_extensions import Self
+
+from tests.network import free_port, listens
+from tests.observe import wait_until
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+class ServerProcess:
+    """A server process on a port of 127.0.0.1; "{port}" in its command is replaced."""
+
+    def __init__(self, command: Sequence[str], *, start_limit: float = 30.0) -> None:
+        self.port = free_port()
+        self._command = [part.replace("{port}", str(self.port)) for part in command]
+        self._start_limit = start_limit
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def uri(self) -> str:
+        return f"http://{self.address}"
+
+    def start(self) -> Self:
+        """Start the server; returns when its port answers, seen by a socket of its own."""
+        with tempfile.TemporaryFile() as output:
+            self._process = process = subprocess.Popen(
+                self._command,
+                # The fake ends when this pipe does: it does not outlive a test run that died.
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=REPOSITORY,
+                start_new_session=True,
+            )
+            wait_until(lambda: listens(self.port) or process.poll() is not None, self._start_limit)
+            if process.poll() is not None or not listens(self.port):
+                self.kill()
+                output.seek(0)
+                said = output.read().decode(errors="replace")[-2000:]
+                raise RuntimeError(f"no server came up on {self.address}: {said}")
+        return self
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None and self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+
+    def pause(self) -> None:
+        """SIGSTOP: connections stay open, nothing answers."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT: it goes on where it stopped."""
+        self._signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """SIGKILL to the whole group; returns when the process is gone."""
+        process = self._process
+        if process is None:
+            return
+        self._signal(signal.SIGKILL)
+        process.wait(10)
+        if process.stdin is not None:
+            with contextlib.suppress(OSError):
+                process.stdin.close()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.kill()
+
+
+class FakeMilvusProcess(ServerProcess):
+    """FakeMilvus in a process of its own; `delays` maps methods to seconds."""
+
+    def __init__(self, delays: Mapping[str, float] | None = None) -> None:
+        slow = [f"--delay={method}={seconds}" for method, seconds in (delays or {}).items()]
+        super().__init__([sys.executable, "-m", "tests.servers", "--port", "{port}", *slow])
+
+
+class MilvusLiteProcess(ServerProcess):
+    """The real Milvus Lite server on a data folder."""
+
+    def __init__(self, folder: Path) -> None:
+        program = Path(sys.executable).with_name("milvus-lite")
+        where = ["--data-dir", str(folder), "--host", "127.0.0.1", "--port", "{port}"]
+        super().__init__([str(program), "server", *where])

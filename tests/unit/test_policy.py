@@ -1,0 +1,228 @@
+"""LifecyclePolicy: what is refused, and how gaps, windows and ages come out."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from milvus_lifecycle.errors import ConfigError
+from milvus_lifecycle.policy import LifecyclePolicy
+
+FIELDS = [field.name for field in dataclasses.fields(LifecyclePolicy)]
+OPTIONAL = {"idle_threshold", "linger", "max_age", "drain_timeout", "topology_refresh"}
+ZERO_ALLOWED = {"idle_threshold", "linger", "drain_timeout", "backoff_patience", "backoff_jitter"}
+
+
+def middle() -> float:
+    return 0.5
+
+
+def test_defaults_are_those_of_the_design() -> None:
+    """The numbers of the README are the numbers of the code."""
+    assert dataclasses.asdict(LifecyclePolicy()) == {
+        "idle_threshold": 30.0,
+        "probe_timeout": 5.0,
+        "connect_timeout": 10.0,
+        "recovery_budget": 60.0,
+        "backoff_initial": 0.05,
+        "backoff_multiplier": 1.6,
+        "backoff_max": 0.4,
+        "backoff_patience": 10.0,
+        "backoff_ceiling": 10.0,
+        "backoff_jitter": 0.2,
+        "linger": 300.0,
+        "max_age": None,
+        "drain_timeout": 30.0,
+        "topology_refresh": 300.0,
+    }
+
+
+def test_policy_is_frozen_and_comparable() -> None:
+    """Nobody changes a policy under a running engine; equal settings are equal policies."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(LifecyclePolicy(), FIELDS[0], 1.0)
+    assert LifecyclePolicy(linger=5) == LifecyclePolicy(linger=5.0)
+    assert hash(LifecyclePolicy()) == hash(LifecyclePolicy())
+
+
+@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize(
+    "value",
+    [
+        True,
+        "3",
+        math.nan,
+        math.inf,
+        -math.inf,
+        -1,
+        pytest.param(10**5000, id="huge"),
+        1e300,
+        [],
+        b"1",
+        1j,
+    ],
+)
+def test_bad_values_name_the_field(name: str, value: Any) -> None:
+    """A bad value is a ValueError that names the field and what is accepted."""
+    with pytest.raises(ValueError, match=f"{name}=.* is not a number") as caught:
+        LifecyclePolicy(**{name: value})
+    assert isinstance(caught.value, ConfigError)
+    assert caught.value.field == name
+    assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_none_means_never_where_that_makes_sense(name: str) -> None:
+    """None switches off what can be switched off, and is refused where a limit must be."""
+    settings: dict[str, Any] = {name: None}
+    if name in OPTIONAL:
+        assert getattr(LifecyclePolicy(**settings), name) is None
+    else:
+        with pytest.raises(ConfigError, match=name):
+            LifecyclePolicy(**settings)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_zero_means_at_once_where_that_makes_sense(name: str) -> None:
+    """Zero is accepted for what may happen at once, and refused for timeouts."""
+    if name in ZERO_ALLOWED:
+        assert getattr(LifecyclePolicy(**{name: 0}), name) == 0
+    else:
+        with pytest.raises(ConfigError, match=name):
+            LifecyclePolicy(**{name: 0})
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"backoff_initial": 0.5}, "backoff_initial"),
+        ({"backoff_max": 11.0}, "backoff_max"),
+        ({"backoff_ceiling": 0.3}, "backoff_max"),
+        ({"backoff_multiplier": 0.99}, "backoff_multiplier"),
+        ({"backoff_jitter": 1.0}, "backoff_jitter"),
+    ],
+)
+def test_fields_must_fit_each_other(settings: dict[str, float], field: str) -> None:
+    """Backoffs that contradict each other are refused, not silently reordered."""
+    with pytest.raises(ConfigError, match=field) as caught:
+        LifecyclePolicy(**settings)
+    assert caught.value.field == field
+
+
+def test_gap_grows_in_two_phases() -> None:
+    """Gaps grow to backoff_max, stay there while patience lasts, then grow to the ceiling."""
+    policy = LifecyclePolicy()
+    young = [round(policy.gap(n, 1.0, middle), 3) for n in range(8)]
+    assert young == [0.0, 0.05, 0.08, 0.128, 0.205, 0.328, 0.4, 0.4]
+    late = [round(policy.gap(30, age, middle), 3) for age in (10.0, 11.0, 15.0, 26.0, 30.0, 1e9)]
+    assert late == [0.4, 1.0, 3.4, 10.0, 10.0, 10.0]
+
+
+def test_gap_jitters_by_the_given_share() -> None:
+    """With jitter 0.2 a gap lies within 20 % of its middle, at both ends of the draw."""
+    policy = LifecyclePolicy()
+    assert policy.gap(1, 0.0, lambda: 0.0) == pytest.approx(0.04)
+    assert policy.gap(1, 0.0, lambda: 0.999999) == pytest.approx(0.06, rel=1e-4)
+
+
+def test_gap_without_growth() -> None:
+    """A multiplier of 1 keeps the gap constant for ever."""
+    policy = LifecyclePolicy(backoff_multiplier=1.0, backoff_jitter=0.0)
+    assert policy.gap(10**6, 1.0, middle) == 0.05
+    assert policy.gap(10**6, math.inf, middle) == 0.05
+
+
+@given(
+    st.integers(),
+    st.floats(),
+    st.floats(0.0, 1.0),
+    st.floats(1.0, 100.0),
+    st.floats(0.001, 86_400.0),
+    st.floats(0.0, 0.99),
+)
+def test_gap_is_total(
+    failures: int, age: float, draw: float, multiplier: float, largest: float, jitter: float
+) -> None:
+    """Whatever went on before, the gap is finite, not negative, and within the ceiling."""
+    policy = LifecyclePolicy(
+        backoff_initial=0.001,
+        backoff_multiplier=multiplier,
+        backoff_max=largest,
+        backoff_ceiling=86_400.0,
+        backoff_jitter=jitter,
+    )
+    for count in (failures, abs(failures) ** 9 + 10**400):
+        gap = policy.gap(count, age, lambda: draw)
+        assert 0.0 <= gap <= 86_400.0 * (1.0 + jitter)
+
+
+def test_reconnect_window() -> None:
+    """A young outage gets the fast channel; an old one a slow channel with its own start."""
+    policy = LifecyclePolicy()
+    assert policy.reconnect_window(0.0, middle) == (0.05, 0.4)
+    assert policy.reconnect_window(9.99, middle) == (0.05, 0.4)
+    assert policy.reconnect_window(10.0, lambda: 0.0) == (0.4, 10.0)
+    assert policy.reconnect_window(1e9, middle) == (5.2, 10.0)
+    assert policy.reconnect_window(math.nan, middle) == (0.05, 0.4)
+
+
+def arrivals(policy: LifecyclePolicy, returns_at: float, clients: int, seed: int) -> list[float]:
+    """Return when each of many clients first finds a server that was away until `returns_at`.
+
+    Modelled on gRPC's own reconnect backoff: initial, times 1.6 up to the maximum, +-20 %,
+    no less than 0.1 s; each client changes to the slow channel when its patience is over.
+    """
+    source = random.Random(seed)
+    found = []
+    for _ in range(clients):
+        lost = now = source.uniform(0.0, 0.2)
+        slow = False
+        delay, maximum = policy.reconnect_window(0.0, source.random)
+        while now < returns_at:
+            now += max(delay, 0.1) * source.uniform(0.8, 1.2)
+            delay = min(max(delay, 0.1) * 1.6, maximum)
+            if not slow and now >= lost + policy.backoff_patience:
+                now, slow = lost + policy.backoff_patience, True
+                delay, maximum = policy.reconnect_window(policy.backoff_patience, source.random)
+        found.append(now - returns_at)
+    return sorted(found)
+
+
+def densest(times: list[float], window: float) -> float:
+    """Return the largest share of `times` within one window."""
+    first = most = 0
+    for last, time in enumerate(times):
+        while times[first] < time - window:
+            first += 1
+        most = max(most, last - first + 1)
+    return most / len(times)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_clients_do_not_come_back_together(seed: int) -> None:
+    """Of 10,000 clients that lost a server for 45 s at most 2 % arrive in the same 100 ms."""
+    times = arrivals(LifecyclePolicy(), 45.0, 10_000, seed)
+    assert densest(times, 0.1) <= 0.02
+    assert times[-1] <= 12.0
+
+
+def test_short_outages_end_at_once() -> None:
+    """After an outage of up to 10 s every client is back within half a second."""
+    for returns_at in (0.5, 3.0, 9.9):
+        assert arrivals(LifecyclePolicy(), returns_at, 500, 7)[-1] <= 0.5
+
+
+def test_age() -> None:
+    """A channel is due at max_age, or up to the jitter earlier; never without max_age."""
+    assert not LifecyclePolicy().aged(1e9, 0.5)
+    policy = LifecyclePolicy(max_age=100.0)
+    assert not policy.aged(100.0, 0.0)
+    assert policy.aged(100.1, 0.0)
+    assert not policy.aged(79.9, 0.999)
+    assert policy.aged(81.0, 0.999)
