@@ -1,5 +1,6 @@
 """Connection lifecycle engine for the Milvus Python SDK: the public names."""
 
+from .aio import AsyncConnectionManager
 from .audit import TransitionRecord
 from .config import ConnectionConfig
 from .connection import ManagedConnection
@@ -11,6 +12,7 @@ from .table import State, Trigger
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncConnectionManager",
     "ConnectionConfig",
     "ConnectionManager",
     "ConnectionStrategy",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from .errors import LifecycleError
-from .face import DrainedError, Face, Start
+from .face import DrainedError, Face, GrpcFuture, Start
 
 if TYPE_CHECKING:
     from .connection import ManagedConnection
@@ -26,7 +26,7 @@ class LifecycleChannel(Face, grpc.Channel):
         self._subscriptions: list[tuple[Callable[[Any], None], bool]] = []
         self._subscribed_at: Any = None
 
-    # -- RPCs: begin, and the methods that stubs ask for -----------------------------------------
+    # -- RPCs: begin, and the methods that stubs ask for -----------------------------------
 
     def begin(self, timeout: float | None) -> Start:
         """Let an RPC in, waiting for a flight if need be. Raises what the caller is to see."""
@@ -55,7 +55,7 @@ class LifecycleChannel(Face, grpc.Channel):
     def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
         return _Streaming(self, "stream_stream", method, args, kwargs)
 
-    # -- errors: the retry decorator asks here -------------------------------------------------------
+    # -- errors: the retry decorator asks here ---------------------------------------------
 
     def on_rpc_error(self, error: Exception) -> bool:
         """``handler._on_rpc_error``: waits for a recovery; True if the call should be retried."""
@@ -64,7 +64,7 @@ class LifecycleChannel(Face, grpc.Channel):
         except LifecycleError as failure:
             raise self.engine.transport.translate(failure) from error
 
-    # -- the rest of grpc.Channel ----------------------------------------------------------------------
+    # -- the rest of grpc.Channel ----------------------------------------------------------
 
     def subscribe(self, callback: Callable[[Any], None], try_to_connect: bool = False) -> None:
         """Watch the channel in use, and those that come after it."""
@@ -235,7 +235,7 @@ class _Streaming(_Method):
         return call
 
 
-class _Future(grpc.Call, grpc.Future[Any]):
+class _Future(grpc.Call, GrpcFuture):
     """A grpc future that reports its own failure and never shows a cut as a cancellation."""
 
     def __init__(

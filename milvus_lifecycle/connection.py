@@ -89,7 +89,7 @@ class ManagedConnection(Ledger):
         self._outbox: deque[Emission] = deque()
         self._delivering = threading.Lock()
 
-    # -- public face -------------------------------------------------------------------------
+    # -- public face -----------------------------------------------------------------------
 
     @property
     def address(self) -> str:
@@ -119,7 +119,7 @@ class ManagedConnection(Ledger):
             f"generation={self.generation} clients={len(self.leases)}>"
         )
 
-    # -- leases ------------------------------------------------------------------------------
+    # -- leases ----------------------------------------------------------------------------
 
     def lease(self, client: object | None) -> bool:
         """Add ``client`` to those who hold the connection. False if it is closed.
@@ -189,7 +189,7 @@ class ManagedConnection(Ledger):
 
         return lost
 
-    # -- RPCs --------------------------------------------------------------------------------
+    # -- RPCs ------------------------------------------------------------------------------
 
     def enter(self, now: float, *, trusted: bool = False) -> Binding | None:
         """Count an RPC in on the current channel; None if the caller must acquire or wait.
@@ -231,7 +231,7 @@ class ManagedConnection(Ledger):
         if wire in self.draining:
             self.draining.remove(wire)
 
-    # -- flights -----------------------------------------------------------------------------
+    # -- flights ---------------------------------------------------------------------------
 
     def join(self, flight: Flight, wake: Callable[[], None], until: float) -> bool:
         """Wait with ``flight``: call ``wake`` once it has ended. False if it has already."""
@@ -269,7 +269,7 @@ class ManagedConnection(Ledger):
                 self._retire(wire)
             return self.result
 
-    # -- the step ----------------------------------------------------------------------------
+    # -- the step --------------------------------------------------------------------------
 
     def step(self, trigger: Trigger, facts: Facts) -> StepResult:
         """Decide. Nothing here waits; what is left to do comes back in the result.

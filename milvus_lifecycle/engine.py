@@ -63,7 +63,7 @@ class Engine:
         self.agenda = Agenda()
         self.audit = Audit(self.flavour, sinks)
 
-    # -- what a driver provides: none of these may wait -----------------------------------------
+    # -- what a driver provides: none of these may wait ------------------------------------
 
     @abstractmethod
     def launch(self, connection: ManagedConnection, flight: Flight) -> None:
@@ -85,7 +85,7 @@ class Engine:
     def discharge(self, connection: ManagedConnection, locator: Locator) -> None:
         """Have a locator give back what it holds."""
 
-    # -- connections ----------------------------------------------------------------------------
+    # -- connections -----------------------------------------------------------------------
 
     def create(self, config: ConnectionConfig, *, dedicated: bool) -> ManagedConnection:
         """A new connection with its handler, in no registry yet; it holds nothing to close."""
@@ -160,6 +160,16 @@ class Engine:
             self.step(connection, Trigger.RELEASE)
             self.plan_expiry(connection)
 
+    def let_go(self, connection: ManagedConnection, client: object | None) -> None:
+        """A client is done with ``connection``; of a dedicated one, whoever says so."""
+        if connection.state is State.CLOSED:
+            return
+        if connection.dedicated and client is None:
+            for holder in (*connection.clients, None):
+                self.give_back(connection, holder)
+        else:
+            self.give_back(connection, client)
+
     def shut(self, connection: ManagedConnection, reason: str) -> None:
         """Close at once: nothing is waited for, waiters wake with the closed error."""
         self.step(connection, Trigger.CLOSE, reason=reason)
@@ -169,7 +179,7 @@ class Engine:
         for connection in self.registry.all():
             self.shut(connection, reason)
 
-    # -- steps ----------------------------------------------------------------------------------
+    # -- steps -----------------------------------------------------------------------------
 
     def step(self, connection: ManagedConnection, trigger: Trigger, **facts: Any) -> bool:
         """Step the machine and do what the step leaves to do. True if a row was taken."""
@@ -222,7 +232,7 @@ class Engine:
         if not connection.leases:
             self.plan_expiry(connection)
 
-    # -- RPCs: called by the permanent channel ----------------------------------------------------
+    # -- RPCs: called by the permanent channel ---------------------------------------------
 
     def recoverable(self, connection: ManagedConnection, error: BaseException) -> bool:
         """Would the strategy recover from ``error``?"""
@@ -267,7 +277,7 @@ class Engine:
         if not connection.leases and connection.state is State.IDLE:
             self.plan_expiry(connection)
 
-    # -- timers -----------------------------------------------------------------------------------
+    # -- timers ----------------------------------------------------------------------------
 
     def _plan(self, due: float, job: Callable[[], None]) -> None:
         if self.agenda.push(due, job):
@@ -317,7 +327,7 @@ class Engine:
             job()
         return self.agenda.next_due()
 
-    # -- everybody ----------------------------------------------------------------------------------
+    # -- everybody -------------------------------------------------------------------------
 
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Subscribe to records."""

@@ -50,7 +50,7 @@ __all__ = [
 BRIEF_LIMIT = 200
 """Characters of `brief`: an error fits one line of a log."""
 
-_SCAN_LIMIT = 4096
+_SCAN_LIMIT = 2048
 """Characters of a foreign text that are looked at: servers send pages of debug output."""
 
 _CODE_LIMIT = 64

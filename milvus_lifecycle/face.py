@@ -19,9 +19,15 @@ from .table import State
 from .wire import Binding, WireState
 
 if TYPE_CHECKING:
+    # Generic in its stubs only.
+    GrpcFuture = grpc.Future[Any]
     from .connection import ManagedConnection
     from .procedures import Procedures
+else:
+    GrpcFuture = grpc.Future
 
+#: attribute of a handler that leads to its permanent channel
+FACE = "_milvus_lifecycle_face"
 #: attribute of an RPC's error that carries its Start (an attribute survives both flavours)
 STAMP = "_milvus_lifecycle_start"
 #: A retry decorator comes back within its own backoff (3 s at most). A later RPC with the
@@ -70,7 +76,7 @@ _not_ready: contextvars.ContextVar[Start | None] = contextvars.ContextVar(
 )
 
 
-class DrainedError(grpc.RpcError, grpc.Call, grpc.Future[Any]):
+class DrainedError(grpc.RpcError, grpc.Call, GrpcFuture):
     """UNAVAILABLE for an RPC that ``drain_timeout`` cut: its retry runs on the new channel.
 
     Also a call and a finished future, as the errors of grpc's interceptors have to be.

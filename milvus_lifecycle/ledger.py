@@ -96,7 +96,7 @@ class Ledger:
         self.row: Row | None = None
         self.result = StepResult()
 
-    # -- what guards and strategies ask ---------------------------------------------------
+    # -- what guards and strategies ask ----------------------------------------------------
 
     @property
     def has_channel(self) -> bool:

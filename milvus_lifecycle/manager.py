@@ -8,7 +8,6 @@ a manager; it ends when there are none.
 from __future__ import annotations
 
 import atexit
-import os
 import queue
 import threading
 import weakref
@@ -19,13 +18,13 @@ from .audit import Listener
 from .config import ConnectionConfig, ForeignConfig
 from .connection import ManagedConnection
 from .errors import LifecycleError, UnknownHandler
-from .face import Face
+from .face import FACE, Face
 from .facts import Located
+from .forking import on_fork_in_child
 from .policy import LifecyclePolicy
 from .procedures import Procedures
 from .requests import Locate, Open, Pause, Ping, Procedure, Register, Request, Wait
 from .settings import Settings
-from .table import State
 
 if TYPE_CHECKING:
     from .flight import Flight
@@ -33,9 +32,6 @@ if TYPE_CHECKING:
     from .wire import Wire
 
 T = TypeVar("T")
-
-#: attribute of a handler that leads to its permanent channel
-FACE = "_milvus_lifecycle_face"
 
 
 class _Stop(Exception):
@@ -62,8 +58,9 @@ class ConnectionManager(Procedures):
         self._keeper: threading.Thread | None = None
         self._keeper_lock = threading.Lock()
         _MANAGERS.add(self)
+        on_fork_in_child(self)
 
-    # -- public ------------------------------------------------------------------------------
+    # -- public ----------------------------------------------------------------------------
 
     @classmethod
     def get_instance(cls) -> ConnectionManager:
@@ -109,14 +106,7 @@ class ConnectionManager(Procedures):
 
     def release(self, handler: Any, client: object | None = None) -> None:
         """Give a lease back. Closing is not waited for. Raises UnknownHandler."""
-        connection = self._face_of(handler).connection
-        if connection.state is State.CLOSED:
-            return
-        if connection.dedicated and client is None:
-            for holder in (*connection.clients, None):
-                self.give_back(connection, holder)
-        else:
-            self.give_back(connection, client)
+        self.let_go(self._face_of(handler).connection, client)
 
     def close_all(self) -> None:
         """Close every connection at once; whoever waits for one wakes with the closed error."""
@@ -142,7 +132,7 @@ class ConnectionManager(Procedures):
             )
         return face
 
-    # -- driving procedures -------------------------------------------------------------------
+    # -- driving procedures ----------------------------------------------------------------
 
     def drive(self, procedure: Procedure[T]) -> T:
         """Run a procedure to its end on this thread."""
@@ -189,7 +179,7 @@ class ConnectionManager(Procedures):
         finally:
             self.parted(request.connection, flight, wake)
 
-    # -- what the engine asks of its driver ------------------------------------------------------
+    # -- what the engine asks of its driver ------------------------------------------------
 
     def launch(self, connection: ManagedConnection, flight: Flight) -> None:
         threading.Thread(
@@ -213,7 +203,7 @@ class ConnectionManager(Procedures):
     def discharge(self, connection: ManagedConnection, locator: Locator) -> None:
         locator.release(connection)
 
-    # -- time --------------------------------------------------------------------------------------
+    # -- time ------------------------------------------------------------------------------
 
     def post(self, job: Callable[[], object]) -> None:
         # SimpleQueue.put is re-entrant: finalizers may call this anywhere.
@@ -250,6 +240,7 @@ class ConnectionManager(Procedures):
             return True
 
     def fork_child(self) -> None:
+        ConnectionManager._instance_lock = threading.Lock()
         self._mailbox = queue.SimpleQueue()
         self._keeper = None
         self._keeper_lock = threading.Lock()
@@ -294,16 +285,9 @@ def _keep_time(
 _MANAGERS: weakref.WeakSet[ConnectionManager] = weakref.WeakSet()
 
 
-def _after_fork_in_child() -> None:
-    ConnectionManager._instance_lock = threading.Lock()
-    for manager in list(_MANAGERS):
-        manager.fork_child()
-
-
 def _at_exit() -> None:
     for manager in list(_MANAGERS):
         manager.close_all()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
 atexit.register(_at_exit)

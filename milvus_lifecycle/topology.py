@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from milvus_lifecycle.config import parse_endpoint
-from milvus_lifecycle.errors import BRIEF_LIMIT, ConfigError, TopologyError, TopologyReason
+from milvus_lifecycle.errors import BRIEF_LIMIT, ConfigError, TopologyError, TopologyReason, redact
 
 __all__ = ["MAX_BYTES", "READABLE", "WRITABLE", "Cluster", "Topology", "newer", "parse_topology"]
 
@@ -28,6 +28,7 @@ WRITABLE = 0b10
 MAX_BYTES = 1024 * 1024
 """Longest answer that is read: 1 MiB, some 8,000 clusters."""
 
+_SCAN_LIMIT = 2048
 _VERSION_DIGITS = 18  # fits 63 bits, and no int of a megabyte of digits is ever made
 
 
@@ -113,11 +114,11 @@ def _decode(payload: object) -> object:
     if len(payload) > MAX_BYTES:
         _fail(TopologyReason.TOO_LARGE, f"the answer is longer than {MAX_BYTES:,} bytes")
     try:
-        return json.loads(payload)
+        decoded: object = json.loads(payload)
     except (ValueError, RecursionError):
         # Not chained: a JSON error carries the whole document.
-        reason = "the answer is not JSON"
-    _fail(TopologyReason.GARBAGE, reason)
+        raise TopologyError(TopologyReason.GARBAGE, "the answer is not JSON") from None
+    return decoded
 
 
 def _mapping(where: str, value: object) -> dict[object, object]:
@@ -170,7 +171,8 @@ def _refusal(code: int, answer: dict[object, object]) -> str:
     message = answer.get("message")
     text = " ".join(message.split()) if isinstance(message, str) else "no message"
     shown = str(code) if abs(code) < 10**_VERSION_DIGITS else "a huge number"
-    return f"{text[:BRIEF_LIMIT]} (code {shown})"
+    # Redacted before it is cut: half a credential would not be recognized.
+    return f"{redact(text[:_SCAN_LIMIT])[:BRIEF_LIMIT]} (code {shown})"
 
 
 def _wrong(where: str, expected: str, value: object) -> NoReturn:

@@ -122,6 +122,7 @@ def _request(fetch: _Fetch) -> Topology:
             answer.begin(response.status_code, response.headers)
             for chunk in response.iter_raw():
                 answer.feed(chunk)
+        watchdog.check()  # a socket that was shut down looks like the end of an answer
         return answer.topology()
     except Exception as error:
         failure = fetch.translate(error, expired=watchdog.fired)
@@ -338,6 +339,10 @@ class _Watchdog:
             self._sockets.append(twin)
             if self.fired:
                 self._shut()
+
+    def check(self) -> None:
+        if self.fired:
+            raise TimeoutError
 
     def _fire(self) -> None:
         with self._lock:

@@ -32,6 +32,7 @@ class Wire:
     __slots__ = (
         "_lock",
         "address",
+        "calls",
         "channel",
         "cut",
         "in_flight",
@@ -52,6 +53,8 @@ class Wire:
         self.in_flight = 0
         self.state = WireState.CANDIDATE
         self.methods: dict[Any, Any] = {}
+        #: the RPCs under way, where the driver has to end them itself (asyncio)
+        self.calls: set[Any] = set()
         # Re-entrant: a finalizer that the collector runs right here may start an RPC of its own.
         self._lock = threading.RLock()
 

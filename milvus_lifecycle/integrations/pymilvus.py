@@ -8,10 +8,13 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
+import grpc
+
 from ..channel import LifecycleChannel
 from ..config import ConnectionConfig, load_tls
 from ..errors import ConfigError, LifecycleError
-from ..manager import FACE, ConnectionManager
+from ..face import FACE
+from ..manager import ConnectionManager
 from ..policy import LifecyclePolicy
 from ..settings import Settings
 from ..transport import open_channel
@@ -122,8 +125,6 @@ class ThreadsTransport(_PymilvusTransport):
 
     def __init__(self) -> None:
         super().__init__()
-        import grpc
-
         self.factories = grpc
 
     def equip(self, engine: Engine, connection: ManagedConnection) -> None:
@@ -139,34 +140,92 @@ class ThreadsTransport(_PymilvusTransport):
         self, connection: ManagedConnection, wire: Wire, timeout: float, patient: bool
     ) -> str:
         """A Connect call with the handler's own credentials of the moment."""
-        stub = self._stub(connection, wire)
-        response = stub.Connect(
-            self._connect_request(connection), timeout=timeout, wait_for_ready=patient
-        )
-        return _identifier(response)
+        call = _raw(self._authorized(connection, wire), "Connect")
+        request = self._connect_request(connection)
+        return _identifier(call(request, timeout=timeout, wait_for_ready=patient))
 
     def ping(self, connection: ManagedConnection, wire: Wire, timeout: float) -> None:
         """GetVersion, raw: no decorator, no retry. Any answer is a sign of life."""
-        import grpc
-        from pymilvus.grpc_gen import milvus_pb2
-
-        stub = self._stub(connection, wire)
         try:
-            stub.GetVersion(milvus_pb2.GetVersionRequest(), timeout=timeout)
+            call = _raw(self._authorized(connection, wire), "GetVersion")
+            call(_version_request(), timeout=timeout)
         except grpc.RpcError as error:
             if not _says_alive(error):
                 raise
 
-    def _stub(self, connection: ManagedConnection, wire: Wire) -> Any:
-        import grpc
-        from pymilvus.grpc_gen import milvus_pb2_grpc
-
-        channel = wire.channel
+    def _authorized(self, connection: ManagedConnection, wire: Wire) -> Any:
         # After update_password(reset_connection=True) the handler has a new interceptor.
         interceptor = connection.handler._authorization_interceptor
-        if interceptor is not None:
-            channel = grpc.intercept_channel(channel, interceptor)
-        return milvus_pb2_grpc.MilvusServiceStub(channel)
+        return grpc.intercept_channel(wire.channel, interceptor) if interceptor else wire.channel
+
+
+class AsyncioTransport(_PymilvusTransport):
+    """AsyncGrpcHandler and grpc.aio.Channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        import grpc.aio
+
+        self.factories = grpc.aio
+
+    def equip(self, engine: Engine, connection: ManagedConnection) -> None:
+        """An AsyncGrpcHandler on a permanent channel; builds no connection."""
+        from pymilvus.client.async_grpc_handler import AsyncGrpcHandler
+
+        from ..aio import AsyncConnectionManager
+        from ..aio_channel import AsyncLifecycleChannel
+
+        assert isinstance(engine, AsyncConnectionManager)
+        handler = self._build(
+            connection, AsyncGrpcHandler, AsyncLifecycleChannel(engine, connection)
+        )
+        # The engine makes the Connect call, and adds the identifier that it gives.
+        handler._is_channel_ready = True
+
+    def open(
+        self,
+        connection: ManagedConnection,
+        address: str,
+        secure: bool | None,
+        window: tuple[float, float],
+    ) -> Any:
+        """A channel by grpc.aio's own factories, with the handler's interceptors."""
+        return connection.face.adopt(super().open(connection, address, secure, window))
+
+    async def register(
+        self, connection: ManagedConnection, wire: Wire, timeout: float, patient: bool
+    ) -> str:
+        """A Connect call; the interceptors add the credentials."""
+        call = _raw(wire.channel, "Connect")
+        request = self._connect_request(connection)
+        return _identifier(await call(request, timeout=timeout, wait_for_ready=patient))
+
+    async def ping(self, connection: ManagedConnection, wire: Wire, timeout: float) -> None:
+        """GetVersion, raw: no decorator, no retry. Any answer is a sign of life."""
+        try:
+            await _raw(wire.channel, "GetVersion")(_version_request(), timeout=timeout)
+        except grpc.RpcError as error:
+            if not _says_alive(error):
+                raise
+
+
+def _raw(channel: Any, method: str) -> Any:
+    """A method of Milvus without the stub's hundred others."""
+    from pymilvus.grpc_gen import milvus_pb2
+
+    request = getattr(milvus_pb2, f"{method}Request")
+    response = getattr(milvus_pb2, f"{method}Response")
+    return channel.unary_unary(
+        f"/milvus.proto.milvus.MilvusService/{method}",
+        request_serializer=request.SerializeToString,
+        response_deserializer=response.FromString,
+    )
+
+
+def _version_request() -> Any:
+    from pymilvus.grpc_gen import milvus_pb2
+
+    return milvus_pb2.GetVersionRequest()
 
 
 def _watch_credentials(engine: Engine, face: LifecycleChannel, handler: Any) -> None:

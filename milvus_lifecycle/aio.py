@@ -1,0 +1,378 @@
+"""AsyncConnectionManager: the asyncio driver. It awaits where a procedure asks it to, and no more.
+
+Table, machine, procedures, strategies, registry and audit are those of the threads flavour; a
+flight is a task of the loop instead of a thread, and the loop's own timer keeps time. A manager
+belongs to one event loop. It is known weakly and kept alive by a timer of that loop: when the
+loop is closed, the timer goes, and with it the connections, without an await on a dead loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+
+from .audit import Listener
+from .config import ConnectionConfig, ForeignConfig
+from .errors import LifecycleError, LoopMismatch, UnknownHandler
+from .face import FACE, Face
+from .facts import Located
+from .forking import on_fork_in_child
+from .policy import LifecyclePolicy
+from .procedures import Procedures
+from .requests import Locate, Open, Pause, Ping, Procedure, Register, Request, Wait
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from .connection import ManagedConnection
+    from .flight import Flight
+    from .strategies import Locator
+    from .wire import Wire
+
+T = TypeVar("T")
+
+#: The timer that ties a manager to its loop is never due (seconds).
+_NEVER = 10 * 365 * 86_400.0
+
+
+class AsyncConnectionManager(Procedures):
+    """Pools connections for ``AsyncMilvusClient``; a drop-in for pymilvus's class of that name.
+
+    Use it inside its event loop. Errors are those of ``ConnectionManager``.
+    """
+
+    flavour: ClassVar[str] = "asyncio"
+    # By id of the loop. Weak: a manager lives as long as its loop or somebody who uses it.
+    _instances: ClassVar[weakref.WeakValueDictionary[int, AsyncConnectionManager]] = (
+        weakref.WeakValueDictionary()
+    )
+    _instances_lock: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, policy: LifecyclePolicy | None = None, **seams: Any) -> None:
+        loop = asyncio.get_running_loop()
+        if "transport" not in seams:
+            from .integrations.pymilvus import AsyncioTransport
+
+            seams["transport"] = AsyncioTransport()
+        super().__init__(policy, **seams)
+        self._loop_ref = weakref.ref(loop)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = float("inf")
+        loop.call_later(_NEVER, _Anchor(self).hold)
+        on_fork_in_child(self)
+
+    # -- public ----------------------------------------------------------------------------
+
+    @classmethod
+    def get_instance(cls) -> AsyncConnectionManager:
+        """The running loop's manager. Raises LoopMismatch outside of a loop."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise LoopMismatch("no event loop is running here") from None
+        with cls._instances_lock:
+            for known in list(cls._instances.values()):
+                if known.loop_is_over():
+                    known.loop_gone()
+            instance = cls._instances.get(id(loop))
+            if instance is None or instance.loop is not loop:
+                settings = Settings.current()
+                instance = cls(settings.policy, sinks=settings.sinks)
+                cls._instances[id(loop)] = instance
+            return instance
+
+    @classmethod
+    def drop_instances(cls) -> None:
+        """Close the managers of every loop; ``get_instance`` makes new ones."""
+        with cls._instances_lock:
+            instances = list(cls._instances.values())
+            cls._instances.clear()
+        for instance in instances:
+            instance.shut_all("uninstalled")
+
+    async def get_or_create(
+        self,
+        config: ConnectionConfig | ForeignConfig,
+        dedicated: bool = False,
+        client: object | None = None,
+        timeout: float | None = None,
+    ) -> Any:
+        """A handler on a usable connection; see ``ConnectionManager.get_or_create``."""
+        if not dedicated and type(config) is ConnectionConfig:
+            pooled = self.registry.find(config.key)
+            if pooled is not None and pooled.try_fast(client, self.seams.clock()):
+                return pooled.handler
+        try:
+            return await self.drive(self.obtain(config, dedicated, client, timeout))
+        except LifecycleError as error:
+            raise self.transport.translate(error) from error.last_error
+
+    async def release(self, handler: Any, client: object | None = None) -> None:
+        """Give a lease back. Raises UnknownHandler."""
+        face = self.face_of(handler)
+        self.let_go(face.connection, client)
+        face.let_go_elsewhere(client)
+
+    async def close_all(self) -> None:
+        """Close every connection at once; whoever waits for one wakes with the closed error."""
+        self.shut_all("close_all")
+
+    async def handle_error(self, handler: Any, error: Exception) -> bool:
+        """What pymilvus's decorator asks after a failed call: True if it should retry."""
+        return await self.face_of(handler).on_rpc_error(error)
+
+    def get_stats(self) -> dict[str, Any]:
+        """Counts and one row per connection; ages and idle times in seconds."""
+        return self.stats()
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Call ``listener(record)`` for every transition. Returns the unsubscriber."""
+        return self.listen(listener)
+
+    async def __aenter__(self) -> AsyncConnectionManager:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close_all()
+
+    def face_of(self, handler: Any) -> AsyncFace:
+        """The permanent channel behind a handler. Raises UnknownHandler."""
+        face = getattr(handler, FACE, None)
+        if not isinstance(face, AsyncFace) or face.engine is not self:
+            unknown = UnknownHandler(f"unknown handler of type {type(handler).__name__}")
+            raise self.transport.translate(unknown)
+        return face
+
+    # -- driving procedures ----------------------------------------------------------------
+
+    async def drive(self, procedure: Procedure[T]) -> T:
+        """Run a procedure to its end in this task."""
+        try:
+            request = next(procedure)
+            while True:
+                try:
+                    result = await self._perform(request)
+                except BaseException as error:
+                    request = procedure.throw(error)
+                else:
+                    request = procedure.send(result)
+        except StopIteration as stop:
+            return cast(T, stop.value)
+
+    async def _perform(self, request: Request) -> Any:
+        if isinstance(request, Wait):
+            return await self._wait(request)
+        if isinstance(request, Register):
+            return await self.transport.register(
+                request.connection, request.wire, request.timeout, request.patient
+            )
+        if isinstance(request, Ping):
+            return await self.transport.ping(request.connection, request.wire, request.timeout)
+        if isinstance(request, Open):
+            return self.transport.open(
+                request.connection, request.address, request.secure, request.window
+            )
+        if isinstance(request, Locate):
+            return await self._locate(request)
+        assert isinstance(request, Pause)
+        return await asyncio.sleep(request.seconds)
+
+    async def _wait(self, request: Wait) -> None:
+        loop = asyncio.get_running_loop()
+        landed: asyncio.Future[None] = loop.create_future()
+
+        def wake() -> None:
+            # The outcome may come from another thread, or from a loop that is over.
+            _call_in(loop, _settle, landed)
+
+        if not request.connection.join(request.flight, wake, request.until):
+            return
+        left = request.until + request.grace - self.seams.clock()
+        try:
+            await asyncio.wait({landed}, timeout=max(0.0, left))
+        finally:
+            self.parted(request.connection, request.flight, wake)
+
+    async def _locate(self, request: Locate) -> Located:
+        args = (request.connection, request.last_error, request.timeout)
+        alocate = getattr(request.locator, "alocate", None)
+        if alocate is not None:
+            return cast(Located, await alocate(*args))
+        # A daemon thread of its own: the loop's executor would make its shutdown wait.
+        loop = asyncio.get_running_loop()
+        found: asyncio.Future[Located] = loop.create_future()
+
+        def locate() -> None:
+            try:
+                located = request.locator.locate(*args)
+            except BaseException as error:
+                _call_in(loop, _fail, found, error)
+            else:
+                _call_in(loop, _settle, found, located)
+
+        threading.Thread(target=locate, name="milvus-lifecycle-locate", daemon=True).start()
+        return await found
+
+    # -- what the engine asks of its driver ------------------------------------------------
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The loop that this manager belongs to, while it exists."""
+        return self._loop_ref()
+
+    def loop_is_over(self) -> bool:
+        """Closed or collected: nothing can be awaited there any more."""
+        loop = self.loop
+        return loop is None or loop.is_closed()
+
+    def loop_gone(self) -> None:
+        """The loop was closed: close the connections without it."""
+        self.shut_all("its event loop was closed")
+
+    def _here(self) -> bool:
+        """Is this code running inside the manager's loop?"""
+        try:
+            return asyncio.get_running_loop() is self.loop
+        except RuntimeError:
+            return False
+
+    def _in_loop(self, job: Callable[..., object], *args: object) -> None:
+        """Run ``job`` in the loop's thread: now if this is it, or if the loop is not running."""
+        loop = self.loop
+        if loop is None or not loop.is_running() or self._here():
+            job(*args)
+        else:
+            _call_in(loop, job, *args)
+
+    def launch(self, connection: ManagedConnection, flight: Flight) -> None:
+        loop = self.loop
+        if loop is None or loop.is_closed():
+            raise LoopMismatch("the connection's event loop is closed", address=connection.address)
+        if self._here():
+            self._spawn(loop, connection, flight)
+        else:
+            loop.call_soon_threadsafe(self._spawn, loop, connection, flight)
+
+    def _spawn(
+        self, loop: asyncio.AbstractEventLoop, connection: ManagedConnection, flight: Flight
+    ) -> None:
+        flying = self._fly(connection, flight)
+        try:
+            task = loop.create_task(flying)
+        except BaseException:
+            flying.close()
+            raise
+        task.set_name(f"milvus-lifecycle-{flight.kind.value}-{connection.id}")
+        # A loop that is closed without cancelling its tasks settles the flight by ``loop_gone``.
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _fly(self, connection: ManagedConnection, flight: Flight) -> None:
+        try:
+            await self.drive(self.fly(connection, flight))
+        except Exception as error:
+            # The flight is settled as abandoned and on record; a traceback helps nobody.
+            connection.last_error = error
+
+    def dispose(self, wire: Wire) -> None:
+        self._in_loop(self._dispose_here, wire)
+
+    def _dispose_here(self, wire: Wire) -> None:
+        for running in list(wire.calls):
+            running.sever()
+        wire.methods.clear()
+        closing = wire.channel.close()
+        # Without grace ``close`` awaits nothing: one step runs it to its end, loop or no loop.
+        try:
+            closing.send(None)
+        except StopIteration:
+            return
+        closing.close()
+
+    def discharge(self, connection: ManagedConnection, locator: Locator) -> None:
+        locator.release(connection)
+
+    # -- time ------------------------------------------------------------------------------
+
+    def post(self, job: Callable[[], object]) -> None:
+        loop = self.loop
+        if loop is not None:
+            _call_in(loop, job)
+
+    def wind(self) -> None:
+        if not self.loop_is_over():
+            self._in_loop(self._arm)
+
+    def _arm(self) -> None:
+        loop, due = self.loop, self.agenda.next_due()
+        if loop is None or loop.is_closed() or due is None or due >= self._timer_due:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_due = due
+        self._timer = loop.call_later(max(0.0, due - self.seams.clock()), self._tick)
+
+    def _tick(self) -> None:
+        self._timer, self._timer_due = None, float("inf")
+        self.run_due()
+        self._arm()
+
+    def fork_child(self) -> None:
+        """The parent's loop does not run in the child: nothing of it is touched."""
+        self._tasks = set()
+        self._timer, self._timer_due = None, float("inf")
+        super().fork_child()
+
+
+class AsyncFace(Face):
+    """What the asyncio permanent channel adds: how it waits, and other loops."""
+
+    engine: AsyncConnectionManager
+
+    async def on_rpc_error(self, error: Exception) -> bool:
+        """``handler._on_rpc_error``: waits for a recovery; True if the call should be retried."""
+        engine = self.engine
+        try:
+            return await engine.drive(engine.on_error(self, error))
+        except LifecycleError as failure:
+            raise engine.transport.translate(failure) from error
+
+    def let_go_elsewhere(self, client: object | None) -> None:
+        """Release what a client holds in other loops."""
+
+
+class _Anchor:
+    """Held by nothing but a timer of the loop: goes when the loop is closed or collected."""
+
+    __slots__ = ("manager",)
+
+    def __init__(self, manager: AsyncConnectionManager) -> None:
+        self.manager = manager
+
+    def hold(self) -> None:
+        """Never called."""
+
+    def __del__(self) -> None:
+        self.manager.loop_gone()
+
+
+def _call_in(loop: asyncio.AbstractEventLoop, job: Callable[..., object], *args: object) -> None:
+    """``call_soon_threadsafe``, or nothing if the loop is closed: nobody waits there any more."""
+    try:
+        loop.call_soon_threadsafe(job, *args)
+    except RuntimeError:
+        return
+
+
+def _settle(future: asyncio.Future[Any], result: object = None) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)

@@ -1,0 +1,259 @@
+"""The permanent channel of the asyncio flavour: a grpc.aio.Channel whose inside can be swapped."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+
+from .aio import AsyncConnectionManager, AsyncFace
+from .errors import LifecycleError
+from .face import Start
+from .wire import WireState
+
+if TYPE_CHECKING:
+    from .connection import ManagedConnection
+
+
+class _Interceptors(list[Any]):
+    """The handler's interceptors, one list over all channels; none of them twice.
+
+    pymilvus appends to its channel's own list, and again whenever it builds a stub anew.
+    """
+
+    def append(self, interceptor: Any) -> None:
+        if not any(known is interceptor for known in self):
+            super().append(interceptor)
+
+
+class AsyncLifecycleChannel(AsyncFace, grpc.aio.Channel):
+    """What ``AsyncGrpcHandler`` takes for its channel, for as long as it lives."""
+
+    def __init__(self, engine: AsyncConnectionManager, connection: ManagedConnection) -> None:
+        super().__init__(engine, connection)
+        self._unary_unary_interceptors = _Interceptors()
+        #: the same client's connections in other event loops
+        self._elsewhere: weakref.WeakKeyDictionary[AsyncConnectionManager, Any] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def adopt(self, channel: Any) -> Any:
+        """Make a fresh channel use the handler's interceptors, those to come included."""
+        channel._unary_unary_interceptors = self._unary_unary_interceptors
+        return channel
+
+    # -- RPCs ------------------------------------------------------------------------------
+
+    async def begin(self, timeout: float | None) -> Start:
+        """Let an RPC in, waiting for a flight if need be. Raises what the caller is to see."""
+        start, began, until = self.quick(timeout)
+        if start is None:
+            try:
+                return await self.engine.drive(self.engine.admit(self, timeout, began, until))
+            except LifecycleError as error:
+                raise self.engine.transport.translate(error) from None
+        return start
+
+    def ended_badly(self, start: Start, error: Exception) -> Exception:
+        """What the caller of a failed RPC sees."""
+        seen = self.failed(start, error)
+        return self.engine.transport.translate(seen) if isinstance(seen, LifecycleError) else seen
+
+    async def here(self) -> AsyncLifecycleChannel:
+        """This channel, or in another event loop the same client's channel there."""
+        if self.engine.loop is asyncio.get_running_loop():
+            return self
+        manager = AsyncConnectionManager.get_instance()
+        handler = self._elsewhere.get(manager)
+        if handler is None:
+            connection = self.connection
+            clients = list(connection.clients)
+            handler = await manager.get_or_create(
+                connection.config, connection.dedicated, clients[0] if clients else None
+            )
+            self._elsewhere[manager] = handler
+        face = manager.face_of(handler)
+        assert isinstance(face, AsyncLifecycleChannel)
+        return face
+
+    def let_go_elsewhere(self, client: object | None) -> None:
+        for manager, handler in list(self._elsewhere.items()):
+            manager.let_go(manager.face_of(handler).connection, client)
+        self._elsewhere.clear()
+
+    def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return _UnaryUnary(self, method, args, kwargs)
+
+    def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return _Streaming(self, "unary_stream", method, args, kwargs)
+
+    def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return _Streaming(self, "stream_unary", method, args, kwargs)
+
+    def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return _Streaming(self, "stream_stream", method, args, kwargs)
+
+    # -- the rest of grpc.aio.Channel ------------------------------------------------------
+
+    def _raw(self) -> Any:
+        binding = self.connection.binding
+        if binding is None:
+            raise grpc.aio.UsageError("the connection has no channel at the moment")
+        return binding.wire.channel
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        state: grpc.ChannelConnectivity = self._raw().get_state(try_to_connect)
+        return state
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        await self._raw().wait_for_state_change(last_observed_state)
+
+    async def channel_ready(self) -> None:
+        await self._raw().channel_ready()
+
+    async def close(self, grace: float | None = None) -> None:
+        """The handler was closed: so is its connection."""
+        self.closed_by_handler()
+
+    async def __aenter__(self) -> AsyncLifecycleChannel:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<AsyncLifecycleChannel of {self.connection!r}>"
+
+
+class _Running:
+    """An RPC under way, so that closing its channel can end it without hurting its task."""
+
+    __slots__ = ("call", "severed")
+
+    def __init__(self, call: Any) -> None:
+        self.call = call
+        self.severed = False
+
+    def sever(self) -> None:
+        """End the RPC; its task sees an error, not a cancellation."""
+        self.severed = True
+        self.call.cancel()
+
+
+class _Method:
+    """A method of the permanent channel; the multi-callable of the channel in use is cached."""
+
+    __slots__ = ("_args", "_face", "_kind", "_kwargs", "_method")
+
+    def __init__(
+        self, face: AsyncLifecycleChannel, kind: str, method: str, args: Any, kwargs: Any
+    ) -> None:
+        self._face = face
+        self._kind = kind
+        self._method = method
+        self._args = args
+        self._kwargs = kwargs
+
+    def target(self, start: Start) -> Any:
+        methods = start.binding.wire.methods
+        target = methods.get(self._method)
+        if target is None:
+            make = getattr(start.binding.wire.channel, self._kind)
+            target = methods[self._method] = make(self._method, *self._args, **self._kwargs)
+        return target
+
+
+class _UnaryUnary(_Method):
+    __slots__ = ()
+
+    def __init__(self, face: AsyncLifecycleChannel, method: str, args: Any, kwargs: Any) -> None:
+        super().__init__(face, "unary_unary", method, args, kwargs)
+
+    async def __call__(
+        self,
+        request: Any,
+        *,
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: Any = None,
+        wait_for_ready: bool | None = None,
+        compression: Any = None,
+    ) -> Any:
+        face = await self._face.here()
+        start = await face.begin(timeout)
+        wire = start.binding.wire
+        running = _Running(None)
+        try:
+            running.call = self.target(start)(
+                request,
+                timeout=start.remaining(start.at),
+                metadata=face.metadata(start.binding, metadata),
+                credentials=credentials,
+                wait_for_ready=wait_for_ready,
+                compression=compression,
+            )
+            wire.calls.add(running)
+            response = await running.call
+        except asyncio.CancelledError:
+            if not running.severed or _cancelling():
+                raise
+            raise face.ended_badly(start, grpc.FutureCancelledError()) from None
+        except grpc.aio.UsageError as error:
+            if wire.state is not WireState.CLOSED:
+                raise
+            raise face.ended_badly(start, grpc.FutureCancelledError(str(error))) from None
+        except grpc.RpcError as error:
+            raise face.ended_badly(start, error) from None
+        finally:
+            wire.calls.discard(running)
+            face.left(start)
+        face.answered(start, self._method, request, response, metadata)
+        return response
+
+
+class _Streaming(_Method):
+    """Streaming methods on the channel of the moment; their calls are grpc's own.
+
+    Only once the connection is usable: a stream call object cannot wait before it exists.
+    """
+
+    __slots__ = ()
+
+    def __call__(
+        self,
+        request: Any = None,
+        timeout: float | None = None,
+        metadata: Any = None,
+        **options: Any,
+    ) -> Any:
+        face = self._face
+        start, _, _ = face.quick(timeout)
+        if start is None:
+            raise face.engine.transport.translate(
+                LifecycleError("the connection is not usable now", address=face.connection.address)
+            )
+        call = self.target(start)(
+            request,
+            timeout=timeout,
+            metadata=face.metadata(start.binding, metadata),
+            **options,
+        )
+        running = _Running(call)
+        start.binding.wire.calls.add(running)
+
+        def done(_: Any) -> None:
+            start.binding.wire.calls.discard(running)
+            face.left(start)
+
+        call.add_done_callback(done)
+        return call
+
+
+def _cancelling() -> bool:
+    """Has somebody asked this very task to end? (Known from Python 3.11 on.)"""
+    task = asyncio.current_task()
+    cancelling = getattr(task, "cancelling", None)
+    return bool(cancelling is not None and cancelling() > 0)
