@@ -135,8 +135,11 @@ class ManagedConnection(Ledger):
                 self.leases[0] = None
             elif held is None or held() is not client:
                 self.leases[key] = weakref.ref(client, self._lost_callback(key))
-            self.last_used_at = self.seams.clock()
             return True
+
+    def touch(self) -> None:
+        """A checkout was served: a use, like an RPC."""
+        self.last_used_at = self.seams.clock()
 
     def try_fast(self, client: object | None, now: float) -> bool:
         """The hit path: lease an ACTIVE connection that needs no probe, without a step."""
@@ -375,6 +378,7 @@ class ManagedConnection(Ledger):
                 self._delivering.release()
 
     def connecting(self) -> bool:
-        """Is the first connect in flight?"""
+        """Is a first connect in flight that may fail at the first refusal?"""
         flight = self.flight
-        return flight is not None and flight.kind is FlightKind.CONNECT and not self.validated
+        first = flight is not None and flight.kind is FlightKind.CONNECT and not self.validated
+        return first and not self.was_good

@@ -3,19 +3,19 @@
     TRANSITIONS (+ Figures) --draw()--> Drawing --diagram_text--> Mermaid, DOT
                                                 --diagram_render--> SVG, PNG
 
-Nothing here is known of the lifecycle beyond the table, except ``ORDER`` (which state stands
-above which) and the states' colours: a changed row changes the drawing, and a state without a
-colour of its own is drawn in a plain one. All rows of one (source, dest) share one edge, a
-line each; a trigger that leads from every live state to the same place is drawn once.
+Nothing here is known of the lifecycle beyond the table, except the states' colours: a changed
+row changes the drawing, and a state without a colour of its own is drawn in a plain one. All
+rows of one (source, dest) share one edge, a line each; a trigger that leads from every live
+state to the same place is drawn once.
 
 To be read in black and white as well: a line looks like the outline of the state it leads to
-(thick, dashed, ...), a line into the final state ends in a bar, and nothing is said by colour
-alone. The colours are those of Okabe and Ito, darkened until text in them has a contrast of
-4.5 on white (WCAG AA).
+(thick, dashed, ...), and nothing is said by colour alone. The colours are those of Okabe and
+Ito, darkened until text in them has a contrast of 4.5 on white (WCAG AA).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -23,14 +23,12 @@ from .diagram_figures import Figures, row_key
 from .table import TRANSITIONS, Row, State
 
 INITIAL = State.IDLE
-#: The states as they stand in the drawing, from its top; the one that draws the table with the
-#: fewest crossings and the least width, of all orders (see docs/decisions.md).
-ORDER = ("IDLE", "RECOVERING", "ACTIVE", "CLOSED", "PROBING")
 START = "start"
 GROUP = "any live state"
 
+#: What never happened: faint, and dotted besides.
 DIM = "#a3a3a3"
-DIM_TEXT = "#808080"
+DIM_TEXT = "#8c8c8c"
 #: Figures of this many per recovery raise the heat from 1 to 2, and from 2 to 3.
 HEAT = {"retry": (0.5, 2.0), "give_up": (0.05, 0.25)}
 
@@ -39,7 +37,7 @@ HEAT = {"retry": (0.5, 2.0), "give_up": (0.05, 0.25)}
 class Look:
     """A state's outline, and the line of every edge that leads there. ``width`` in points."""
 
-    color: str = "#595f69"
+    color: str = "#57606a"
     fill: str = "#f1f2f4"
     width: float = 1.0
     style: str = "solid"
@@ -56,20 +54,8 @@ _LOOKS = {
 
 
 @dataclass(frozen=True)
-class Node:
-    """A state, or one of the two kinds of mark: ``START``, or a ``GROUP`` beside its target."""
-
-    id: str
-    name: str
-    look: Look
-    notes: tuple[str, ...] = ()
-    dim: bool = False
-    marked: bool = False
-
-
-@dataclass(frozen=True)
 class Line:
-    """One line of an edge's label. ``figures``: e.g. times taken, median time before it."""
+    """One trigger in a label. ``figures``: e.g. times taken, median time before it."""
 
     trigger: str
     guard: str = ""
@@ -80,6 +66,24 @@ class Line:
     def __str__(self) -> str:
         guard = f" [{self.guard}]" if self.guard else ""
         return f"{self.trigger}{guard}{''.join('  ' + figure for figure in self.figures)}"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A state, or a mark beside one: the ``START``, or a ``GROUP`` of states and what leads on.
+
+    ``lines`` are the triggers of a group's only edge; ``target`` is the state beside which a
+    mark stands. ``marked``: the highlighted path ends here.
+    """
+
+    id: str
+    name: str
+    look: Look
+    notes: tuple[str, ...] = ()
+    lines: tuple[Line, ...] = ()
+    target: str = ""
+    dim: bool = False
+    marked: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class Edge:
 
 @dataclass(frozen=True)
 class Drawing:
-    """Everything that the texts and pictures show; the order of its parts is theirs."""
+    """Everything that the texts and pictures show, in the order of the table."""
 
     title: str
     nodes: tuple[Node, ...]
@@ -110,31 +114,27 @@ class Drawing:
 def draw(rows: Iterable[Row] = TRANSITIONS, figures: Figures | None = None) -> Drawing:
     """The drawing of a table, annotated if there are ``figures``."""
     table = tuple(rows)
-    names = _ordered(name for row in table for name in (row.source.value, row.dest.value))
+    names = list(
+        dict.fromkeys(name for row in table for name in (row.source.value, row.dest.value))
+    )
     final = set(names) - {row.source.value for row in table}
     looks = {name: replace(_LOOKS.get(name, Look()), final=name in final) for name in names}
     grouped = _grouped(table, set(names) - final)
     edges = list(_edges(table, grouped, looks, figures))
-    place = {name: index for index, name in enumerate(names)}
-    last = len(place)
-    # The layout engines break cycles in the order in which they meet the edges: this order
-    # keeps the states one above the other as ORDER has them.
-    edges.sort(key=lambda edge: (place.get(edge.source, last), place.get(edge.dest, last)))
+    start = Node(START, START, Look(), target=INITIAL.value)
     return Drawing(
         title=_title(figures),
         nodes=(
-            Node(START, START, Look("#1f1f1f")),
+            start,
             *(_state_node(name, looks[name], figures) for name in names),
             *(_group_node(edge) for edge in edges if edge.source not in looks),
         ),
-        edges=(_start_edge(figures), *edges),
+        edges=(
+            Edge(START, INITIAL.value, (), ("a new connection",), start.look),
+            *(edge if edge.source in looks else replace(edge, lines=()) for edge in edges),
+        ),
         caption=_figures_caption(figures) if figures else _PLAIN_CAPTION,
     )
-
-
-def _ordered(names: Iterable[str]) -> list[str]:
-    known = list(dict.fromkeys(names))
-    return sorted(known, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
 
 
 # -- edges ------------------------------------------------------------------------------------
@@ -226,14 +226,6 @@ def _hint(row: Row) -> str:
     return f"{row.trigger.value}: {row.why}{only}"
 
 
-def _start_edge(figures: Figures | None) -> Edge:
-    look = Look("#1f1f1f")
-    lines: tuple[Line, ...] = ()
-    if figures is not None and figures.created:
-        lines = (Line("created", figures=("\u00d7" + show_count(figures.created),)),)
-    return Edge(START, INITIAL.value, lines, ("a new connection",), look)
-
-
 # -- nodes and words --------------------------------------------------------------------------
 
 
@@ -252,12 +244,12 @@ def _state_node(name: str, look: Look, figures: Figures | None) -> Node:
 
 
 def _group_node(edge: Edge) -> Node:
-    return Node(edge.source, GROUP, Look(DIM if edge.dim else "#595f69"), dim=edge.dim)
+    look = Look(DIM if edge.dim else edge.look.color, style="dotted")
+    return Node(edge.source, GROUP, look, lines=edge.lines, target=edge.dest, dim=edge.dim)
 
 
 _PLAIN_CAPTION = (
-    "A line looks like the outline of the state it leads to; one into the final state ends in "
-    "a bar. [guard]: taken only if it holds.",
+    "A line looks like the outline of the state it leads to. [guard]: taken only if it holds.",
 )
 
 
@@ -273,7 +265,8 @@ def _figures_caption(figures: Figures) -> tuple[str, ...]:
     """What was counted, and how to read it."""
     many = _plural(figures.transitions, "transition")
     if figures.connection is None:
-        many = f"{_plural(figures.connections, 'connection')}, {many}"
+        created = f" ({figures.created:,} of them created)" if figures.created else ""
+        many = f"{_plural(figures.connections, 'connection')}{created}, {many}"
     span = ""
     if figures.since is not None and figures.until is not None:
         span = f", {figures.since:%Y-%m-%d %H:%M:%S} to {figures.until:%Y-%m-%d %H:%M:%S} UTC"
@@ -310,19 +303,22 @@ def show_count(count: int) -> str:
     return f"{count / 1e6:,.1f} M"
 
 
+#: (below this many seconds, seconds of a unit, unit): the first one whose limit is not reached.
+_UNITS = (
+    (1e-3, 1e-6, "\u00b5s"),
+    (1.0, 1e-3, "ms"),
+    (100.0, 1.0, "s"),
+    (6000.0, 60.0, "min"),
+    (172_800.0, 3600.0, "h"),
+    (math.inf, 86_400.0, "d"),
+)
+
+
 def show_seconds(seconds: float) -> str:
     """A duration with two digits or three, in the unit that suits it: 4.2 ms, 61 s, 5.0 min."""
-    for limit, size, unit in ((1e-3, 1e-6, "\u00b5s"), (1.0, 1e-3, "ms"), (100.0, 1.0, "s")):
-        if seconds < limit:
-            break
-    else:
-        for limit, size, unit in ((6000.0, 60.0, "min"), (172_800.0, 3600.0, "h")):
-            if seconds < limit:
-                break
-        else:
-            size, unit = 86_400.0, "d"
+    size, unit = next((size, unit) for limit, size, unit in _UNITS if seconds < limit)
     value = seconds / size
-    return f"{value:.1f} {unit}" if value < 9.95 and value else f"{value:.0f} {unit}"
+    return f"{value:.1f} {unit}" if 0 < value < 9.95 else f"{value:.0f} {unit}"
 
 
 def show_share(share: float) -> str:
@@ -331,4 +327,4 @@ def show_share(share: float) -> str:
         return "< 0.1 %"
     if 0.999 < share < 1:
         return "> 99.9 %"
-    return f"{100 * share:.3g} %" if share < 0.0995 else f"{100 * share:.1f} %"
+    return f"{100 * share:.2g} %" if share < 0.0995 else f"{100 * share:.1f} %"

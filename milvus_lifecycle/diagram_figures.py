@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import math
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -26,7 +26,7 @@ _OTHER_EVENTS = ("connection.refused", "connection.records_lost")
 RowKey = tuple[str, str, str]
 
 #: Step numbers of a highlighted path that are kept for each row; a label has room for a few.
-STEPS_KEPT = 5
+STEPS_KEPT = 4
 #: Dwell times of a row up to this many are kept as they are: their median is exact.
 EXACT_DWELLS = 1024
 #: Beyond, they are counted in buckets of this growth: the median is right within 1 %.
@@ -61,8 +61,9 @@ class Figures:
     ``rows`` holds only rows that were taken. ``shares`` are fractions of the connections'
     time, by state; they add up to 1, or ``shares`` is empty if no time passed. ``strays``
     counts transitions that no row of the table allows (``audit verify`` says where they are),
-    ``skipped`` records that were no transition one could read. ``connection`` is the
-    highlighted one, and then all figures are of it alone; ``last_state`` is where it ended.
+    ``skipped`` records that were no transition one could read. ``since`` and ``until`` bound
+    the time that the shares are of. ``connection`` is the highlighted one, and then all figures
+    are of it alone; ``last_state`` is where it ended.
     """
 
     rows: Mapping[RowKey, RowFigure]
@@ -174,14 +175,16 @@ class _Fold:
         self._known = known
         self._wanted = connection
         self._taken: dict[RowKey, _Taken] = {}
-        self._time: Counter[str] = Counter()
+        self._time: defaultdict[str, float] = defaultdict(float)
         #: connection id -> (state, since when) of every connection that is not CLOSED
         self._open: dict[str, tuple[str, datetime | None]] = {}
         self._ended = 0
         self._ids: dict[str, None] = {}
         self._created = self._strays = self._skipped = self._steps = 0
+        #: of what is counted, and of the whole log
         self._since: datetime | None = None
         self._until: datetime | None = None
+        self._end: datetime | None = None
         self._last_state: str | None = None
 
     def add(self, record: Mapping[str, object]) -> None:
@@ -192,21 +195,20 @@ class _Fold:
                 self._skipped += 1
             return
         moment = _moment(record.get("ts"))
-        self._see(moment)
+        if moment is not None and (self._end is None or moment > self._end):
+            self._end = moment
         if self._wanted is not None and identity != self._wanted:
             if len(self._ids) < _IDS_KEPT:
                 self._ids[identity] = None
             return
+        if moment is not None:
+            self._since = moment if self._since is None else min(self._since, moment)
+            self._until = moment if self._until is None else max(self._until, moment)
         if event == CREATED:
             self._created += 1
             self._open[identity] = (State.IDLE.value, moment)
         else:
             self._step(record, identity, moment)
-
-    def _see(self, moment: datetime | None) -> None:
-        if moment is not None:
-            self._since = moment if self._since is None else min(self._since, moment)
-            self._until = moment if self._until is None else max(self._until, moment)
 
     def _step(self, record: Mapping[str, object], identity: str, moment: datetime | None) -> None:
         trigger, source, dest = record.get("trigger"), record.get("source"), record.get("dest")
@@ -217,14 +219,16 @@ class _Fold:
         if key not in self._known:
             self._strays += 1
             return
-        taken = self._taken.setdefault(key, _Taken())
+        taken = self._taken.get(key)
+        if taken is None:
+            taken = self._taken[key] = _Taken()
         taken.count += 1
         self._steps += 1
         self._last_state = dest
         if self._wanted is not None and len(taken.steps) < STEPS_KEPT:
             taken.steps.append(self._steps)
         dwell = record.get("dwell_s")
-        if type(dwell) in (int, float) and 0 <= dwell <= _LONGEST_DWELL:
+        if isinstance(dwell, (int, float)) and 0 <= dwell <= _LONGEST_DWELL:
             taken.dwells.add(float(dwell))
             self._time[source] += dwell
         if dest == State.CLOSED.value:
@@ -237,8 +241,8 @@ class _Fold:
         if self._wanted is not None and not self._steps:
             raise UnknownConnection(self._unknown(self._wanted))
         for state, moment in self._open.values():
-            if moment is not None and self._until is not None:
-                self._time[state] += (self._until - moment).total_seconds()
+            if moment is not None and self._end is not None:
+                self._time[state] += (self._end - moment).total_seconds()
         total = math.fsum(self._time.values())
         return Figures(
             rows={
@@ -252,7 +256,7 @@ class _Fold:
             strays=self._strays,
             skipped=self._skipped,
             since=self._since,
-            until=self._until,
+            until=self._end if self._open else self._until,
             connection=self._wanted,
             last_state=self._last_state,
         )

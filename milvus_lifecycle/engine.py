@@ -41,6 +41,10 @@ def default_strategy(config: ConnectionConfig) -> ConnectionStrategy:
     return RegularStrategy(config)
 
 
+def look() -> None:
+    """A job that only wakes whoever keeps time."""
+
+
 class Engine:
     """Registry, agenda, audit and policy of one manager, and the epilogue of every step."""
 
@@ -98,6 +102,7 @@ class Engine:
         """A successor of a closed connection, for the handler that its clients already have."""
         connection = self._bare(old.config, dedicated=old.dedicated)
         connection.handler, connection.face = old.handler, face
+        connection.was_good = old.validated or old.was_good
         return connection
 
     def _bare(self, config: ConnectionConfig, *, dedicated: bool) -> ManagedConnection:
@@ -190,6 +195,8 @@ class Engine:
             return False
         if result.moved and connection.state is State.CLOSED:
             self.registry.remove(connection)
+            if not len(self.registry):
+                self.post(look)  # whoever keeps time may go
         self.finish(connection, result)
         connection.deliver()
         if result.moved:

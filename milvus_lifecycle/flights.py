@@ -63,7 +63,12 @@ class Flights(Engine):
             self.step(connection, Trigger.PROBE_PASSED, flight=flight.number)
 
     def _connect(self, connection: ManagedConnection, flight: Flight) -> Procedure[None]:
-        """The first connect: as long as the most patient of its waiters allows."""
+        """The first connect: as long as the most patient of its waiters allows.
+
+        It fails with the first refusal, so that a wrong address is known at once; unless the
+        client had a good connection before (in a forked child, after close_all): then a server
+        that is away is waited for, as in a recovery.
+        """
         while True:
             now = self.seams.clock()
             limit = flight.patience if flight.patience > flight.began else flight.deadline
@@ -72,16 +77,30 @@ class Flights(Engine):
                 if wire is None:
                     return
                 left = max(0.001, limit - self.seams.clock())
-                identifier = yield Register(connection, wire, left, False)
+                again = flight.attempts > 0
+                identifier = yield Register(connection, wire, left, again)
             except Exception as error:
-                flight.attempts += 1
-                out_of_time = classify(error) is Failure.DEADLINE
-                if out_of_time and flight.patience > limit and flight.outcome is None:
-                    continue  # somebody more patient has joined
-                self.step(connection, Trigger.PROBE_FAILED, flight=flight.number, error=error)
+                if not self._connect_again(connection, flight, error, limit):
+                    self.step(connection, Trigger.PROBE_FAILED, flight=flight.number, error=error)
+                    return
+                gap = self.policy.gap(flight.attempts, 0.0, self.seams.chance)
+                yield Wait(connection, flight, self.seams.clock() + gap)
+            else:
+                self._land(connection, flight, Trigger.PROBE_PASSED, wire, identifier, located)
                 return
-            self._land(connection, flight, Trigger.PROBE_PASSED, wire, identifier, located)
-            return
+
+    def _connect_again(
+        self, connection: ManagedConnection, flight: Flight, error: Exception, limit: float
+    ) -> bool:
+        flight.attempts += 1
+        kind = classify(error)
+        if kind is not Failure.DEADLINE:
+            flight.error = error
+        if flight.outcome is not None or self.seams.clock() >= flight.patience:
+            return False
+        if kind is Failure.DEADLINE and flight.patience > limit:
+            return True  # somebody more patient has joined
+        return connection.was_good and kind in (Failure.TRANSIENT, Failure.DEADLINE)
 
     def _recover(self, connection: ManagedConnection, flight: Flight) -> Procedure[None]:
         while flight.outcome is None:

@@ -64,6 +64,7 @@ class Ledger:
         "unheld_since",
         "unit",
         "validated",
+        "was_good",
     )
 
     state: State
@@ -81,6 +82,8 @@ class Ledger:
         self.flights = 0
         self.outage: Outage | None = None
         self.validated = False
+        #: its clients had a good connection before this one was made (or before a fork)
+        self.was_good = False
         self.suspect = False
         self.draining: list[Wire] = []
         self.leases: dict[int, weakref.ref[object] | None] = {}
@@ -274,6 +277,7 @@ class Ledger:
         self.binding = None
         self.draining = []
         self.outage = None
+        self.was_good = self.was_good or self.validated
         self.validated = False
         self.suspect = False
 

@@ -18,6 +18,7 @@ from .audit import Listener
 from .config import ConnectionConfig, ForeignConfig
 from .connection import ManagedConnection
 from .errors import LifecycleError, UnknownHandler
+from .engine import look
 from .face import FACE, Face
 from .facts import Located
 from .forking import on_fork_in_child
@@ -213,11 +214,11 @@ class ConnectionManager(Procedures):
         keeper = self._keeper
         if keeper is not None and keeper.is_alive():
             if keeper is not threading.current_thread():
-                self._mailbox.put(_look)
+                self._mailbox.put(look)
             return
         with self._keeper_lock:
             if self._keeper is not None and self._keeper.is_alive():
-                self._mailbox.put(_look)
+                self._mailbox.put(look)
                 return
             keeper = threading.Thread(
                 target=_keep_time,
@@ -251,9 +252,6 @@ class ConnectionManager(Procedures):
     def __del__(self) -> None:
         self._mailbox.put(_stop)
 
-
-def _look() -> None:
-    """Wake up and look at the agenda."""
 
 
 def _stop() -> None:

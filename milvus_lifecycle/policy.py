@@ -117,18 +117,21 @@ class LifecyclePolicy:
         """Return gRPC's own (initial, maximum) reconnect backoff for a channel opened now.
 
         Seconds; gRPC multiplies by 1.6, varies by 20 % and takes no less than 0.1 s. After
-        `backoff_patience` the initial backoff is drawn uniformly between `backoff_max` and
-        `backoff_ceiling`: clients that lost one server together open their slow channel at
-        the same moment, and must not go on in step. (10,000 clients, 45 s away: at most 1.5 %
-        arrive in one 100 ms window; docs/decisions.md.)
+        `backoff_patience` the initial backoff is drawn uniformly from `backoff_max` to what gaps
+        that grow by `backoff_multiplier` have reached at this age (at most `backoff_ceiling`):
+        clients that lost one server together open their slow channel at the same moment, and
+        must not go on in step. (10,000 clients, 45 s away: at most 1.5 % arrive in one 100 ms
+        window; a server away for 11 s is found 1.3 s late on average: docs/decisions.md.)
         """
         if not outage_age >= self.backoff_patience:
             # The gap is not all of the delay that a call sees: gRPC's jitter (20 %), the connect
             # itself and the retry's own backoff come on top, and all of it is to fit backoff_max.
             longest = max(self.backoff_initial, self.backoff_max * FAST_SHARE)
             return self.backoff_initial, longest
-        spread = self.backoff_ceiling - self.backoff_max
-        return self.backoff_max + spread * _unit(random), self.backoff_ceiling
+        grown = outage_age * (1.0 - 1.0 / self.backoff_multiplier)
+        most = min(max(grown, self.backoff_max), self.backoff_ceiling)
+        initial = self.backoff_max + (most - self.backoff_max) * _unit(random)
+        return initial, self.backoff_ceiling
 
     def aged(self, age: float, unit: float) -> bool:
         """Tell whether a channel `age` seconds old is due for replacement.

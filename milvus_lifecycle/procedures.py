@@ -79,6 +79,7 @@ class Procedures(Flights):
         except BaseException:
             self.give_back(connection, client)
             raise
+        connection.touch()
         return True
 
     def admit(

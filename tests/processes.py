@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -108,3 +109,25 @@ class MilvusLiteProcess(ServerProcess):
         program = Path(sys.executable).with_name("milvus-lite")
         where = ["--data-dir", str(folder), "--host", "127.0.0.1", "--port", "{port}"]
         super().__init__([str(program), "server", *where])
+
+
+def ask_child(work: Callable[[], object], limit: float) -> str:
+    """What a forked child answers: the repr of work(), its error, its signal, or that it hangs."""
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            word = repr(work())
+        except BaseException as error:
+            word = f"{type(error).__name__}: {error}"
+        os.write(theirs, word.encode())
+        os._exit(0)
+    # Closed here, so that a child that crashes ends the pipe instead of seeming to hang.
+    os.close(theirs)
+    readable, _, _ = select.select([ours], [], [], limit)
+    said = os.read(ours, 65536).decode() if readable else "nothing: it hangs"
+    os.close(ours)
+    if not readable:
+        os.kill(child, signal.SIGKILL)
+    _, ended = os.waitpid(child, 0)
+    return said or f"nothing: it died, wait status {ended}"

@@ -12,7 +12,6 @@ import os
 import sys
 from pathlib import Path
 
-import milvus_lifecycle
 from milvus_lifecycle.demo.errors import DemoError, Interrupted
 
 OUTAGE_RANGE_S = (0.1, 45.0)
@@ -62,7 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Run the demo; returns the exit code."""
-    problem = find_obstacle(use_asyncio=options.asyncio)
+    problem = find_obstacle()
     if problem is not None:
         print(f"milvus-lifecycle demo: {problem}", file=sys.stderr)
         return 2
@@ -93,12 +92,10 @@ def execute(options: argparse.Namespace) -> int:
     return 0 if good else 1
 
 
-def find_obstacle(*, use_asyncio: bool) -> str | None:
+def find_obstacle() -> str | None:
     """What keeps the demo from running here; None if nothing does."""
     if os.name != "posix":
         return "needs process groups and SIGKILL, that is, Linux or macOS"
-    if use_asyncio and not hasattr(milvus_lifecycle, "AsyncConnectionManager"):
-        return "--asyncio: this version of milvus-lifecycle has no asyncio flavour"
     missing = [
         package for name, package in _NEEDED.items() if importlib.util.find_spec(name) is None
     ]

@@ -151,9 +151,8 @@ def _run_tasks(options: argparse.Namespace, tally: Tally, reporter: Reporter) ->
             import milvus_lifecycle
 
             milvus_lifecycle.install()
-            # By name: `command.find_obstacle` has seen to it that this version has the flavour.
-            public = vars(milvus_lifecycle)
-            public["AsyncConnectionManager"].get_instance().subscribe(reporter.put_record)
+            manager = milvus_lifecycle.AsyncConnectionManager.get_instance()
+            manager.subscribe(reporter.put_record)
         reporter.put("ready", manager=type(AsyncConnectionManager.get_instance()).__module__)
         await run_tasks(options.uri, options.workers, tally)
 

@@ -1,4 +1,4 @@
-"""`milvus-lifecycle demo` as a user runs it: a real server, really killed, in processes of its own."""
+"""`milvus-lifecycle demo` as a user runs it: a real server, really killed, all in processes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-import milvus_lifecycle
 
 pytest.importorskip("milvus_lite")
 pytest.importorskip("rich")
@@ -123,9 +121,6 @@ def test_threads_ride_through_where_pymilvus_fails(tmp: Path, tmp_path: Path) ->
     assert_nothing_left(tmp)
 
 
-@pytest.mark.skipif(
-    not hasattr(milvus_lifecycle, "AsyncConnectionManager"), reason="no asyncio flavour yet"
-)
 def test_tasks_ride_through(tmp: Path, tmp_path: Path) -> None:
     """With --asyncio: the same promise for AsyncMilvusClient."""
     figures = tmp_path / "figures.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import random
 from typing import Any
@@ -165,11 +166,21 @@ def test_gap_is_total(
 def test_reconnect_window() -> None:
     """A young outage gets the fast channel; an old one a slow channel with its own start."""
     policy = LifecyclePolicy()
-    assert policy.reconnect_window(0.0, middle) == (0.05, 0.4)
-    assert policy.reconnect_window(9.99, middle) == (0.05, 0.4)
+    for age in (0.0, 9.99, math.nan):
+        initial, longest = policy.reconnect_window(age, middle)
+        assert initial == policy.backoff_initial
+        assert longest * 1.2 <= policy.backoff_max  # gRPC's own jitter adds up to 20 %
     assert policy.reconnect_window(10.0, lambda: 0.0) == (0.4, 10.0)
     assert policy.reconnect_window(1e9, middle) == (5.2, 10.0)
-    assert policy.reconnect_window(math.nan, middle) == (0.05, 0.4)
+
+
+def test_reconnect_window_is_a_window() -> None:
+    """The initial backoff never exceeds the maximum, however the fields are set."""
+    policy = LifecyclePolicy(backoff_initial=0.4, backoff_max=0.4, backoff_ceiling=0.4)
+    for age in (0.0, 100.0):
+        for draw in (0.0, 0.999):
+            initial, maximum = policy.reconnect_window(age, itertools.repeat(draw).__next__)
+            assert 0.0 < initial <= maximum <= 0.4
 
 
 def arrivals(policy: LifecyclePolicy, returns_at: float, clients: int, seed: int) -> list[float]:

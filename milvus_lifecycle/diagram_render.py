@@ -1,0 +1,146 @@
+"""A drawing of the lifecycle as a picture: SVG and PNG, through the Graphviz of pygraphviz.
+
+The wheel of pygraphviz (extra ``diagram``) brings Graphviz with it; no system binary is asked
+for. It is imported only when a picture is drawn. An SVG carries a stamp of what it was drawn
+from: coordinates depend on Graphviz' release and on the fonts of the machine, so two good
+drawings of one table differ in their bytes, but never in their stamp.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import importlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+from .diagram import Drawing
+from .diagram_text import NOTICE, to_dot
+from .table import TRANSITIONS, Row
+
+EXTRA = "milvus_lifecycle[diagram]"
+#: Pixels per inch of a PNG: sharp on today's screens.
+_PNG_DPI = 144
+_STAMP_ID = "milvus-lifecycle"
+_DESC_END = "</desc>"
+
+
+class RendererMissing(ImportError):
+    """SVG or PNG was asked for, and pygraphviz is not installed or does not load."""
+
+
+class _Graph(Protocol):
+    """The part of ``pygraphviz.AGraph`` that is used here (the package has no types)."""
+
+    def draw(self, path: None, *, format: str, prog: str, args: str) -> bytes:
+        """Lay out and render; the picture's bytes."""
+
+    def close(self) -> None:
+        """Free the C graph."""
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What an SVG was drawn from, as SHA-256 digests in hexadecimal.
+
+    ``table``: the rows as drawn. ``dot``: the whole DOT text, with look, words and figures.
+    ``body``: the SVG itself, the stamp aside: whoever edits the file by hand breaks it.
+    """
+
+    table: str
+    dot: str
+    body: str
+
+
+def render_svg(drawing: Drawing, rows: Iterable[Row] = TRANSITIONS) -> str:
+    """The drawing as a self-contained SVG, stamped. Raises RendererMissing."""
+    dot = to_dot(drawing)
+    body = _tidy(_render(dot, "svg").decode("utf-8"), drawing)
+    stamp = Stamp(table_digest(rows), digest(dot), digest(body))
+    content = f"table={stamp.table} dot={stamp.dot} body={stamp.body}"
+    place = body.index(_DESC_END) + len(_DESC_END)
+    return f'{body[:place]}\n<metadata id="{_STAMP_ID}">{content}</metadata>{body[place:]}'
+
+
+def render_png(drawing: Drawing) -> bytes:
+    """The drawing as a PNG. Raises RendererMissing."""
+    return _render(to_dot(drawing), "png", f"-Gdpi={_PNG_DPI}")
+
+
+def finds_fonts() -> bool:
+    """Has this machine a font to draw letters with? Bare containers have none, and Graphviz
+    draws boxes of one width instead. Raises RendererMissing."""
+    probe = "graph { node [shape=plain]; narrow [label=iiiiiiii]; wide [label=WWWWWWWW]; }"
+    lines = _render(probe, "plain").decode().splitlines()
+    widths = [line.split()[4] for line in lines if line.startswith("node ")]
+    return len(set(widths)) > 1
+
+
+def read_stamp(svg: str) -> Stamp | None:
+    """The stamp of an SVG; None if it has none. ``body`` is computed from what is there now
+    if it equals the digest that was written, else it is empty."""
+    found = re.search(
+        rf'\n<metadata id="{_STAMP_ID}">table=(\w+) dot=(\w+) body=(\w+)</metadata>', svg
+    )
+    if found is None:
+        return None
+    table, dot, body = found.groups()
+    intact = digest(svg[: found.start()] + svg[found.end() :]) == body
+    return Stamp(table, dot, body if intact else "")
+
+
+def table_digest(rows: Iterable[Row] = TRANSITIONS) -> str:
+    """One digest of what every drawing shows of a table: its arrows and their guards."""
+    drawn = (
+        "\x1f".join((row.trigger.value, row.source.value, row.dest.value, row.guard))
+        for row in rows
+    )
+    return digest("\x1e".join(drawn))
+
+
+def digest(text: str) -> str:
+    """SHA-256, whatever line ends a checkout gave the file."""
+    return hashlib.sha256(text.replace("\r\n", "\n").encode()).hexdigest()
+
+
+def _render(dot: str, form: str, args: str = "") -> bytes:
+    graph = _load(dot)
+    try:
+        return graph.draw(None, format=form, prog="dot", args=args)
+    finally:
+        graph.close()
+
+
+def _load(dot: str) -> _Graph:
+    try:
+        pygraphviz = importlib.import_module("pygraphviz")
+    except ImportError as error:
+        raise RendererMissing(
+            f"SVG and PNG need pygraphviz, which brings Graphviz with it: pip install '{EXTRA}' "
+            f"({error}). Mermaid and DOT need nothing."
+        ) from error
+    return cast(_Graph, pygraphviz.AGraph(string=dot))
+
+
+_COMMENT = re.compile(r"<!--.*?-->\n?", re.DOTALL)
+_DOCTYPE = re.compile(r"<!DOCTYPE.*?>\n?", re.DOTALL)
+_EDGE_TITLE = re.compile(
+    r'(<g id="edge(?:&#45;|-)(\w+)(?:&#45;|-)(\w+)" class="edge">\s*)<title>.*?</title>'
+)
+
+
+def _tidy(svg: str, drawing: Drawing) -> str:
+    """Drop what names Graphviz' release or points to the network, and name things rightly."""
+    svg = _DOCTYPE.sub("", _COMMENT.sub("", svg.replace("\r\n", "\n")))
+    svg = svg.replace(' standalone="no"', "", 1).replace("<title>lifecycle</title>\n", "", 1)
+    # Some edges were laid out against their direction: their titles would lie.
+    svg = _EDGE_TITLE.sub(r"\1<title>\2 to \3</title>", svg)
+    title = html.escape(drawing.title, quote=False)
+    words = html.escape(" ".join((*drawing.caption, NOTICE)), quote=False)
+    opening = svg.index(">", svg.index("<svg"))
+    return (
+        f'{svg[:opening]} role="img" style="max-width:100%;height:auto">\n'
+        f"<title>{title}</title>\n<desc>{words}{_DESC_END}{svg[opening + 1 :]}"
+    )
