@@ -4,6 +4,7 @@ from .aio import AsyncConnectionManager
 from .audit import TransitionRecord
 from .config import ConnectionConfig
 from .connection import ManagedConnection
+from .global_cluster import GlobalStrategy
 from .manager import ConnectionManager
 from .policy import LifecyclePolicy
 from .strategies import ConnectionStrategy, LocalStrategy, RegularStrategy
@@ -16,6 +17,7 @@ __all__ = [
     "ConnectionConfig",
     "ConnectionManager",
     "ConnectionStrategy",
+    "GlobalStrategy",
     "LifecyclePolicy",
     "LocalStrategy",
     "ManagedConnection",

@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from .audit import Listener
@@ -20,6 +21,7 @@ from .errors import LifecycleError, LoopMismatch, UnknownHandler
 from .face import FACE, Face
 from .facts import Located
 from .forking import on_fork_in_child
+from .kept import kept
 from .policy import LifecyclePolicy
 from .procedures import Procedures
 from .requests import Locate, Open, Pause, Ping, Procedure, Register, Request, Wait
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from .wire import Wire
 
 T = TypeVar("T")
+Work = Callable[[], Coroutine[Any, Any, None]]
 
 #: The timer that ties a manager to its loop is never due (seconds).
 _NEVER = 10 * 365 * 86_400.0
@@ -251,21 +254,29 @@ class AsyncConnectionManager(Procedures):
         loop = self.loop
         if loop is None or loop.is_closed():
             raise LoopMismatch("the connection's event loop is closed", address=connection.address)
-        if self._here():
-            self._spawn(loop, connection, flight)
-        else:
-            loop.call_soon_threadsafe(self._spawn, loop, connection, flight)
+        name = f"milvus-lifecycle-{flight.kind.value}-{connection.id}"
+        self._start(loop, partial(self._fly, connection, flight), name)
 
-    def _spawn(
-        self, loop: asyncio.AbstractEventLoop, connection: ManagedConnection, flight: Flight
-    ) -> None:
-        flying = self._fly(connection, flight)
+    def aside(self, connection: ManagedConnection) -> None:
+        loop = self.loop
+        if loop is not None and not loop.is_closed():
+            name = f"milvus-lifecycle-refresh-{connection.id}"
+            self._start(loop, lambda: self.drive(self.refresh(connection)), name)
+
+    def _start(self, loop: asyncio.AbstractEventLoop, work: Work, name: str) -> None:
+        if self._here():
+            self._spawn(loop, work, name)
+        else:
+            loop.call_soon_threadsafe(self._spawn, loop, work, name)
+
+    def _spawn(self, loop: asyncio.AbstractEventLoop, work: Work, name: str) -> None:
+        working = work()
         try:
-            task = loop.create_task(flying)
+            task = loop.create_task(working)
         except BaseException:
-            flying.close()
+            working.close()
             raise
-        task.set_name(f"milvus-lifecycle-{flight.kind.value}-{connection.id}")
+        task.set_name(name)
         # A loop that is closed without cancelling its tasks settles the flight by ``loop_gone``.
         task._log_destroy_pending = False  # type: ignore[attr-defined]
         self._tasks.add(task)
@@ -276,7 +287,7 @@ class AsyncConnectionManager(Procedures):
             await self.drive(self.fly(connection, flight))
         except Exception as error:
             # The flight is settled as abandoned and on record; a traceback helps nobody.
-            connection.last_error = error
+            connection.last_error = kept(error)
 
     def dispose(self, wire: Wire) -> None:
         self._in_loop(self._dispose_here, wire)

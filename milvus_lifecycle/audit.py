@@ -146,7 +146,9 @@ class Audit:
                 reason = f"{reason}: {brief(error)}"
         binding = connection.binding
         version = binding.version if binding is not None else None
-        if facts.located is not None and facts.located.version is not None:
+        if trigger is Trigger.REROUTE:
+            version = connection.strategy.version(connection)
+        elif facts.located is not None and facts.located.version is not None:
             version = facts.located.version
         record = TransitionRecord(
             event=TRANSITION if moved else REFUSED,

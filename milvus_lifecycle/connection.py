@@ -52,6 +52,7 @@ class ManagedConnection(Ledger):
         "id",
         "on_lost",
         "owner",
+        "refresh_planned",
         "seq",
         "state_since",
     )
@@ -84,6 +85,8 @@ class ManagedConnection(Ledger):
         self.owner: weakref.ref[object] | None = None
         #: is there an entry on the agenda that will look whether it has lingered?
         self.expiry_planned = False
+        #: ... and one that asks the locator anew?
+        self.refresh_planned = False
         self._mutex = threading.RLock()
         self._owner = 0
         self._outbox: deque[Emission] = deque()
@@ -269,6 +272,15 @@ class ManagedConnection(Ledger):
             self.result = StepResult()
             wire, flight.candidate = flight.candidate, None
             if wire is not None:
+                self._retire(wire)
+            return self.result
+
+    def drop_standby(self, flight: Flight) -> StepResult:
+        """The channel that failed is of no use: retire it."""
+        with self._mutex:
+            self.result = StepResult()
+            wire, flight.standby = flight.standby, None
+            if wire is not None and self.flight is flight:
                 self._retire(wire)
             return self.result
 

@@ -114,9 +114,8 @@ class Drawing:
 def draw(rows: Iterable[Row] = TRANSITIONS, figures: Figures | None = None) -> Drawing:
     """The drawing of a table, annotated if there are ``figures``."""
     table = tuple(rows)
-    names = list(
-        dict.fromkeys(name for row in table for name in (row.source.value, row.dest.value))
-    )
+    ends = (name for row in table for name in (row.source.value, row.dest.value))
+    names = list(dict.fromkeys((INITIAL.value, *ends)))
     final = set(names) - {row.source.value for row in table}
     looks = {name: replace(_LOOKS.get(name, Look()), final=name in final) for name in names}
     grouped = _grouped(table, set(names) - final)
@@ -258,7 +257,9 @@ def _title(figures: Figures | None) -> str:
         return "The lifecycle of a pooled connection"
     if figures.connection is None:
         return "What the connections did"
-    return f"What connection {figures.connection} did"
+    # An id comes from a log: it may hold anything, and must not break the picture.
+    shown = "".join(letter if letter.isprintable() else "?" for letter in figures.connection)
+    return f"What connection {shown[:60]} did"
 
 
 def _figures_caption(figures: Figures) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import glob
 import gzip
 import json
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -193,8 +194,8 @@ class Log:
                 elif whole:
                     self.broken += 1
                 overlong = not whole
-        except EOFError:
-            # A gzip file that is still being written, or was cut.
+        except (EOFError, zlib.error, gzip.BadGzipFile):
+            # A gzip file that is still being written, was cut, or is damaged.
             self.broken += 1
 
     def _record(self, line: bytes) -> Iterator[dict[str, object]]:

@@ -13,7 +13,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from .diagram import Drawing, draw
+from .diagram import START, Drawing, draw
 from .diagram_render import Stamp, digest, read_stamp, render_svg, table_digest
 from .diagram_text import to_dot, to_mermaid
 from .table import TRANSITIONS, Row
@@ -23,6 +23,8 @@ SVG_NAME = "lifecycle.svg"
 REMEDY = "milvus-lifecycle diagram --write DIR draws it anew"
 
 _SVG = "{http://www.w3.org/2000/svg}"
+#: Less than the distance of two lines of a label, in points.
+_LINE = 4.0
 
 
 def write_diagrams(folder: Path, rows: Iterable[Row] = TRANSITIONS) -> list[Path]:
@@ -52,7 +54,7 @@ def find_drift(folder: Path, rows: Iterable[Row] = TRANSITIONS) -> list[str]:
     if not (folder / SVG_NAME).is_file():
         found.append(f"{folder / SVG_NAME} is missing: {REMEDY}")
     for path in sorted(folder.glob("*.svg")):
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8", errors="replace")
         stamp = read_stamp(text)
         if path.name == SVG_NAME or stamp is not None:
             plain = drawing if path.name == SVG_NAME else None
@@ -63,7 +65,7 @@ def find_drift(folder: Path, rows: Iterable[Row] = TRANSITIONS) -> list[str]:
 def _mermaid_drift(path: Path, drawing: Drawing) -> Iterator[str]:
     if not path.is_file():
         yield f"{path} is missing: {REMEDY}"
-    elif digest(path.read_text(encoding="utf-8")) != digest(to_mermaid(drawing)):
+    elif digest(path.read_text(encoding="utf-8", errors="replace")) != digest(to_mermaid(drawing)):
         yield f"{path} does not show the table: {REMEDY}"
 
 
@@ -81,15 +83,23 @@ def _svg_drift(
     elif plain is not None and stamp.dot != digest(to_dot(plain)):
         yield f"was drawn by another version of the drawing code: {REMEDY}"
     if plain is not None:
-        missing = sorted(drawn_texts(plain) - svg_texts(text))
+        try:
+            missing = sorted(drawn_texts(plain) - svg_texts(text))
+        except ElementTree.ParseError as error:
+            yield f"is not well-formed: {error}"
+            return
         if missing:
             yield f"lacks {', '.join(repr(entry) for entry in missing)}"
 
 
 def drawn_texts(drawing: Drawing) -> set[str]:
     """Every state and every label line of a drawing, as `svg_texts` finds them in an SVG."""
-    texts = {node.name for node in drawing.nodes if node.notes or not node.target}
-    texts |= {_words(line) for node in drawing.nodes for line in map(str, node.lines)}
+    texts = {
+        _words(words)
+        for node in drawing.nodes
+        if node.name != START
+        for words in (node.name, *node.notes, *map(str, node.lines))
+    }
     return texts | {
         f"{edge.source} to {edge.dest}: {_words(str(line))}"
         for edge in drawing.edges
@@ -98,12 +108,11 @@ def drawn_texts(drawing: Drawing) -> set[str]:
 
 
 def svg_texts(svg: str) -> set[str]:
-    """What an SVG says: each state's words, and ``SOURCE to DEST: label`` for each edge."""
+    """What an SVG says: the words in each node, and ``SOURCE to DEST: label`` for each edge."""
     found: set[str] = set()
     for group in ElementTree.fromstring(svg.encode()).iter(f"{_SVG}g"):
         kind, title = group.get("class"), group.findtext(f"{_SVG}title", "")
         if kind == "node":
-            found.add(title)
             found.update(_lines_of(group))
         elif kind == "edge":
             found.update(f"{title}: {line}" for line in _lines_of(group))
@@ -111,12 +120,16 @@ def svg_texts(svg: str) -> set[str]:
 
 
 def _lines_of(group: ElementTree.Element) -> Iterator[str]:
-    """The text lines of a node or edge: pieces of one height, from left to right."""
-    heights: dict[str, list[tuple[float, str]]] = {}
+    """The text lines of a node or edge: pieces of about one height, from left to right."""
+    lines: list[tuple[float, list[tuple[float, str]]]] = []
     for text in group.iter(f"{_SVG}text"):
-        piece = (float(text.get("x", "0")), text.text or "")
-        heights.setdefault(text.get("y", ""), []).append(piece)
-    for pieces in heights.values():
+        x, y = float(text.get("x", "0")), float(text.get("y", "0"))
+        # Bold and small letters of one line stand a fraction of a point higher or lower.
+        line = next((pieces for height, pieces in lines if abs(height - y) < _LINE), None)
+        if line is None:
+            lines.append((y, line := []))
+        line.append((x, text.text or ""))
+    for _, pieces in lines:
         yield _words(" ".join(words for _, words in sorted(pieces)))
 
 

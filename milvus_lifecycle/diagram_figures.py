@@ -263,7 +263,7 @@ class _Fold:
 
     def _unknown(self, wanted: str) -> str:
         near = difflib.get_close_matches(wanted, self._ids, n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
         return f"no transition of connection {wanted!r} in the log{hint}"
 
 

@@ -21,6 +21,7 @@ from .policy import LifecyclePolicy
 from .registry import Registry
 from .strategies import ConnectionStrategy, LocalStrategy, RegularStrategy
 from .table import State, Trigger
+from .timers import Timers
 
 if TYPE_CHECKING:
     from .face import Face
@@ -35,9 +36,13 @@ StrategyFor = Callable[[ConnectionConfig], ConnectionStrategy]
 
 
 def default_strategy(config: ConnectionConfig) -> ConnectionStrategy:
-    """The strategy for a configuration: local file or regular endpoint."""
+    """The strategy for a configuration: local file, global cluster or regular endpoint."""
     if config.is_local:
         return LocalStrategy(config)
+    if config.is_global:
+        from .global_cluster import GlobalStrategy
+
+        return GlobalStrategy(config)
     return RegularStrategy(config)
 
 
@@ -45,7 +50,7 @@ def look() -> None:
     """A job that only wakes whoever keeps time."""
 
 
-class Engine:
+class Engine(Timers):
     """Registry, agenda, audit and policy of one manager, and the epilogue of every step."""
 
     flavour: ClassVar[str]
@@ -74,14 +79,6 @@ class Engine:
         """Have ``fly`` run by a worker of the flight's own. May raise if there can be none."""
 
     @abstractmethod
-    def dispose(self, wire: Wire) -> None:
-        """Close a channel that nothing uses any more."""
-
-    @abstractmethod
-    def wind(self) -> None:
-        """The agenda has a new next job: whoever keeps time must look again."""
-
-    @abstractmethod
     def post(self, job: Callable[[], object]) -> None:
         """Have ``job`` run soon by whoever keeps time. Called inside finalizers too."""
 
@@ -106,9 +103,11 @@ class Engine:
         return connection
 
     def _bare(self, config: ConnectionConfig, *, dedicated: bool) -> ManagedConnection:
+        strategy = self.strategy_for(config)
+        strategy.attached(self)
         return ManagedConnection(
             config,
-            self.strategy_for(config),
+            strategy,
             self.policy,
             self.audit,
             self.seams,
@@ -236,6 +235,7 @@ class Engine:
                 connection.face.rebound()
             self.step(connection, Trigger.REROUTE)
             self._plan_recycle(connection)
+            self._plan_refresh(connection)
         if not connection.leases:
             self.plan_expiry(connection)
 
@@ -284,56 +284,6 @@ class Engine:
         if not connection.leases and connection.state is State.IDLE:
             self.plan_expiry(connection)
 
-    # -- timers ----------------------------------------------------------------------------
-
-    def _plan(self, due: float, job: Callable[[], None]) -> None:
-        if self.agenda.push(due, job):
-            self.wind()
-
-    def plan_expiry(self, connection: ManagedConnection) -> None:
-        """Close the connection once it has lingered unused."""
-        if connection.expiry_planned:
-            return  # one entry a connection: it is moved on when it comes due too early
-        due = connection.linger_due()
-        if due is not None and connection.state is State.IDLE:
-            connection.expiry_planned = True
-            self._plan(due, partial(self._expire, connection))
-
-    def _expire(self, connection: ManagedConnection) -> None:
-        connection.expiry_planned = False
-        if connection.state is State.IDLE and not self.step(connection, Trigger.EXPIRE):
-            self.plan_expiry(connection)
-
-    def _plan_recycle(self, connection: ManagedConnection) -> None:
-        policy, binding = self.policy, connection.binding
-        if policy.max_age is None or binding is None:
-            return
-        due = binding.wire.opened_at + policy.max_age * (
-            1.0 - policy.backoff_jitter * connection.unit
-        )
-        # A moment later than due: the guard wants "older than", not "as old as".
-        self._plan(due + 0.001, partial(self._recycle, connection, binding.generation))
-
-    def _recycle(self, connection: ManagedConnection, generation: int) -> None:
-        if connection.generation != generation or connection.state is State.CLOSED:
-            return
-        if not self.step(connection, Trigger.RECYCLE):
-            # Not held, suspect or in a flight just now: look again, not too often.
-            again = self.seams.clock() + max(1.0, (self.policy.max_age or 0.0) / 10)
-            self._plan(again, partial(self._recycle, connection, generation))
-
-    def _cut(self, connection: ManagedConnection, wire: Wire) -> None:
-        """``drain_timeout`` is over: what still runs on the retired channel is cut."""
-        if wire.sever(cut=True):
-            self.dispose(wire)
-        connection.drained(wire)
-
-    def run_due(self) -> float | None:
-        """Run what is due. Returns when to come again (monotonic seconds), None for never."""
-        for job in self.agenda.take_due(self.seams.clock()):
-            job()
-        return self.agenda.next_due()
-
     # -- everybody -------------------------------------------------------------------------
 
     def listen(self, listener: Listener) -> Callable[[], None]:
@@ -373,5 +323,5 @@ class Engine:
         self.agenda.reset_after_fork()
         for connection in self.registry.all():
             connection.reset_after_fork()
-            connection.expiry_planned = False
+            connection.expiry_planned = connection.refresh_planned = False
             self.step(connection, Trigger.FORKED)

@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from .errors import NOT_READY_CODES, ConnectionClosed, DeadlineExceeded
+from .errors import (
+    NOT_READY_CODES,
+    REPLICATE_VIOLATION_MARK,
+    ConnectionClosed,
+    DeadlineExceeded,
+)
 from .table import State
 from .wire import Binding, WireState
 
@@ -37,6 +42,8 @@ RETRY_WINDOW = 3.5
 DEADLINE_MARGIN = 0.02
 #: how many (method, collection) pairs a face remembers as answered
 ANSWERED_LIMIT = 1000
+#: how many statuses it remembers
+STATUSES_LIMIT = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +78,8 @@ class _Call:
 # The decorator does not pass a call's deadline on, and gives every attempt the full timeout
 # again. The error callback runs in the call's own thread or task, so its context carries it.
 _call: contextvars.ContextVar[_Call | None] = contextvars.ContextVar("milvus_call", default=None)
-_not_ready: contextvars.ContextVar[Start | None] = contextvars.ContextVar(
-    "milvus_not_ready", default=None
+_status: contextvars.ContextVar[tuple[int, str, Start] | None] = contextvars.ContextVar(
+    "milvus_status", default=None
 )
 
 
@@ -147,6 +154,8 @@ class Face:
         #: False once the handler itself was closed: then CLOSED is the caller's answer
         self.revivable = True
         self._answered: set[tuple[str, str, str]] = set()
+        #: statuses that a retry decorator may ask about: (code, reason) -> the RPC they answered
+        self._statuses: dict[tuple[int, str], Start] = {}
 
     def rebound(self) -> None:
         """A channel was swapped in."""
@@ -208,21 +217,35 @@ class Face:
         collection = getattr(request, "collection_name", "")
         if not collection:
             return
+        key = (method, _database(metadata), collection)
         status = getattr(response, "status", response)
         code = getattr(status, "code", 0)
         if code == 0:
             if len(self._answered) < ANSWERED_LIMIT:
-                self._answered.add((method, _database(metadata), collection))
-        elif code in NOT_READY_CODES and start.binding.generation > 1:
-            known = (method, _database(metadata), collection) in self._answered
-            _not_ready.set(start if known else None)
+                self._answered.add(key)
+            return
+        reason = getattr(status, "reason", "")
+        late = code in NOT_READY_CODES and start.binding.generation > 1 and key in self._answered
+        if late or REPLICATE_VIOLATION_MARK in reason:
+            _status.set((code, reason, start))
+            # asyncio.wait_for may run the call in a task of its own, whose context is lost.
+            while len(self._statuses) >= STATUSES_LIMIT:
+                self._statuses.pop(next(iter(self._statuses)), None)
+            self._statuses[code, reason] = start
 
-    def take_not_ready(self) -> Start | None:
-        """The RPC of this context that was just answered with a not-ready status, once."""
-        start = _not_ready.get()
-        if start is not None:
-            _not_ready.set(None)
-        return start
+    def take_status(self, error: Exception) -> Start | None:
+        """The RPC that was answered with the status that ``error`` tells of, if it was noted."""
+        code, reason = getattr(error, "code", None), getattr(error, "message", None)
+        noted = _status.get()
+        if noted is not None:
+            _status.set(None)
+            if noted[:2] == (code, reason):
+                return noted[2]
+        if not isinstance(code, int) or not isinstance(reason, str):
+            return None
+        start = self._statuses.get((code, reason))
+        # Perhaps another call's: its generation holds for this one too, its deadline does not.
+        return None if start is None else replace(start, until=None)
 
     def failed(self, start: Start, error: Exception) -> Exception:
         """An RPC failed: report it, stamp it. Returns what its caller is to see."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ class Located:
     version: int | None = None
     #: the strategy's own material, committed together with the swap (a topology, say)
     detail: object = None
+    #: when it makes sense to locate again (monotonic seconds): an attempt ends there
+    revisit: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +68,18 @@ class StepResult:
     draining: list[Wire] = field(default_factory=list)
 
 
+def wait_until(event: threading.Event, until: float) -> None:
+    """Wait until ``event`` is set, or until a ``time.monotonic()`` time."""
+    event.wait(max(0.0, until - time.monotonic()))
+
+
 @dataclass(frozen=True, slots=True)
 class Seams:
     """Time and chance, injected. ``clock`` decides; ``wall`` is only written into records."""
 
     clock: Callable[[], float] = time.monotonic
+    #: how a thread waits for an event, at most until a time of ``clock``. The asyncio driver
+    #: waits by its loop, whose ``time()`` has to be ``clock`` too if that is replaced.
+    wait: Callable[[threading.Event, float], object] = wait_until
     wall: Callable[[], datetime] = lambda: datetime.now(timezone.utc)
     chance: Callable[[], float] = random.random

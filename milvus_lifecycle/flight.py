@@ -81,6 +81,7 @@ class Flight:
         "patience",
         "plan",
         "refresh",
+        "standby",
         "waiters",
     )
 
@@ -101,6 +102,8 @@ class Flight:
         self.mandatory = True
         self.attempts = 0
         self.candidate: Wire | None = None
+        #: the channel that failed, while it may turn out to be good
+        self.standby: Wire | None = None
         #: open a fresh candidate for the next attempt: this one got no answer at all
         self.refresh = False
         #: what the strategy asked for when the state was entered

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from .engine import Engine
 from .errors import ConnectionClosed, Failure, classify
 from .flight import Flight, FlightKind
+from .kept import kept
 from .ledger import CHANNELS_PER_OUTAGE
 from .requests import Locate, Open, Ping, Procedure, Register, Wait
 from .strategies import Connect, Recover
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 #: A first attempt of an outage lasts this long (seconds) before it counts as failed; later ones
 #: as long as the outage is old, up to ``connect_timeout``. The channel itself keeps connecting.
 FIRST_SLICE = 1.0
+#: An attempt that is to end early, because the target may have moved, still gets this (seconds).
+SHORTEST_SLICE = 0.2
 
 
 class Flights(Engine):
@@ -73,7 +76,8 @@ class Flights(Engine):
             now = self.seams.clock()
             limit = flight.patience if flight.patience > flight.began else flight.deadline
             try:
-                located, wire = yield from self._candidate(connection, flight, limit - now)
+                located = yield from self._find_place(connection, flight, limit - now)
+                wire = yield from self._candidate(connection, flight, located)
                 if wire is None:
                     return
                 left = max(0.001, limit - self.seams.clock())
@@ -95,7 +99,7 @@ class Flights(Engine):
         flight.attempts += 1
         kind = classify(error)
         if kind is not Failure.DEADLINE:
-            flight.error = error
+            flight.error = kept(error)
         if flight.outcome is not None or self.seams.clock() >= flight.patience:
             return False
         if kind is Failure.DEADLINE and flight.patience > limit:
@@ -109,24 +113,65 @@ class Flights(Engine):
                 continue
             started = self.seams.clock()
             try:
-                located, wire = yield from self._candidate(
-                    connection, flight, self._slice(connection, flight, None)
-                )
+                whole = self._slice(connection, flight, None, None)
+                located = yield from self._find_place(connection, flight, whole)
+                if flight.standby is not None:
+                    kept = yield from self._keep_standby(connection, flight, located)
+                    if kept:
+                        return
+                wire = yield from self._candidate(connection, flight, located)
                 if wire is None:
                     return
-                identifier = yield from self._validate(connection, flight, wire)
+                identifier = yield from self._validate(connection, flight, wire, located)
             except Exception as error:
                 self._attempt_failed(connection, flight, error, started)
             else:
                 self._land(connection, flight, Trigger.RECOVERED, wire, identifier, located)
                 return
 
+    def _find_place(
+        self, connection: ManagedConnection, flight: Flight, timeout: float
+    ) -> Procedure[Located | None]:
+        """Where to connect to, by the strategy's locator; None: the configured address."""
+        plan = flight.plan
+        if not isinstance(plan, (Connect, Recover)) or plan.locator is None:
+            return None
+        located: Located = yield Locate(connection, plan.locator, flight.error, timeout)
+        return located
+
+    def _keep_standby(
+        self, connection: ManagedConnection, flight: Flight, located: Located | None
+    ) -> Procedure[bool]:
+        """The target has not moved: if the channel that failed answers, it goes on serving."""
+        standby = flight.standby
+        if standby is not None and located is not None and located.address == standby.address:
+            limit = self._slice(connection, flight, standby, located)
+            try:
+                yield Ping(connection, standby, min(self.policy.probe_timeout, limit))
+            except Exception as error:
+                flight.error = error
+            else:
+                stood_down = self.step(
+                    connection,
+                    Trigger.STAND_DOWN,
+                    flight=flight.number,
+                    located=located,
+                    unchanged=True,
+                )
+                return stood_down or flight.outcome is not None
+        self.finish(connection, connection.drop_standby(flight))
+        return flight.outcome is not None
+
     def _validate(
-        self, connection: ManagedConnection, flight: Flight, wire: Wire
+        self,
+        connection: ManagedConnection,
+        flight: Flight,
+        wire: Wire,
+        located: Located | None,
     ) -> Procedure[str]:
         """One attempt: ask at once, for the cause; then wait for the channel to come up."""
         started = self.seams.clock()
-        whole = self._slice(connection, flight, wire)
+        whole = self._slice(connection, flight, wire, located)
         try:
             identifier: str = yield Register(connection, wire, whole, False)
             return identifier
@@ -134,7 +179,7 @@ class Flights(Engine):
             left = whole - (self.seams.clock() - started)
             if classify(error) is not Failure.TRANSIENT or left <= 0 or flight.outcome is not None:
                 raise
-            cause = error
+            cause = kept(error) or error  # this frame must not keep the error's own frames
         try:
             identifier = yield Register(connection, wire, left, True)
             return identifier
@@ -143,13 +188,21 @@ class Flights(Engine):
                 raise cause from None
             raise
 
-    def _slice(self, connection: ManagedConnection, flight: Flight, wire: Wire | None) -> float:
+    def _slice(
+        self,
+        connection: ManagedConnection,
+        flight: Flight,
+        wire: Wire | None,
+        located: Located | None,
+    ) -> float:
         """How long an attempt may last that starts now (seconds)."""
         now, policy = self.seams.clock(), self.policy
         age = now - self._down_since(connection, flight)
         length = min(policy.connect_timeout, max(FIRST_SLICE, age))
         if wire is not None and not wire.slow and age < policy.backoff_patience:
             length = min(length, policy.backoff_patience - age)
+        if located is not None and located.revisit is not None:
+            length = min(length, max(SHORTEST_SLICE, located.revisit - now))
         return max(0.001, min(length, flight.deadline - now))
 
     def _down_since(self, connection: ManagedConnection, flight: Flight) -> float:
@@ -157,17 +210,14 @@ class Flights(Engine):
         return outage.began if outage is not None else flight.began
 
     def _candidate(
-        self, connection: ManagedConnection, flight: Flight, timeout: float
-    ) -> Procedure[tuple[Located | None, Wire | None]]:
+        self, connection: ManagedConnection, flight: Flight, located: Located | None
+    ) -> Procedure[Wire | None]:
         """The channel to validate: the flight's own if it still fits, else a fresh one.
 
         None if the flight was decided meanwhile.
         """
-        located: Located | None = None
         address, secure = connection.config.address, None
-        plan = flight.plan
-        if isinstance(plan, (Connect, Recover)) and plan.locator is not None:
-            located = yield Locate(connection, plan.locator, flight.error, timeout)
+        if located is not None:
             address, secure = located.address, located.secure
         age = self.seams.clock() - self._down_since(connection, flight)
         late = flight.kind is FlightKind.RECOVERY and age >= self.policy.backoff_patience
@@ -177,7 +227,7 @@ class Flights(Engine):
         if wire is not None:
             fits = wire.address == address and (wire.slow or not late)
             if fits and (spent or not flight.refresh):
-                return located, wire
+                return wire
             self.finish(connection, connection.withdraw(flight))
         window = self.policy.reconnect_window(age if late else 0.0, self.seams.chance)
         channel = yield Open(connection, address, secure, window)
@@ -185,8 +235,8 @@ class Flights(Engine):
         if not connection.offer(flight, wire):
             if wire.sever(cut=False):
                 self.dispose(wire)
-            return located, None
-        return located, wire
+            return None
+        return wire
 
     def _attempt_failed(
         self, connection: ManagedConnection, flight: Flight, error: Exception, started: float

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from .errors import Failure, classify
 from .facts import Facts, Seams, StepResult
 from .flight import Flight, FlightKind, Outage, Outcome
+from .kept import kept
 from .table import Row, State, Trigger
 from .wire import Binding, Wire
 
@@ -184,7 +185,7 @@ class Ledger:
         """The current channel failed: the flight is now all that stands between it and RPCs."""
         flight.mandatory = True
         self.failures += 1
-        self.last_error = flight.error = facts.error
+        self.last_error = flight.error = kept(facts.error)
         outage = self._outage(facts.now)
         if outage.budget_from is None:
             outage.budget_from = facts.now
@@ -199,6 +200,9 @@ class Ledger:
             # Never validated (kept by a give_up), or channels are spent: validate this one anew.
             binding.wire.demote()
             flight.candidate = binding.wire
+        elif self.strategy.keeps_current:
+            binding.wire.demote()
+            flight.standby = binding.wire
         else:
             self._retire_current()
 
@@ -225,7 +229,7 @@ class Ledger:
         if flight is None:
             return
         flight.attempts += 1
-        flight.error = facts.error or flight.error
+        flight.error = kept(facts.error) or flight.error
         self.last_error = flight.error
         if self.outage is not None:
             self.outage.attempts += 1
@@ -234,6 +238,7 @@ class Ledger:
         """A channel that goes on reconnecting by itself serves better than none."""
         flight = self.flight
         if flight is None or flight.candidate is None:
+            self.action_keep_standby(row, facts)
             return
         if not flight.mandatory:
             self.action_drop_candidate(row, facts)
@@ -248,6 +253,13 @@ class Ledger:
             self._retire(flight.candidate)
             flight.candidate = None
 
+    def action_keep_standby(self, row: Row, facts: Facts) -> None:
+        """The channel that failed goes on serving: it answers, or there is no other."""
+        flight = self.flight
+        if flight is not None and flight.standby is not None:
+            flight.standby.promote()
+            flight.standby = None
+
     def action_become_suspect(self, row: Row, facts: Facts) -> None:
         self.suspect = True
         if self.outage is not None:
@@ -260,7 +272,7 @@ class Ledger:
         flight = self.flight
         if flight is None:
             return
-        flight.error = facts.error or flight.error
+        flight.error = kept(facts.error) or flight.error
         if row.trigger is Trigger.PROBE_FAILED:
             over = row.dest is State.CLOSED
             outcome = Outcome.FAILED if over else Outcome.SUPERSEDED

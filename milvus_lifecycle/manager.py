@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 from .audit import Listener
 from .config import ConnectionConfig, ForeignConfig
 from .connection import ManagedConnection
-from .errors import LifecycleError, UnknownHandler
 from .engine import look
+from .errors import LifecycleError, UnknownHandler
 from .face import FACE, Face
 from .facts import Located
 from .forking import on_fork_in_child
+from .kept import kept
 from .policy import LifecyclePolicy
 from .procedures import Procedures
 from .requests import Locate, Open, Pause, Ping, Procedure, Register, Request, Wait
@@ -168,7 +169,7 @@ class ConnectionManager(Procedures):
             )
             return located
         assert isinstance(request, Pause)
-        return threading.Event().wait(request.seconds)
+        return self.seams.wait(threading.Event(), self.seams.clock() + request.seconds)
 
     def _wait(self, request: Wait) -> None:
         flight, landed = request.flight, threading.Event()
@@ -176,7 +177,7 @@ class ConnectionManager(Procedures):
         if not request.connection.join(flight, wake, request.until):
             return
         try:
-            landed.wait(max(0.0, request.until + request.grace - self.seams.clock()))
+            self.seams.wait(landed, request.until + request.grace)
         finally:
             self.parted(request.connection, flight, wake)
 
@@ -195,7 +196,15 @@ class ConnectionManager(Procedures):
             self.drive(self.fly(connection, flight))
         except Exception as error:
             # The flight is settled as abandoned and on record; a traceback helps nobody.
-            connection.last_error = error
+            connection.last_error = kept(error)
+
+    def aside(self, connection: ManagedConnection) -> None:
+        threading.Thread(
+            target=self.drive,
+            args=(self.refresh(connection),),
+            name=f"milvus-lifecycle-refresh-{connection.id}",
+            daemon=True,
+        ).start()
 
     def dispose(self, wire: Wire) -> None:
         wire.methods.clear()
@@ -251,7 +260,6 @@ class ConnectionManager(Procedures):
 
     def __del__(self) -> None:
         self._mailbox.put(_stop)
-
 
 
 def _stop() -> None:

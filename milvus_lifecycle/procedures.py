@@ -7,6 +7,7 @@ Each is a generator that decides in memory and yields what has to be waited for 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from .config import ConnectionConfig, ForeignConfig
@@ -24,7 +25,7 @@ from .face import Face, Start, stamp_of
 from .flight import Flight, FlightKind, Outcome
 from .flights import Flights
 from .leases import check_client, check_timeout
-from .requests import Pause, Procedure, Wait
+from .requests import Locate, Pause, Procedure, Wait
 from .table import State, Trigger
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 #: How much longer (seconds) than their limit the waiters of a first connect wait for its own
 #: verdict, which names the cause.
 VERDICT_GRACE = 0.5
+#: How long (seconds) a refresh in the background may take.
+REFRESH_LIMIT = 30.0
 #: Gap (seconds) between two tries while a server is up but says that it is not ready.
 NOT_READY_PAUSE = 0.25
 
@@ -124,16 +127,18 @@ class Procedures(Flights):
 
     def on_error(self, face: Face, error: Exception) -> Procedure[bool]:
         """The retry decorator asks whether to retry: waits until a retry makes sense."""
-        start = stamp_of(error)
+        start, now = stamp_of(error), self.seams.clock()
         if start is None:
-            start = face.take_not_ready()
-            if start is not None:
+            # A status instead of an RPC error, or an error that somebody brought in by hand.
+            start = face.take_status(error)
+            if classify(error) is Failure.NOT_READY:
+                if start is None:
+                    return False
                 handled = yield from self._wait_ready(start.began, start.until)
                 if handled:
                     face.expect_retry(start)
                 return handled
-            # A status instead of an RPC error, or an error that somebody brought in by hand.
-            now = self.seams.clock()
+        if start is None:
             return (yield from self._settle(face.connection, error, None, now, None))
         generation = start.binding.generation
         handled = yield from self._settle(
@@ -170,6 +175,15 @@ class Procedures(Flights):
             return False
         yield Pause(NOT_READY_PAUSE)
         return True
+
+    def refresh(self, connection: ManagedConnection) -> Procedure[None]:
+        """Ask the locator where to be, with nobody waiting; then let the connections compare."""
+        locator = connection.strategy.locator(connection)
+        if locator is not None:
+            # The locator says itself, once, what is wrong; the connection goes on as it is.
+            with suppress(Exception):
+                yield Locate(connection, locator, None, REFRESH_LIMIT)
+            self.reroute_all()
 
     def ride_out(
         self, connection: ManagedConnection, began: float, until: float | None

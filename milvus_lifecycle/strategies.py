@@ -17,6 +17,7 @@ from .errors import Failure, classify
 if TYPE_CHECKING:
     from .config import ConnectionConfig
     from .connection import ManagedConnection
+    from .engine import Engine
     from .facts import Facts, Located
 
 
@@ -73,9 +74,14 @@ class ConnectionStrategy:
 
     #: stands in every record
     name: ClassVar[str] = "custom"
+    #: may a failed channel turn out to be good? Then a recovery asks it before it opens another
+    keeps_current: ClassVar[bool] = False
 
     def __init__(self, config: ConnectionConfig) -> None:
         self.config = config
+
+    def attached(self, engine: Engine) -> None:
+        """A manager is about to use this strategy for a connection."""
 
     # -- guards: pure, called under the connection's mutex -------------------------------
 
@@ -124,6 +130,14 @@ class ConnectionStrategy:
 
     def locator(self, connection: ManagedConnection) -> Locator | None:
         """Who finds the place to connect to. None: the configured address, always."""
+        return None
+
+    def refresh_every(self, connection: ManagedConnection) -> float | None:
+        """Seconds between calls of the locator while clients hold the connection; None: never."""
+        return None
+
+    def version(self, connection: ManagedConnection) -> int | None:
+        """Version of what the strategy last heard, for the records of a reroute."""
         return None
 
 

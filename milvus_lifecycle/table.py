@@ -251,6 +251,7 @@ TRANSITIONS: tuple[Row, ...] = (
         "nothing to change: the current channel serves",
         ("same_flight", "may_stand_down"),
         "drop_candidate",
+        "keep_standby",
         "end_flight",
     ),
     Row(

@@ -75,7 +75,7 @@ class Wire:
     def promote(self) -> None:
         """Candidate becomes current."""
         with self._lock:
-            if self.state is not WireState.CLOSED:
+            if self.state is WireState.CANDIDATE:
                 self.state = WireState.CURRENT
 
     def demote(self) -> None:

@@ -1,0 +1,123 @@
+"""Timers: what a manager does by itself, later: expiry, rotation, refresh, the end of a drain.
+
+A job looks at its connection when it comes due and asks the table by a trigger; so a timer that
+comes too early or too late does nothing.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from .errors import LifecycleError
+from .table import State, Trigger
+
+if TYPE_CHECKING:
+    from .agenda import Agenda
+    from .connection import ManagedConnection
+    from .facts import Seams
+    from .policy import LifecyclePolicy
+    from .registry import Registry
+    from .wire import Wire
+
+
+class Timers:
+    """The agenda's jobs. ``Engine`` gives them their step, a driver their time."""
+
+    agenda: Agenda
+    policy: LifecyclePolicy
+    registry: Registry
+    seams: Seams
+
+    @abstractmethod
+    def step(self, connection: ManagedConnection, trigger: Trigger, **facts: Any) -> bool:
+        """Step the machine and do what the step leaves to do. True if a row was taken."""
+
+    @abstractmethod
+    def aside(self, connection: ManagedConnection) -> None:
+        """Have ``refresh`` run beside everything else. May raise if there can be no worker."""
+
+    @abstractmethod
+    def dispose(self, wire: Wire) -> None:
+        """Close a channel that nothing uses any more."""
+
+    @abstractmethod
+    def wind(self) -> None:
+        """The agenda has a new next job: whoever keeps time must look again."""
+
+    def _plan(self, due: float, job: Callable[[], None]) -> None:
+        if self.agenda.push(due, job):
+            self.wind()
+
+    def plan_expiry(self, connection: ManagedConnection) -> None:
+        """Close the connection once it has lingered unused."""
+        if connection.expiry_planned:
+            return  # one entry a connection: it is moved on when it comes due too early
+        due = connection.linger_due()
+        if due is not None and connection.state is State.IDLE:
+            connection.expiry_planned = True
+            self._plan(due, partial(self._expire, connection))
+
+    def _expire(self, connection: ManagedConnection) -> None:
+        connection.expiry_planned = False
+        if connection.state is State.IDLE and not self.step(connection, Trigger.EXPIRE):
+            self.plan_expiry(connection)
+
+    def _plan_recycle(self, connection: ManagedConnection) -> None:
+        policy, binding = self.policy, connection.binding
+        if policy.max_age is None or binding is None:
+            return
+        due = binding.wire.opened_at + policy.max_age * (
+            1.0 - policy.backoff_jitter * connection.unit
+        )
+        # A moment later than due: the guard wants "older than", not "as old as".
+        self._plan(due + 0.001, partial(self._recycle, connection, binding.generation))
+
+    def _recycle(self, connection: ManagedConnection, generation: int) -> None:
+        if connection.generation != generation or connection.state is State.CLOSED:
+            return
+        if not self.step(connection, Trigger.RECYCLE):
+            # Not held, suspect or in a flight just now: look again, not too often.
+            again = self.seams.clock() + max(1.0, (self.policy.max_age or 0.0) / 10)
+            self._plan(again, partial(self._recycle, connection, generation))
+
+    def _plan_refresh(self, connection: ManagedConnection) -> None:
+        """Ask the locator anew every so often, with jitter; one entry a connection."""
+        every = connection.strategy.refresh_every(connection)
+        if every is None or connection.refresh_planned:
+            return
+        connection.refresh_planned = True
+        jitter = self.policy.backoff_jitter * (2.0 * self.seams.chance() - 1.0)
+        due = self.seams.clock() + every * (1.0 + jitter)
+        self._plan(due, partial(self._refresh, connection))
+
+    def _refresh(self, connection: ManagedConnection) -> None:
+        connection.refresh_planned = False
+        if connection.state is State.CLOSED:
+            return
+        if connection.leases and connection.flight is None:
+            # No thread to be had, or a loop that is closing: the next one is planned anyway.
+            with suppress(RuntimeError, LifecycleError):
+                self.aside(connection)
+        self._plan_refresh(connection)
+
+    def reroute_all(self) -> None:
+        """A target may have moved: let every connection compare."""
+        for connection in self.registry.all():
+            if connection.state in (State.IDLE, State.ACTIVE):
+                self.step(connection, Trigger.REROUTE)
+
+    def _cut(self, connection: ManagedConnection, wire: Wire) -> None:
+        """``drain_timeout`` is over: what still runs on the retired channel is cut."""
+        if wire.sever(cut=True):
+            self.dispose(wire)
+        connection.drained(wire)
+
+    def run_due(self) -> float | None:
+        """Run what is due. Returns when to come again (monotonic seconds), None for never."""
+        for job in self.agenda.take_due(self.seams.clock()):
+            job()
+        return self.agenda.next_due()
