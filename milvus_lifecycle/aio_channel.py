@@ -18,6 +18,20 @@ if TYPE_CHECKING:
     from .connection import ManagedConnection
 
 
+#: So long (seconds) before a call's deadline the engine says why it was not served.
+SAY_BEFORE = 0.05
+
+
+class OverdueError(grpc.RpcError):
+    """DEADLINE_EXCEEDED, for an RPC that was cancelled at its deadline."""
+
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.DEADLINE_EXCEEDED
+
+    def details(self) -> str:
+        return str(self.args[0])
+
+
 class _Interceptors(list[Any]):
     """The handler's interceptors, one list over all channels; none of them twice.
 
@@ -51,6 +65,9 @@ class AsyncLifecycleChannel(AsyncFace, grpc.aio.Channel):
         """Let an RPC in, waiting for a flight if need be. Raises what the caller is to see."""
         start, began, until = self.quick(timeout)
         if start is None:
+            if until is not None and timeout is not None:
+                # pymilvus cancels the call at its deadline, and its caller would learn nothing.
+                until -= min(SAY_BEFORE, timeout / 10)
             try:
                 return await self.engine.drive(self.engine.admit(self, timeout, began, until))
             except LifecycleError as error:
@@ -61,6 +78,17 @@ class AsyncLifecycleChannel(AsyncFace, grpc.aio.Channel):
         """What the caller of a failed RPC sees."""
         seen = self.failed(start, error)
         return self.engine.transport.translate(seen) if isinstance(seen, LifecycleError) else seen
+
+    def cancelled(self, start: Start) -> None:
+        """A caller gave its RPC up. At its deadline this is how pymilvus ends it: a black hole
+        shows itself by nothing else."""
+        now = self.engine.seams.clock()
+        start.connection.ended(now)
+        if start.until is None or start.timeout is None:
+            return
+        if start.until - now <= start.timeout / 10:
+            overdue = OverdueError("cancelled at the deadline of its call")
+            self.engine.rpc_failed(start.connection, overdue, start.binding.generation, start.at)
 
     async def here(self) -> AsyncLifecycleChannel:
         """This channel, or in another event loop the same client's channel there."""
@@ -185,7 +213,7 @@ class _UnaryUnary(_Method):
         face = await self._face.here()
         start = await face.begin(timeout)
         wire = start.binding.wire
-        running = _Running(None)
+        running, failure = _Running(None), None
         try:
             running.call = self.target(start)(
                 request,
@@ -197,19 +225,25 @@ class _UnaryUnary(_Method):
             )
             wire.calls.add(running)
             response = await running.call
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as cancelled:
             if not running.severed or _cancelling():
-                raise
-            raise face.ended_badly(start, grpc.FutureCancelledError()) from None
+                face.cancelled(start)
+                raise cancelled.with_traceback(None)
+            failure = face.ended_badly(start, grpc.FutureCancelledError())
         except grpc.aio.UsageError as error:
             if wire.state is not WireState.CLOSED:
                 raise
-            raise face.ended_badly(start, grpc.FutureCancelledError(str(error))) from None
+            failure = face.ended_badly(start, grpc.FutureCancelledError(str(error)))
         except grpc.RpcError as error:
-            raise face.ended_badly(start, error) from None
+            failure = face.ended_badly(start, error.with_traceback(None))
         finally:
             wire.calls.discard(running)
+            running.call = None
             face.left(start)
+        if failure is not None:
+            # Raised here, without traceback and context: their frames hold gRPC's call object,
+            # and whoever keeps the error would keep the socket of a closed channel.
+            raise failure
         face.answered(start, self._method, request, response, metadata)
         return response
 

@@ -142,6 +142,9 @@ class Audit:
             reason = "refused: the connection is closed"
         else:
             reason = facts.reason or (row.why if row is not None else "")
+            outage = connection.outage
+            if outage is not None and outage.flaps and _begins(trigger):
+                reason = f"flapping, no call succeeded since the last recovery: {reason}"
             if error is not None:
                 reason = f"{reason}: {brief(error)}"
         binding = connection.binding

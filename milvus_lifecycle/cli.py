@@ -44,6 +44,21 @@ COMMANDS: tuple[Command, ...] = (
         "milvus_lifecycle.demo.command",
         "kill a real server under an unmodified MilvusClient program and watch the connections",
     ),
+    Command(
+        "run",
+        "milvus_lifecycle.run_command",
+        "run an unchanged program with its MilvusClients on the engine",
+    ),
+    Command(
+        "diagram",
+        "milvus_lifecycle.diagram_cli",
+        "draw the lifecycle from the table, or from what audit logs say of it",
+    ),
+    Command(
+        "audit",
+        "milvus_lifecycle.replay.command",
+        "verify, count, follow and show audit logs",
+    ),
 )
 
 

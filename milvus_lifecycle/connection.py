@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .facts import Facts, Seams, StepResult
 from .flight import Flight, FlightKind, Outcome
-from .ledger import Ledger
+from .leases import Leases, Reentered
 from .machine import fire
 from .strategies import Dispose
 from .table import REFUSED, State, Trigger
@@ -24,11 +24,10 @@ if TYPE_CHECKING:
     from .strategies import ConnectionStrategy
 
 
-class Reentered(RuntimeError):
-    """A finalizer ran inside this very connection's step: do the work later instead."""
+_ACTIVE = State.ACTIVE
 
 
-class ManagedConnection(Ledger):
+class ManagedConnection(Leases):
     """One pooled connection. Everything about it changes only inside ``step``.
 
     Public and read-only for users: ``handler``, ``config``, ``strategy``, ``state``,
@@ -37,11 +36,8 @@ class ManagedConnection(Ledger):
     """
 
     __slots__ = (
-        "__weakref__",
         "_delivering",
-        "_mutex",
         "_outbox",
-        "_owner",
         "audit",
         "closed_by",
         "config",
@@ -50,7 +46,6 @@ class ManagedConnection(Ledger):
         "face",
         "handler",
         "id",
-        "on_lost",
         "owner",
         "refresh_planned",
         "seq",
@@ -68,7 +63,7 @@ class ManagedConnection(Ledger):
         dedicated: bool,
         on_lost: Callable[[ManagedConnection, int, weakref.ref[object]], None],
     ) -> None:
-        super().__init__(policy, seams, dedicated=dedicated)
+        super().__init__(policy, seams, dedicated=dedicated, on_lost=on_lost)
         self.id = uuid.uuid4().hex[:16]
         self.config = config
         self.strategy = strategy
@@ -80,15 +75,12 @@ class ManagedConnection(Ledger):
         self.created_at = self.state_since = self.last_used_at
         #: the trigger that closed it
         self.closed_by: Trigger | None = None
-        self.on_lost = on_lost
         #: whom a dedicated connection was made for
         self.owner: weakref.ref[object] | None = None
         #: is there an entry on the agenda that will look whether it has lingered?
         self.expiry_planned = False
         #: ... and one that asks the locator anew?
         self.refresh_planned = False
-        self._mutex = threading.RLock()
-        self._owner = 0
         self._outbox: deque[Emission] = deque()
         self._delivering = threading.Lock()
 
@@ -122,79 +114,6 @@ class ManagedConnection(Ledger):
             f"generation={self.generation} clients={len(self.leases)}>"
         )
 
-    # -- leases ----------------------------------------------------------------------------
-
-    def lease(self, client: object | None) -> bool:
-        """Add ``client`` to those who hold the connection. False if it is closed.
-
-        Raises TypeError (from ``weakref``) for a client that cannot be weakly referenced.
-        """
-        key = id(client) if client is not None else 0
-        with self._mutex:
-            if self.state is State.CLOSED:
-                return False
-            held = self.leases.get(key)
-            if client is None:
-                self.leases[0] = None
-            elif held is None or held() is not client:
-                self.leases[key] = weakref.ref(client, self._lost_callback(key))
-            return True
-
-    def touch(self) -> None:
-        """A checkout was served: a use, like an RPC."""
-        self.last_used_at = self.seams.clock()
-
-    def try_fast(self, client: object | None, now: float) -> bool:
-        """The hit path: lease an ACTIVE connection that needs no probe, without a step."""
-        if self.state is not State.ACTIVE or self.idle_too_long(now):
-            return False
-        key = id(client) if client is not None else 0
-        with self._mutex:
-            if self.state is not State.ACTIVE:
-                return False
-            leases = self.leases
-            if client is None:
-                leases[0] = None
-            else:
-                held = leases.get(key)
-                if held is None or held() is not client:
-                    try:
-                        leases[key] = weakref.ref(client, self._lost_callback(key))
-                    except TypeError:
-                        return False  # the long way says what is wrong with it
-            self.last_used_at = now
-            return True
-
-    def unlease(self, client: object | None) -> bool:
-        """Give a lease back. True if nobody holds the connection any more."""
-        return self._drop(id(client) if client is not None else 0, None)
-
-    def lose(self, key: int, ref: weakref.ref[object]) -> bool:
-        """The collector took a client. True if nobody holds the connection any more."""
-        return self._drop(key, ref)
-
-    def _drop(self, key: int, ref: weakref.ref[object] | None) -> bool:
-        with self._mutex:
-            if self._owner == threading.get_ident():
-                raise Reentered
-            if key in self.leases and (ref is None or self.leases[key] is ref):
-                del self.leases[key]
-                if not self.leases:
-                    self.unheld_since = self.seams.clock()
-            return not self.leases
-
-    def _lost_callback(self, key: int) -> Callable[[weakref.ref[object]], None]:
-        # Must not hold the connection strongly, and may do no more than post a note: the
-        # collector runs it anywhere, inside critical sections of this very thread too.
-        self_ref, on_lost = weakref.ref(self), self.on_lost
-
-        def lost(ref: weakref.ref[object]) -> None:
-            connection = self_ref()
-            if connection is not None:
-                on_lost(connection, key, ref)
-
-        return lost
-
     # -- RPCs ------------------------------------------------------------------------------
 
     def enter(self, now: float, *, trusted: bool = False) -> Binding | None:
@@ -203,10 +122,12 @@ class ManagedConnection(Ledger):
         ``trusted``: the caller has just seen a flight land, however short ``idle_threshold`` is.
         """
         binding = self.binding
-        if binding is None or (not trusted and self.idle_too_long(now)):
+        if binding is None:
+            return None
+        if now - self.last_used_at > self.idle_limit and not trusted and self.idle_too_long(now):
             return None
         state = self.state
-        if state is State.ACTIVE or (state is State.IDLE and self.validated):
+        if state is _ACTIVE or (state is State.IDLE and self.validated):
             self.last_used_at = now
             return binding if binding.wire.enter() else None
         if state is State.RECOVERING:

@@ -143,8 +143,8 @@ def _figures(options: argparse.Namespace) -> Figures | None:
     lost = log.broken + figures.skipped
     if lost:
         print(
-            f"milvus-lifecycle diagram: {lost:,} lines were no readable records and were left "
-            "out; milvus-lifecycle audit verify says which",
+            f"milvus-lifecycle diagram: lines left out for they hold no readable record: {lost:,}; "
+            "milvus-lifecycle audit verify says which",
             file=sys.stderr,
         )
     return figures

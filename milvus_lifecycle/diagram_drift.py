@@ -115,7 +115,8 @@ def svg_texts(svg: str) -> set[str]:
         if kind == "node":
             found.update(_lines_of(group))
         elif kind == "edge":
-            found.update(f"{title}: {line}" for line in _lines_of(group))
+            name = title.partition("\n")[0]
+            found.update(f"{name}: {line}" for line in _lines_of(group))
     return found
 
 

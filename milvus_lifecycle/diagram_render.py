@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, cast
 
-from .diagram import Drawing
+from .diagram import Drawing, Edge
 from .diagram_text import NOTICE, to_dot
 from .table import TRANSITIONS, Row
 
@@ -126,17 +126,24 @@ def _load(dot: str) -> _Graph:
 
 _COMMENT = re.compile(r"<!--.*?-->\n?", re.DOTALL)
 _DOCTYPE = re.compile(r"<!DOCTYPE.*?>\n?", re.DOTALL)
-_EDGE_TITLE = re.compile(
-    r'(<g id="edge(?:&#45;|-)(\w+)(?:&#45;|-)(\w+)" class="edge">\s*)<title>.*?</title>'
-)
+_TOOLTIP = re.compile(r'<g id="a_[^"]*"><a xlink:title="[^"]*">\n(.*?)</a>\n</g>\n', re.DOTALL)
+_TITLE = re.compile(r'(<g id="([^"]*)" class="(?:node|edge)">\s*)<title>.*?</title>')
 
 
 def _tidy(svg: str, drawing: Drawing) -> str:
     """Drop what names Graphviz' release or points to the network, and name things rightly."""
     svg = _DOCTYPE.sub("", _COMMENT.sub("", svg.replace("\r\n", "\n")))
     svg = svg.replace(' standalone="no"', "", 1).replace("<title>lifecycle</title>\n", "", 1)
-    # Some edges were laid out against their direction: their titles would lie.
-    svg = _EDGE_TITLE.sub(r"\1<title>\2 to \3</title>", svg)
+    # Graphviz gives tooltips as links, which not every browser shows, and its titles would lie
+    # where an edge was laid out against its direction. A group's own title serves for both.
+    titles = {f"state-{node.id}": node.name for node in drawing.nodes}
+    titles |= {f"edge-{edge.source}-{edge.dest}": edge_title(edge) for edge in drawing.edges}
+
+    def name(found: re.Match[str]) -> str:
+        title = titles.get(html.unescape(found[2]), "")
+        return f"{found[1]}<title>{html.escape(title, quote=False)}</title>"
+
+    svg = _TITLE.sub(name, _TOOLTIP.sub(r"\1", svg))
     title = html.escape(drawing.title, quote=False)
     words = html.escape(" ".join((*drawing.caption, NOTICE)), quote=False)
     opening = svg.index(">", svg.index("<svg"))
@@ -144,3 +151,8 @@ def _tidy(svg: str, drawing: Drawing) -> str:
         f'{svg[:opening]} role="img" style="max-width:100%;height:auto">\n'
         f"<title>{title}</title>\n<desc>{words}{_DESC_END}{svg[opening + 1 :]}"
     )
+
+
+def edge_title(edge: Edge) -> str:
+    """What an edge of an SVG says when one points at it; its first line is its name."""
+    return "\n".join((f"{edge.source} to {edge.dest}", *edge.hints))

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from .agenda import Agenda
 from .audit import Audit, Listener, Sink
 from .config import ConnectionConfig
-from .connection import ManagedConnection, Reentered
+from .connection import ManagedConnection
 from .errors import ConnectionClosed, Failure, classify
 from .facts import Facts, Seams, StepResult
+from .leases import Reentered
 from .policy import LifecyclePolicy
 from .registry import Registry
 from .strategies import ConnectionStrategy, LocalStrategy, RegularStrategy

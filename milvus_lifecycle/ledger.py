@@ -306,6 +306,7 @@ class Ledger:
         if flight is None:
             return
         flight.outcome = outcome
+        self.last_error = flight.error or self.last_error
         self.result.wakes.extend(flight.waiters)
         flight.waiters = []
         if flight.candidate is not None:

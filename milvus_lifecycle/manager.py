@@ -108,7 +108,10 @@ class ConnectionManager(Procedures):
 
     def release(self, handler: Any, client: object | None = None) -> None:
         """Give a lease back. Closing is not waited for. Raises UnknownHandler."""
-        self.let_go(self._face_of(handler).connection, client)
+        face = getattr(handler, FACE, None)
+        if not isinstance(face, Face) or face.engine is not self:
+            face = self._face_of(handler)
+        self.let_go(face.connection, client)
 
     def close_all(self) -> None:
         """Close every connection at once; whoever waits for one wakes with the closed error."""
@@ -259,7 +262,9 @@ class ConnectionManager(Procedures):
             self.wind()
 
     def __del__(self) -> None:
-        self._mailbox.put(_stop)
+        mailbox = getattr(self, "_mailbox", None)  # absent if __init__ raised
+        if mailbox is not None:
+            mailbox.put(_stop)
 
 
 def _stop() -> None:

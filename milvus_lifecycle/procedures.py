@@ -198,7 +198,7 @@ class Procedures(Flights):
         while True:
             flight = connection.flight
             if connection.state is State.CLOSED:
-                raise ConnectionClosed(address=connection.address)
+                raise self._closed(connection, began)
             if flight is None or (flight.kind is FlightKind.RECOVERY and not flight.mandatory):
                 return
             first = connection.connecting()
@@ -226,7 +226,7 @@ class Procedures(Flights):
         if outcome is Outcome.FAILED:
             kind = ConnectFailed
         elif outcome is Outcome.CLOSED or connection.state is State.CLOSED:
-            raise ConnectionClosed(address=connection.address)
+            raise self._closed(connection, began)
         elif outcome is Outcome.GAVE_UP and (permanent or self.seams.clock() >= limit):
             kind = RecoveryExhausted
         if kind is not None:
@@ -241,6 +241,16 @@ class Procedures(Flights):
             self.step(connection, Trigger.FAIL, reason="a caller has budget left")
         elif outcome is Outcome.ABANDONED:
             self.step(connection, Trigger.ACQUIRE, reason="the last flight was abandoned")
+
+    def _closed(self, connection: ManagedConnection, began: float) -> LifecycleError:
+        """Why the connection is closed: a first connect may have failed before anybody joined."""
+        error = connection.last_error
+        if connection.closed_by not in (Trigger.PROBE_FAILED, Trigger.ABANDONED) or error is None:
+            return ConnectionClosed(address=connection.address)
+        permanent = classify(error) is Failure.PERMANENT
+        kind = PermanentFailure if permanent else ConnectFailed
+        elapsed = self.seams.clock() - began
+        return kind(address=connection.address, attempts=1, elapsed=elapsed, last_error=error)
 
     def _late(
         self,

@@ -128,7 +128,7 @@ TRANSITIONS: tuple[Row, ...] = (
         ("begin_probe",),
         "needs_probe",
     ),
-    Row(T.ACQUIRE, _IDLE, _ACTIVE, "validated a moment ago", guard="otherwise"),
+    Row(T.ACQUIRE, _IDLE, _ACTIVE, "validated a moment ago", ("held",), guard="held"),
     Row(
         T.ACQUIRE,
         _ACTIVE,

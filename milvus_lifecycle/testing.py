@@ -205,7 +205,7 @@ class Script:
         """Hold nothing any more; what is held succeeds."""
         self._held.clear()
         for operation in self.held():
-            self._succeed(operation)
+            self.finish(operation)
 
     def plan(self, kind: str, *outcomes: object) -> None:
         """Let the next operations of ``kind`` end so: an exception, or the result."""
@@ -234,10 +234,11 @@ class Script:
         elif outcome is not self:
             operation.succeed(outcome)
         elif kind not in self._held:
-            self._succeed(operation)
+            self.finish(operation)
         return operation
 
-    def _succeed(self, operation: Operation) -> None:
+    def finish(self, operation: Operation) -> None:
+        """End an operation well, with a result of its kind."""
         result: Any = None
         if operation.kind == "register":
             result = f"identifier-{next(self._identifiers)}"

@@ -1,4 +1,4 @@
-"""Scripted transports: handlers without pymilvus and channels without a network, for ``testing``."""
+"""Scripted transports for `testing`: handlers without pymilvus, channels without a network."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import sys
 import zlib
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from .problems import Kind, Problem
 
@@ -49,8 +49,8 @@ class Batch:
     complete: bool = True
 
 
-class _Readable(Protocol):
-    def read(self, size: int, /) -> bytes: ...
+#: Reads up to so many bytes; nothing at the end.
+_Read = Callable[[int], bytes]
 
 
 def open_log(path: str) -> BinaryIO:
@@ -76,8 +76,8 @@ class _Counted:
         self.count = 0
 
     def read(self, size: int, /) -> bytes:
-        data = self._head or self._raw.read(size)
-        self._head = b""
+        data, self._head = self._head[:size], self._head[size:]
+        data = data or self._raw.read(size)
         self.count += len(data)
         return data
 
@@ -127,11 +127,11 @@ class LineReader:
         return Problem(kind, self.path, line, f"{what}; nothing after this place was read")
 
     def _read(self, raw: BinaryIO) -> Iterator[Batch | Problem]:
-        stream, counted, left = self._unpack(raw)
+        read, counted, left = self._unpack(raw)
         pending = b""
         reported = 0
         while True:
-            chunk = stream.read(CHUNK if left is None else min(CHUNK, left))
+            chunk = read(CHUNK if left is None else min(CHUNK, left))
             if left is not None:
                 left -= len(chunk)
             if self._on_progress is not None:
@@ -142,22 +142,23 @@ class LineReader:
             pending = yield from self._split(pending, chunk)
         yield from self._finish(pending)
 
-    def _unpack(self, raw: BinaryIO) -> tuple[_Readable, _Counted, int | None]:
-        """The stream of plain bytes, its counter, and how many bytes to take (None: all)."""
+    def _unpack(self, raw: BinaryIO) -> tuple[_Read, _Counted, int | None]:
+        """What reads plain bytes, the raw counter, and how many bytes to take (None: all)."""
         if self._span is not None:
             raw.seek(self._span.start)
             end = self._span.end
             if self._span.start:
                 counted = _Counted(raw, b"")
-                return counted, counted, None if end is None else end - self._span.start
+                return counted.read, counted, None if end is None else end - self._span.start
         head = raw.read(len(_BOM))
         if head.startswith(_GZIP):
             counted = _Counted(raw, head)
-            return gzip.GzipFile(fileobj=counted), counted, None
+            # read1: of a damaged file, what came before the damage is not lost.
+            return gzip.GzipFile(fileobj=counted).read1, counted, None
         end = None if self._span is None else self._span.end
         counted = _Counted(raw, b"" if head == _BOM else head)
         left = None if end is None else end - (len(head) if head == _BOM else 0)
-        return counted, counted, left
+        return counted.read, counted, left
 
     def _split(self, pending: bytes, chunk: bytes) -> Generator[Batch | Problem, None, bytes]:
         """Yield the complete lines of ``pending + chunk``; return what is left over."""

@@ -10,7 +10,7 @@ A record of an unknown connection starts a track. Whether it may start one depen
 read before: ``Verifier`` judges at once when it reads a log from its beginning, and keeps it
 as a *head* when it reads a later piece of one (``--jobs``); ``merge`` then judges the heads.
 
-Memory is bounded, see ``tracks.py``: a connection that was not heard of while 100,000 others
+Memory is bounded, see ``recent.py``: a connection that was not heard of while 100,000 others
 were is forgotten and, should it come back, starts late.
 """
 
@@ -22,8 +22,9 @@ from ..table import IGNORED, IMPOSSIBLE, REFUSED, TRANSITIONS, State, Trigger
 from .decoding import clean
 from .gaps import Gap, LossBook
 from .problems import Kind, Problem, Problems
+from .recent import CAPACITY, Recent
 from .records import SCHEMA, Created, Record, RecordsLost, Refused, Transition
-from .tracks import STATES, Identity, Track, Tracks, identity_of
+from .tracks import STATES, Identity, Key, Track, identity_of
 
 _ROWS = frozenset((str(row.trigger), str(row.source), str(row.dest)) for row in TRANSITIONS)
 _REFUSED = frozenset((str(trigger), str(state)) for state, trigger in REFUSED)
@@ -60,7 +61,7 @@ class Verifier:
         self.connections = 0
         self._from_start = from_start
         self._file = ""
-        self._tracks = Tracks(bounded=from_start)
+        self._tracks = Recent[Key, Track](CAPACITY if from_start else None)
         self._damaged = 0
 
     def begin(self, file: str) -> None:
@@ -70,7 +71,7 @@ class Verifier:
 
     def outcome(self, lines: int) -> Outcome:
         """Everything that is needed to go on elsewhere from here."""
-        tracks = list(self._tracks)
+        tracks = list(self._tracks.values())
         return Outcome(self.problems, self.losses, self.heads, tracks, self.records, lines)
 
     def finish(self) -> None:

@@ -18,7 +18,9 @@ _LAST = datetime.max.replace(tzinfo=timezone.utc)
 #: Lines to look at for a file's first moment before it is put at the end.
 _PEEK_LINES = 100
 #: Bytes of a plain file that one worker reads at a time (at most).
-_PIECE = 64 * 1024 * 1024
+_PIECE = 512 * 1024 * 1024
+#: ... and at least: below, starting the worker takes longer.
+_SMALLEST = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Piece:
 
     path: str
     span: Span | None = None
-    size: int = 0
+    #: False for standard input and pipes, which no other process can open
+    regular: bool = True
 
     @property
     def continues(self) -> bool:
@@ -110,14 +113,14 @@ def _first_moment(path: str) -> datetime:
     return _LAST
 
 
-def plan_pieces(paths: Sequence[str], jobs: int) -> list[Piece]:
+def plan_pieces(paths: Sequence[str], jobs: int, smallest: int = _SMALLEST) -> list[Piece]:
     """Cut plain files into line-aligned ranges for ``jobs`` workers; other files stay whole."""
     pieces: list[Piece] = []
     total = sum(os.path.getsize(path) for path in paths if os.path.isfile(path))
-    target = max(1024 * 1024, min(_PIECE, total // (jobs * 4) + 1))
+    target = max(smallest, min(_PIECE, total // (jobs * 4) + 1))
     for path in paths:
         if jobs < 2 or not os.path.isfile(path) or os.path.getsize(path) < 2 * target:
-            pieces.append(_whole(path))
+            pieces.append(Piece(path, regular=os.path.isfile(path)))
         else:
             pieces.extend(_cut(path, target))
     return pieces
@@ -128,7 +131,7 @@ def _cut(path: str, target: int) -> list[Piece]:
     cuts = [0]
     with open(path, "rb") as file:
         if file.read(2) == b"\x1f\x8b":
-            return [_whole(path)]
+            return [Piece(path)]
         while cuts[-1] + target < size:
             file.seek(cuts[-1] + target)
             while True:
@@ -139,13 +142,5 @@ def _cut(path: str, target: int) -> list[Piece]:
                 break
             cuts.append(file.tell())
     # The last range has no end: a log that still grows is read up to where it is by then.
-    sizes = [end - start for start, end in zip(cuts, [*cuts[1:], size], strict=True)]
     ends: list[int | None] = [*cuts[1:], None]
-    return [
-        Piece(path, Span(start, end), length)
-        for start, end, length in zip(cuts, ends, sizes, strict=True)
-    ]
-
-
-def _whole(path: str) -> Piece:
-    return Piece(path, size=os.path.getsize(path) if os.path.isfile(path) else 0)
+    return [Piece(path, Span(start, end)) for start, end in zip(cuts, ends, strict=True)]

@@ -60,6 +60,8 @@ _ERRORS = {
     Trigger.DOUBT: "DEADLINE_EXCEEDED",
     Trigger.GIVE_UP: "UNAVAILABLE",
 }
+#: After these nobody holds the connection when it is IDLE.
+_LETS_GO = (Trigger.RELEASE, Trigger.PROBE_PASSED, Trigger.RECOVERED, Trigger.STAND_DOWN)
 
 
 @dataclass
@@ -112,6 +114,8 @@ class _Walker:
             choices = [one for one in choices if one[0] is not Trigger.RELEASE]
         if not self.validated:
             choices = [one for one in choices if (self.state, one[0]) in _FIRST]
+        if self.endpoint.outage_at(now):
+            choices = [one for one in choices if one[0] is not Trigger.SERVED]
         weights = [weight for _, weight, _ in choices]
         trigger, _, mean = self.chance.choices(choices, weights)[0]
         at = now + self.chance.expovariate(1 / mean) + 1e-4
@@ -143,7 +147,9 @@ class _Walker:
         if trigger is Trigger.RELEASE:
             return rows[0] if self.dedicated else rows[-1]
         if trigger is Trigger.ACQUIRE:
-            return rows[0] if not self.validated or self.chance.random() < _SUSPECT else rows[-1]
+            down = self.endpoint.outage_at(self.since) is not None
+            wary = down or not self.validated or self.chance.random() < _SUSPECT
+            return rows[0] if wary else rows[-1]
         return rows[0] if self.chance.random() < _HELD else rows[-1]
 
     def step(self) -> dict[str, object]:
@@ -154,6 +160,8 @@ class _Walker:
             self.pid = self.chance.randrange(1000, 60000)
         dwell, self.since, self.state = now - self.since, now, row.dest
         self.seq += 1
+        if source not in (State.RECOVERING, State.PROBING):
+            self.attempt = 0
         if row.dest is State.RECOVERING and source is not State.RECOVERING:
             self.flight_began, self.attempt = now, 0
         if row.trigger in (Trigger.RETRY, Trigger.GIVE_UP):
@@ -165,7 +173,12 @@ class _Walker:
             self.validated = True
         if row.trigger is Trigger.REROUTE and self.topology is not None:
             self.topology += 1
-        self.clients = self.chance.randint(1, 9) if row.dest is State.ACTIVE else 0
+        if row.dest is State.ACTIVE:
+            self.clients = max(1, self.clients)
+        elif row.dest is State.CLOSED or row.trigger in _LETS_GO:
+            self.clients = 0
+        if row.trigger is Trigger.ACQUIRE:
+            self.clients += self.chance.randint(1, 3)
         return self._record("connection.transition", now, row, source, dwell)
 
     def _record(

@@ -1,16 +1,12 @@
-"""What is remembered of each connection while a log is read: its last record, in bounded memory."""
+"""What is remembered of each connection while a log is read: its last record."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from datetime import datetime
 
 from ..table import State
 from .records import Created, Transition
-
-#: Connections in one generation of tracks (about 450 bytes each).
-TRACKS = 100_000
 
 #: One string object for each state, however many records name it.
 STATES = {str(state): str(state) for state in State}
@@ -73,36 +69,3 @@ class Track:
 
 #: A connection's id; with the writer's identity for the second and later users of one id.
 Key = str | tuple[str, Identity]
-
-
-class Tracks:
-    """Tracks by key, in two generations of at most ``TRACKS``: who is not heard of is forgotten.
-
-    ``young`` is public for the fast path; whoever misses there asks ``find``.
-    """
-
-    def __init__(self, *, bounded: bool) -> None:
-        self.young: dict[Key, Track] = {}
-        self.forgotten = 0
-        self._old: dict[Key, Track] = {}
-        self._bounded = bounded
-
-    def find(self, key: Key) -> Track | None:
-        """The track of ``key``, made young again; None if it is unknown or forgotten."""
-        track = self.young.get(key)
-        if track is None:
-            track = self._old.pop(key, None)
-            if track is not None:
-                self.put(key, track)
-        return track
-
-    def put(self, key: Key, track: Track) -> None:
-        """Remember ``track``; if the young generation is full, the older one is forgotten."""
-        if self._bounded and len(self.young) >= TRACKS and key not in self.young:
-            self.forgotten += len(self._old)
-            self._old, self.young = self.young, {}
-        self.young[key] = track
-
-    def __iter__(self) -> Iterator[Track]:
-        yield from self._old.values()
-        yield from self.young.values()

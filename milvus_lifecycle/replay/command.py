@@ -1,0 +1,35 @@
+"""``milvus-lifecycle audit``: hands over to verify, stats, tail, report or sample."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import cast
+
+from . import command_report, command_sample, command_stats, command_tail, command_verify
+
+_COMMANDS = {
+    "verify": command_verify,
+    "stats": command_stats,
+    "tail": command_tail,
+    "report": command_report,
+    "sample": command_sample,
+}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the subcommands of ``audit``."""
+    children = parser.add_subparsers(title="subcommands", metavar="COMMAND", required=True)
+    for name, module in _COMMANDS.items():
+        summary = module.SUMMARY
+        child = children.add_parser(
+            name, help=summary, description=summary[0].upper() + summary[1:]
+        )
+        module.configure(child)
+        child.set_defaults(audit_execute=module.execute)
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Run the subcommand that was chosen; returns the exit code."""
+    chosen = cast("Callable[[argparse.Namespace], int]", options.audit_execute)
+    return chosen(options)

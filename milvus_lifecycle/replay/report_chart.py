@@ -1,0 +1,109 @@
+"""The report's chart, described with Bokeh: an overview, and lanes that the page fills itself.
+
+Chosen for the inlined size and the time to load: see ``docs/decisions.md``. Only this module
+imports Bokeh (extra ``report``), and only ``audit report`` imports this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import bokeh
+from bokeh.embed import json_item
+from bokeh.layouts import column
+from bokeh.models import (
+    BasicTicker,
+    BoxZoomTool,
+    ColumnDataSource,
+    FixedTicker,
+    Range1d,
+    RangeTool,
+    ResetTool,
+    WheelZoomTool,
+)
+from bokeh.plotting import figure
+
+#: State -> (colour, height of its bar as a share of the lane): what colour says, height says.
+LOOKS: Mapping[str, tuple[str, float]] = {
+    "IDLE": ("#c3c8cf", 0.22),
+    "ACTIVE": ("#3f9e7c", 0.5),
+    "PROBING": ("#0067a3", 0.8),
+    "RECOVERING": ("#d95f02", 1.0),
+    "CLOSED": ("#1f1f1f", 1.0),
+}
+
+
+def bokeh_script() -> str:
+    """BokehJS, as the pip package brings it."""
+    script = Path(bokeh.__file__).parent / "server" / "static" / "js" / "bokeh.min.js"
+    return script.read_text(encoding="utf-8")
+
+
+def chart_item(start: float, end: float) -> Mapping[str, object]:
+    """The chart of a log from ``start`` to ``end`` (ms since 1970), as ``embed_item`` takes it."""
+    margin = (end - start) * 0.005
+    low, high = start - margin, end + margin
+    lanes = figure(
+        name="lanes",
+        height=300,
+        x_axis_type="datetime",
+        x_range=Range1d(start=low, end=high, bounds=(low, high), min_interval=5.0),
+        y_range=Range1d(start=0, end=1),
+        sizing_mode="stretch_width",
+        toolbar_location=None,
+        tools=[
+            BoxZoomTool(dimensions="width"),
+            WheelZoomTool(dimensions="width", modifiers="ctrl"),
+            ResetTool(),
+        ],
+    )
+    _quads(lanes)
+    lanes.yaxis.ticker = FixedTicker(ticks=[])
+    lanes.ygrid.visible = False
+    overview = figure(
+        name="overview",
+        height=105,
+        x_axis_type="datetime",
+        x_range=Range1d(start=low, end=high),
+        y_range=Range1d(start=0, end=1),
+        sizing_mode="stretch_width",
+        toolbar_location=None,
+        tools=[],
+    )
+    _quads(overview)
+    overview.yaxis.ticker = BasicTicker(desired_num_ticks=2)
+    overview.yaxis.minor_tick_line_color = None
+    overview.yaxis.axis_label = "connections"
+    frame = RangeTool(x_range=lanes.x_range)
+    frame.overlay.fill_color = "#0b5fa5"
+    frame.overlay.fill_alpha = 0.08
+    frame.overlay.line_color = "#0b5fa5"
+    frame.overlay.line_dash = "solid"
+    overview.add_tools(frame)
+    both = column(overview, lanes, sizing_mode="stretch_width")
+    return dict(json_item(both))
+
+
+def _quads(chart: figure) -> None:
+    """Coloured boxes whose places the page fills in."""
+    columns: dict[str, list[float]] = {side: [] for side in ("left", "right", "bottom", "top")}
+    chart.quad(
+        source=ColumnDataSource({**columns, "color": []}),
+        left="left",
+        right="right",
+        bottom="bottom",
+        top="top",
+        fill_color="color",
+        line_color=None,
+    )
+    chart.outline_line_color = None
+    chart.axis.axis_line_color = "#9aa2ad"
+    chart.axis.major_tick_line_color = "#9aa2ad"
+    chart.axis.minor_tick_line_color = None
+    chart.axis.major_label_text_color = "#3b4450"
+    chart.axis.axis_label_text_color = "#5b6472"
+    chart.axis.axis_label_text_font_style = "normal"
+    chart.axis.axis_label_text_font_size = "11px"
+    chart.xgrid.grid_line_color = "#e6e9ed"
+    chart.min_border_right = 12

@@ -1,0 +1,147 @@
+"""The figures of some logs as tables for people: in the terminal, and in the report."""
+
+from __future__ import annotations
+
+from ..diagram import show_seconds
+from ..table import State
+from .decoding import clean
+from .incidents import TOGETHER, Incident
+from .outages import FLAPPING, RELAPSE, Outage
+from .stats import Figures, Stats
+from .tables import Table
+
+TOTAL = "all"
+NONE = "\N{EN DASH}"
+
+
+def seconds(value: float | None) -> str:
+    """A duration for people; a dash for none."""
+    return NONE if value is None else show_seconds(value)
+
+
+def stats_tables(stats: Stats) -> list[Table]:
+    """All tables of ``audit stats``; one without rows is left out when printed."""
+    return [
+        _recoveries(stats),
+        _states(stats),
+        _errors(stats),
+        incident_table(stats.incidents),
+        outage_table(stats.longest_outages),
+        _flapping(stats),
+        _edges(stats),
+    ]
+
+
+def _figures(stats: Stats) -> list[tuple[str, Figures]]:
+    rows = [(clean(name), figures) for name, figures in stats.endpoints.items()]
+    return [*rows, (TOTAL, stats.total)] if len(rows) > 1 else rows
+
+
+def _recoveries(stats: Stats) -> Table:
+    rows = []
+    for name, figures in _figures(stats):
+        spent = figures.recovery_quantiles()
+        rows.append(
+            (
+                name,
+                f"{figures.connections:,}",
+                f"{figures.outages:,}",
+                f"{len(figures.recovery_times):,}",
+                *(seconds(spent[which]) for which in ("p50", "p95", "p99", "max")),
+                f"{figures.attempts:,}",
+                f"{figures.give_ups:,}",
+                f"{figures.failed_connects:,}",
+                f"{figures.moves:,}",
+                f"{figures.flapping:,}",
+            )
+        )
+    counts = ("attempts>", "give_ups>", "failed connects>", "moves>", "flapping>")
+    times = ("p50>", "p95>", "p99>", "max>")
+    columns = ("endpoint", "connections>", "outages>", "recoveries>", *times, *counts)
+    return Table("Connections and recoveries", columns, rows, "moves: reroute and recycle")
+
+
+def _states(stats: Stats) -> Table:
+    rows = []
+    for name, figures in _figures(stats):
+        total = sum(figures.state_s.values())
+        cells = []
+        for state in _LIVE:
+            spent = figures.state_s[state]
+            cells += [seconds(spent), f"{100 * spent / total:.2f} %" if total else NONE]
+        rows.append((name, *cells))
+    columns = ["endpoint"]
+    for state in _LIVE:
+        columns += [f"{state}>", "share>"]
+    note = "finished stays only: what a connection is in when the log ends is not known to end"
+    return Table("Time in each state", columns, rows, note)
+
+
+_LIVE = tuple(state.value for state in State if state is not State.CLOSED)
+
+
+def _errors(stats: Stats) -> Table:
+    rows = [
+        (name, clean(code), f"{count:,}")
+        for name, figures in _figures(stats)
+        for code, count in figures.errors.most_common()
+        if name != TOTAL
+    ]
+    return Table("Error codes", ("endpoint", "error code", "records>"), rows)
+
+
+def incident_table(incidents: list[Incident]) -> Table:
+    """One row for each incident, in the order given."""
+    rows = [
+        (
+            f"{one.began:%Y-%m-%d %H:%M:%S}",
+            clean(one.address),
+            f"{one.connections:,}",
+            seconds(one.seconds),
+            seconds(one.suffered_s),
+            ", ".join(clean(cause) for cause, _ in one.causes.most_common()),
+            ", ".join(clean(error) for error, _ in one.errors.most_common()) or NONE,
+            f"{one.attempts:,}",
+            f"{one.give_ups:,}",
+            f"{one.unfinished:,}",
+        )
+        for one in incidents
+    ]
+    columns = ("began (UTC)", "endpoint", "connections>", "longest>", "sum>", "cause", "error code")
+    counts = ("attempts>", "give_ups>", "unfinished>")
+    note = f"outages of one endpoint that began within {TOGETHER.seconds} s of each other"
+    return Table("Worst incidents", (*columns, *counts), rows, note)
+
+
+def outage_table(outages: list[Outage], title: str = "Longest outages") -> Table:
+    """One row for each outage, in the order given."""
+    rows = [
+        (
+            f"{one.began:%Y-%m-%d %H:%M:%S}",
+            clean(one.address),
+            clean(one.connection_id),
+            seconds(one.seconds),
+            clean(one.cause),
+            one.error_code or NONE,
+            f"{one.attempts:,}",
+            f"{one.give_ups:,}",
+            clean(one.end) + (" (relapse)" if one.relapse else ""),
+        )
+        for one in outages
+    ]
+    columns = ("began (UTC)", "endpoint", "connection", "duration>", "cause", "error code")
+    return Table(title, (*columns, "attempts>", "give_ups>", "end"), rows)
+
+
+def _flapping(stats: Stats) -> Table:
+    rows = [
+        (clean(one.address), clean(one.connection_id), f"{one.relapses:,}")
+        for one in stats.flapping
+    ]
+    note = f"{FLAPPING} outages or more within {RELAPSE:g} s of the end of the one before"
+    return Table("Flapping connections", ("endpoint", "connection", "relapses>"), rows, note)
+
+
+def _edges(stats: Stats) -> Table:
+    rows = [(trigger, source, dest) for trigger, source, dest in stats.never_travelled]
+    return Table("Edges of the table never travelled", ("trigger", "from", "to"), rows)

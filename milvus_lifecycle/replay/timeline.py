@@ -1,0 +1,179 @@
+"""The report's timeline: for each connection, the stays in its states; a large log is thinned.
+
+A *stay* lasts from the record that entered a state to the connection's next record. The rule
+of thinning, which the report states with its figures:
+
+1. All stays are shown, as long as there are no more than ``STAYS``.
+2. Beyond, a stay that is shorter than the *grain* is merged with the one before it. A merged
+   stay has the colour and the record of the worst of them (RECOVERING, then PROBING, CLOSED,
+   ACTIVE, IDLE) and says how many it stands for. The grain is the smallest of 1, 2, 4, ... ms
+   that is enough, but at most a thousandth of the log's time: finer than a screen shows.
+3. Where that is not enough, the connections with the least time in outages (then with the
+   fewest records) are left out.
+
+Outages and figures are not made of what is shown: they count every record.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from ..table import State
+from .outages import Life
+from .records import Created, Record, Transition
+
+STAYS = 60_000
+_FINEST = 1000
+
+_WORST = tuple(map(str, (State.IDLE, State.ACTIVE, State.CLOSED, State.PROBING, State.RECOVERING)))
+_RANK = {state: rank for rank, state in enumerate(_WORST)}
+
+
+@dataclass
+class Stay:
+    """``records`` changes of state, drawn as one stay in ``state`` from ``start`` on.
+
+    ``record`` is the one that entered the state; None for the time before a log that starts
+    late.
+    """
+
+    start: datetime
+    state: str
+    record: Transition | Created | None
+    records: int = 1
+
+    def merge(self, other: Stay) -> None:
+        """Take over the stay that follows."""
+        self.records += other.records
+        if _RANK.get(other.state, 0) > _RANK.get(self.state, 0):
+            self.state, self.record = other.state, other.record
+
+
+@dataclass
+class Lane:
+    """One connection: its stays in order, each up to the start of the next."""
+
+    connection_id: str
+    address: str
+    strategy: str
+    flavour: str
+    pid: int | None
+    stays: list[Stay] = field(default_factory=list)
+    records: int = 0
+    outage_s: float = 0.0
+    outages: int = 0
+    life: Life | None = None
+
+    def thin(self, grain: timedelta) -> None:
+        """Merge stays shorter than ``grain`` into the ones before them."""
+        kept: list[Stay] = []
+        for index, stay in enumerate(self.stays):
+            after = self.stays[index + 1].start if index + 1 < len(self.stays) else None
+            # The last stay shows what became of the connection; it is never merged away.
+            short = after is not None and after - stay.start < grain
+            if short and kept and stay.start - kept[-1].start < 2 * grain:
+                kept[-1].merge(stay)
+            else:
+                kept.append(stay)
+        self.stays = kept
+
+
+class TimelineFold:
+    """Collects stays, thinning as they become too many. ``finish`` ends the collecting."""
+
+    def __init__(self, limit: int = STAYS) -> None:
+        self.limit = limit
+        self.grain = timedelta(0)
+        #: connections and records that are not shown, to keep to ``limit``
+        self.left_out = 0
+        self.records = 0
+        self.since: datetime | None = None
+        self.until: datetime | None = None
+        self._lanes: dict[str, Lane] = {}
+        self._stays = 0
+
+    def add(self, record: Record) -> None:
+        """Fold one record; only steps and creations leave a stay."""
+        if self.since is None or record.ts < self.since:
+            self.since = record.ts
+        if self.until is None or record.ts > self.until:
+            self.until = record.ts
+        if not isinstance(record, (Transition, Created)):
+            return
+        self.records += 1
+        lane = self._lanes.get(record.connection_id)
+        if lane is None:
+            lane = self._begin(record)
+        lane.stays.append(Stay(record.ts, record.dest, record))
+        lane.records += 1
+        lane.address = record.address or lane.address
+        self._stays += 1
+        if isinstance(record, Transition) and lane.life is not None:
+            _, outage = lane.life.add(record)
+            if outage is not None:
+                lane.outage_s += outage.seconds
+                lane.outages += 1
+        if self._stays > 2 * self.limit:
+            self._shrink()
+
+    def finish(self) -> list[Lane]:
+        """The lanes to show, those with the most time in outages first."""
+        for lane in self._lanes.values():
+            if lane.life is not None and lane.life.outage is not None:
+                lane.outage_s += lane.life.outage.seconds
+                lane.outages += 1
+                lane.life.outage = None
+        if self._stays > self.limit:
+            self._shrink()
+        return sorted(self._lanes.values(), key=_trouble)
+
+    def _begin(self, record: Transition | Created) -> Lane:
+        lane = Lane(
+            record.connection_id, record.address, record.strategy, record.flavour, record.pid
+        )
+        lane.life = Life(record)
+        self._lanes[record.connection_id] = lane
+        if isinstance(record, Transition) and record.seq > 1 and record.dwell_s:
+            # The log starts late: what went before is known by its end and its length.
+            began = record.ts - timedelta(seconds=min(record.dwell_s, 86_400.0))
+            if self.since is not None and began < self.since:
+                began = self.since
+            lane.stays.append(Stay(began, record.source, None, records=0))
+            self._stays += 1
+        return lane
+
+    def _shrink(self) -> None:
+        """Rules 2 and 3, until no more than ``limit`` stays are left."""
+        if self.since is None or self.until is None:
+            return
+        coarsest = (self.until - self.since) / _FINEST
+        grain = max(self.grain, timedelta(milliseconds=1))
+        while self._stays > self.limit and grain <= coarsest:
+            for lane in self._lanes.values():
+                lane.thin(grain)
+            self._count()
+            self.grain, grain = grain, 2 * grain
+        if self._stays > self.limit:
+            self._leave_out()
+
+    def _leave_out(self) -> None:
+        order = sorted(self._lanes.values(), key=_trouble)
+        room = self.limit
+        for index, lane in enumerate(order):
+            room -= len(lane.stays)
+            if room < 0 and index:
+                order, gone = order[:index], order[index:]
+                self.left_out += len(gone)
+                break
+        self._lanes = {lane.connection_id: lane for lane in order}
+        self._count()
+
+    def _count(self) -> None:
+        self._stays = sum(len(lane.stays) for lane in self._lanes.values())
+
+
+def _trouble(lane: Lane) -> tuple[float, int, str]:
+    """The order of lanes: most time in outages first, then most records."""
+    running = lane.life.outage.seconds if lane.life and lane.life.outage else 0.0
+    return (-lane.outage_s - running, -lane.records, lane.connection_id)

@@ -1,0 +1,304 @@
+"""Cancellation in the asyncio flavour: whoever is cancelled leaves alone, and leaves nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any
+
+import pytest
+from pymilvus.exceptions import MilvusException
+
+from tests.looping import AsyncEngine, Doing, in_loop, other_tasks, settled, until
+from tests.network import BlackHole, TcpProxy, open_sockets_to
+from tests.observe import ChannelCount
+from tests.servers import FakeMilvus
+
+pytestmark = pytest.mark.timeout(60)
+
+needs_311 = pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="asyncio.timeout and TaskGroup came with Python 3.11"
+)
+
+
+def _flights() -> list[asyncio.Task[Any]]:
+    """The tasks that lead flights now."""
+    return [
+        task for task in asyncio.all_tasks() if task.get_name().startswith("milvus-lifecycle-")
+    ]
+
+
+async def _lose_server(aio: AsyncEngine, proxy: TcpProxy, calls: int) -> tuple[Any, list[Doing]]:
+    """A client in the middle of an outage, and calls that wait for its recovery."""
+    client = await aio.connected(proxy.uri)
+    proxy.set_mode("refuse", cut=True)
+    waiting = [Doing(client.list_collections()) for _ in range(calls)]
+    assert await aio.saw("fail")
+    assert await aio.saw("retry")
+    return client, waiting
+
+
+# -- waiters -------------------------------------------------------------------------------
+
+
+@in_loop
+async def test_a_cancelled_waiter_does_not_cancel_the_recovery(
+    aio: AsyncEngine, proxy: TcpProxy
+) -> None:
+    """Of three calls that wait for a recovery two are cancelled: at once, and they alone."""
+    _, calls = await _lose_server(aio, proxy, 3)
+    calls[0].cancel()
+    calls[1].cancel()
+    assert await settled(calls[:2], 2)
+    assert calls[0].cancelled
+    assert calls[1].cancelled
+    proxy.set_mode("pass")
+    assert await calls[2].value(20) == ["demo"]
+    assert len(aio.transitions("recovered")) == 1
+    assert not aio.transitions("abandoned")
+
+
+@in_loop
+async def test_a_recovery_goes_on_without_any_waiter(aio: AsyncEngine, proxy: TcpProxy) -> None:
+    """The only waiter of a recovery is cancelled; the recovery lands, the next call is served."""
+    client, calls = await _lose_server(aio, proxy, 1)
+    calls[0].cancel()
+    assert await settled(calls, 2)
+    proxy.set_mode("pass")
+    assert await aio.saw("recovered")
+    assert await client.list_collections() == ["demo"]
+    assert not aio.transitions("abandoned")
+
+
+@in_loop
+async def test_a_cancelled_first_connect_leaves_nothing(aio: AsyncEngine) -> None:
+    """When all waiters of a first connect are cancelled it is abandoned, and nothing stays."""
+    with BlackHole() as hole, ChannelCount() as channels:
+        calls = [Doing(aio.client(hole.uri).list_collections()) for _ in range(3)]
+        assert await until(lambda: hole.accepted, 10)
+        for call in calls:
+            call.cancel()
+        assert await settled(calls, 2)
+        assert all(call.cancelled for call in calls)
+        assert await until(lambda: aio.path() == ["acquire", "abandoned"], 5)
+        assert len(channels) == 1
+        assert aio.stats()["total_connections"] == 0
+        assert await until(lambda: not other_tasks(), 5)
+
+
+@in_loop
+async def test_one_cancelled_waiter_of_a_first_connect_leaves_alone(
+    aio: AsyncEngine, server: FakeMilvus, proxy: TcpProxy
+) -> None:
+    """A first connect that two wait for goes on when one of them is cancelled."""
+    proxy.set_mode("hang")
+    first = Doing(aio.client(proxy.uri).list_collections())
+    second = Doing(aio.client(proxy.uri).list_collections())
+    assert await until(lambda: proxy.accepted, 10)
+    first.cancel()
+    assert await settled([first], 2)
+    proxy.set_mode("pass")
+    assert await second.value(20) == ["demo"]
+    assert server.count("Connect") == 1
+    assert [row["clients"] for row in aio.stats()["connections"]] == [1]
+
+
+@in_loop
+async def test_a_cancelled_call_touches_nothing_else(aio: AsyncEngine, server: FakeMilvus) -> None:
+    """Cancelling a running RPC ends it on the server too, fails nothing, and is counted out."""
+    client = await aio.connected(server.uri)
+    hold = server.hold("HasPartition")
+    calls = [Doing(client.has_partition("demo", "part")) for _ in range(2)]
+    assert await until(lambda: hold.waiting == 2, 10)
+    before = aio.path()
+    calls[0].cancel()
+    assert await settled(calls[:1], 2)
+    assert calls[0].cancelled
+    assert await until(lambda: hold.waiting == 1, 5)
+    assert [row["in_flight"] for row in aio.stats()["connections"]] == [1]
+    hold.release()
+    await calls[1].value(10)
+    assert [row["in_flight"] for row in aio.stats()["connections"]] == [0]
+    assert aio.path() == before
+
+
+@in_loop
+async def test_a_storm_of_cancellations_loses_no_count(
+    aio: AsyncEngine, server: FakeMilvus, proxy: TcpProxy
+) -> None:
+    """Two hundred calls cancelled at any moment, connections cut between them: all is counted."""
+    client = await aio.connected(proxy.uri)
+    calls = []
+    for number in range(200):
+        calls.append(Doing(client.list_collections()))
+        if number % 3 == 0:
+            calls[number // 2].cancel()
+        if number % 50 == 25:
+            proxy.cut()
+        await asyncio.sleep(0.001 * (number % 4))
+    assert await settled(calls, 20)
+    assert all(call.cancelled or call.result == ["demo"] for call in calls)
+    assert [row["in_flight"] for row in aio.stats()["connections"]] == [0]
+    assert await until(lambda: open_sockets_to(proxy.port) == 1, 10)
+    assert await until(lambda: not other_tasks(), 5)
+
+
+# -- leaders -------------------------------------------------------------------------------
+
+
+@in_loop
+async def test_a_cancelled_leader_hands_over(aio: AsyncEngine, proxy: TcpProxy) -> None:
+    """The task of a recovery is cancelled: on record as abandoned, and the waiters go on."""
+    _, calls = await _lose_server(aio, proxy, 2)
+    (leader,) = _flights()
+    leader.cancel()
+    assert await aio.saw("abandoned")
+    assert not any(call.done for call in calls)
+    proxy.set_mode("pass")
+    for call in calls:
+        assert await call.value(20) == ["demo"]
+    assert len(aio.transitions("abandoned")) == 1
+
+
+@in_loop
+async def test_a_cancelled_leader_without_waiters_settles(
+    aio: AsyncEngine, proxy: TcpProxy
+) -> None:
+    """A recovery that nobody waits for is cancelled: IDLE and suspect, the next call mends it."""
+    client, calls = await _lose_server(aio, proxy, 1)
+    calls[0].cancel()
+    assert await settled(calls, 2)
+    (leader,) = _flights()
+    leader.cancel()
+    assert await aio.saw("abandoned")
+    assert [row["state"] for row in aio.stats()["connections"]] == ["IDLE"]
+    proxy.set_mode("pass")
+    assert await Doing(client.list_collections()).value(20) == ["demo"]
+
+
+@in_loop
+async def test_a_cancelled_first_connect_flight_wakes_its_waiters(aio: AsyncEngine) -> None:
+    """The task of a first connect is cancelled: its waiters get an error now, nothing stays."""
+    with BlackHole() as hole:
+        calls = [Doing(aio.client(hole.uri).list_collections()) for _ in range(2)]
+        assert await until(lambda: hole.accepted, 10)
+        (leader,) = _flights()
+        leader.cancel()
+        assert await settled(calls, 5)
+        assert all(isinstance(call.error, MilvusException) for call in calls)
+        assert aio.path() == ["acquire", "abandoned"]
+        assert aio.stats()["total_connections"] == 0
+
+
+@pytest.mark.policy(idle_threshold=0.2)
+@in_loop
+async def test_a_cancelled_probe_hands_over(
+    aio: AsyncEngine, server: FakeMilvus, proxy: TcpProxy
+) -> None:
+    """The task of a probe is cancelled: its waiter starts the next flight and is served."""
+    client = await aio.connected(proxy.uri)
+    await asyncio.sleep(0.5)  # idle time is what this is about
+    hold = server.hold("GetVersion")
+    call = Doing(client.list_collections())
+    assert await until(lambda: hold.waiting == 1, 10)
+    (leader,) = _flights()
+    server.heal()
+    leader.cancel()
+    assert await call.value(20) == ["demo"]
+    assert len(aio.transitions("abandoned")) == 1
+
+
+# -- asyncio's own tools -------------------------------------------------------------------
+
+
+@in_loop
+async def test_wait_for_during_an_outage_is_a_timeout(aio: AsyncEngine, proxy: TcpProxy) -> None:
+    """asyncio.wait_for around a call raises TimeoutError in time, not the engine's error."""
+    client, calls = await _lose_server(aio, proxy, 1)
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(client.list_collections(), 0.3)
+    assert not calls[0].done
+    proxy.set_mode("pass")
+    assert await calls[0].value(20) == ["demo"]
+
+
+@needs_311
+@in_loop
+async def test_asyncio_timeout_is_a_timeout(aio: AsyncEngine, proxy: TcpProxy) -> None:
+    """asyncio.timeout around a call raises TimeoutError, and the task is not cancelled after."""
+    client, calls = await _lose_server(aio, proxy, 1)
+
+    async def impatient() -> str:
+        try:
+            async with asyncio.timeout(0.3):  # type: ignore[attr-defined,unused-ignore]
+                await client.list_collections()
+        except TimeoutError:
+            task = asyncio.current_task()
+            assert task is not None
+            return f"timeout, {task.cancelling()} cancellations"  # type: ignore[attr-defined,unused-ignore]
+        return "served"
+
+    assert await Doing(impatient()).value(10) == "timeout, 0 cancellations"
+    proxy.set_mode("pass")
+    assert await calls[0].value(20) == ["demo"]
+
+
+@needs_311
+@in_loop
+async def test_a_task_group_ends_as_documented(aio: AsyncEngine, proxy: TcpProxy) -> None:
+    """A child that fails cancels its siblings in a recovery; the group raises that one error."""
+    client, calls = await _lose_server(aio, proxy, 1)
+    siblings = []
+
+    async def fail() -> None:
+        await asyncio.sleep(0.2)
+        raise KeyError("mine")
+
+    async def group() -> None:
+        async with asyncio.TaskGroup() as tasks:  # type: ignore[attr-defined,unused-ignore]
+            siblings.extend(tasks.create_task(client.list_collections()) for _ in range(3))
+            tasks.create_task(fail())
+
+    doing = Doing(group())
+    assert await settled([doing], 5)
+    error: Any = doing.error
+    assert [type(each) for each in error.exceptions] == [KeyError]
+    assert all(sibling.cancelled() for sibling in siblings)
+    proxy.set_mode("pass")
+    assert await calls[0].value(20) == ["demo"]
+
+
+@in_loop
+async def test_shield_keeps_a_call_alive(aio: AsyncEngine, proxy: TcpProxy) -> None:
+    """A shielded call that waits for a recovery is served though its awaiter was cancelled."""
+    client, _ = await _lose_server(aio, proxy, 1)
+    inner = asyncio.ensure_future(client.list_collections())
+
+    async def outer() -> Any:
+        return await asyncio.shield(inner)
+
+    doing = Doing(outer())
+    await asyncio.sleep(0)
+    doing.cancel()
+    assert await settled([doing], 2)
+    assert doing.cancelled
+    proxy.set_mode("pass")
+    assert await asyncio.wait_for(inner, 20) == ["demo"]
+
+
+@in_loop
+async def test_cancel_and_close_at_once(aio: AsyncEngine, server: FakeMilvus) -> None:
+    """A call that is cancelled in the very moment of close_all ends, one way or the other."""
+    client = await aio.connected(server.uri)
+    hold = server.hold("HasPartition")
+    calls = [Doing(client.has_partition("demo", "part")) for _ in range(4)]
+    assert await until(lambda: hold.waiting == 4, 10)
+    calls[0].cancel()
+    await aio.manager.close_all()
+    calls[1].cancel()
+    assert await settled(calls, 5)
+    assert calls[0].cancelled
+    assert calls[1].cancelled
+    assert all(isinstance(call.error, MilvusException) for call in calls[2:])
+    assert all("closed" in str(call.error).lower() for call in calls[2:])
+    assert await until(lambda: open_sockets_to(server.port) == 0, 5)

@@ -1,0 +1,198 @@
+"""``milvus-lifecycle diagram``: every format, every mistake, and the drift check's exit code."""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import io
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from milvus_lifecycle import diagram_cli
+from milvus_lifecycle.diagram import draw
+from milvus_lifecycle.diagram_text import to_dot, to_mermaid
+
+DIAGRAMS = Path(__file__).parents[2] / "diagrams"
+
+RECORD = {
+    "event": "connection.transition",
+    "ts": "2026-01-01T00:00:00+00:00",
+    "connection_id": "3f2a9c01",
+    "trigger": "retry",
+    "source": "RECOVERING",
+    "dest": "RECOVERING",
+    "dwell_s": 0.25,
+}
+
+
+def run(*arguments: object) -> int:
+    """The subcommand's exit code; argparse's own exits count as theirs."""
+    parser = argparse.ArgumentParser()
+    diagram_cli.configure(parser)
+    try:
+        options = parser.parse_args([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return diagram_cli.execute(options)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    path = tmp_path / "audit.jsonl"
+    path.write_text(json.dumps(RECORD) + "\n")
+    return path
+
+
+def test_mermaid_goes_to_standard_output(capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    """Without options the table's Mermaid text is printed."""
+    assert run() == 0
+    assert capsysbinary.readouterr().out.decode() == to_mermaid(draw())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("a.mmd", to_mermaid), ("a.md", to_mermaid), ("a.dot", to_dot), ("a.GV", to_dot)],
+)
+def test_the_suffix_names_the_format(tmp_path: Path, name: str, expected: object) -> None:
+    """-o FILE alone is enough where FILE says what it is."""
+    assert callable(expected)
+    assert run("-o", tmp_path / name) == 0
+    assert (tmp_path / name).read_text(encoding="utf-8") == expected(draw())
+
+
+def test_pictures(tmp_path: Path, log: Path) -> None:
+    """SVG and PNG are written by suffix or by --format, annotated too."""
+    pytest.importorskip("pygraphviz", reason="needs the extra milvus_lifecycle[diagram]")
+    assert run("-o", tmp_path / "a.svg") == 0
+    assert run("--format", "png", "-o", tmp_path / "picture") == 0
+    assert run("--audit", log, "-o", tmp_path / "b.svg") == 0
+    assert b"<svg" in (tmp_path / "a.svg").read_bytes()
+    assert (tmp_path / "picture").read_bytes().startswith(b"\x89PNG")
+    assert "retry" in (tmp_path / "b.svg").read_text(encoding="utf-8")
+
+
+def test_a_png_is_not_thrown_at_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Binary output to a terminal is refused with the way out."""
+    pytest.importorskip("pygraphviz", reason="needs the extra milvus_lifecycle[diagram]")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert run("--format", "png") == 2
+    assert "-o FILE" in capsys.readouterr().err
+
+
+def test_missing_pygraphviz_is_one_clear_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The error names the extra; no traceback, no file."""
+    monkeypatch.setitem(sys.modules, "pygraphviz", None)
+    for name in ("a.svg", "a.png"):
+        assert run("-o", tmp_path / name) == 2
+        error = capsys.readouterr().err
+        assert "pip install 'milvus_lifecycle[diagram]'" in error
+        assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_logs_may_be_many_packed_or_patterns(
+    tmp_path: Path, log: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """Several files, gzip and globs are read one after the other."""
+    (tmp_path / "old.jsonl.gz").write_bytes(gzip.compress(log.read_bytes() * 2))
+    assert run("--audit", log, tmp_path / "old.jsonl.gz", tmp_path / "*.jsonl") == 0
+    assert "\u00d74" in capsysbinary.readouterr().out.decode()
+
+
+def test_standard_input_is_a_log(
+    log: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """``-`` reads records from a pipe."""
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(log.read_bytes() * 3)))
+    assert run("--audit", "-") == 0
+    assert "\u00d73" in capsysbinary.readouterr().out.decode()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"not json\n",
+        b'{"event": "connection.transition", "ts"\n',
+        b"\x00\x00\x00\n",
+        b"[1, 2]\n",
+        b"[" * 100_000 + b"\n",
+        b'{"a": "' + b"x" * 10_000_000 + b'"}\n',
+        b'{"event": "connection.transi',
+    ],
+    ids=["text", "cut", "nul", "list", "deep", "long", "last"],
+)
+def test_broken_lines_cost_only_themselves(
+    log: Path, damage: bytes, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """Whatever is in a line, the records around it are read, and the loss is told."""
+    log.write_bytes(
+        log.read_bytes() * 2 + damage + (log.read_bytes() if damage[-1:] == b"\n" else b"")
+    )
+    assert run("--audit", log) == 0
+    out, err = capsysbinary.readouterr()
+    assert "\u00d72" in out.decode() or "\u00d73" in out.decode()
+    assert b"no readable record: 1;" in err
+
+
+def test_a_cut_gzip_file_is_read_as_far_as_it_goes(
+    tmp_path: Path, log: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """A log that is still being packed, or was damaged, gives what can be read."""
+    packed = gzip.compress(log.read_bytes() * 1000)
+    for content in (packed[:-9], packed[:-30] + b"\xff" * 30):
+        path = tmp_path / "cut.gz"
+        path.write_bytes(content)
+        assert run("--audit", path) == 0
+        assert b"hold no readable record" in capsysbinary.readouterr().err
+
+
+def test_the_path_of_one_connection(log: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    """--connection highlights it; an id that is not in the log is an error with a hint."""
+    assert run("--audit", log, "--connection", "3f2a9c01") == 0
+    assert "What connection 3f2a9c01 did" in capsysbinary.readouterr().out.decode()
+    assert run("--audit", log, "--connection", "3f2a9c0x") == 2
+    assert b"did you mean '3f2a9c01'" in capsysbinary.readouterr().err
+
+
+def test_mistakes_are_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each wrong use has exit code 2 and says what would be right."""
+    cases = {
+        ("--connection", "c"): "--audit LOG",
+        ("-o", str(tmp_path / "a.pdf")): "--format",
+        ("-o", str(tmp_path / "none" / "a.mmd")): "No such file",
+        ("-o", str(tmp_path), "--format", "dot"): "directory",
+        ("--audit", str(tmp_path / "none.jsonl")): "No such file",
+        ("--audit", str(tmp_path)): "directory",
+        ("--audit", str(tmp_path / "*.none")): "No such file",
+        ("--format", "pdf"): "invalid choice",
+        ("--check", str(tmp_path / "none")): "no directory",
+        ("--check", str(tmp_path), "--format", "svg"): "no other option",
+    }
+    for arguments, words in cases.items():
+        assert run(*arguments) == 2, arguments
+        assert words in capsys.readouterr().err
+
+
+def test_check_tells_drift_by_its_exit_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """0 and a good word for the repository's folder, 1 and the remedy for an empty one."""
+    assert run("--check", DIAGRAMS) == 0
+    assert "show the table" in capsys.readouterr().out
+    assert run("--check", tmp_path) == 1
+    assert "--write" in capsys.readouterr().out
+
+
+def test_write_draws_what_check_accepts(tmp_path: Path) -> None:
+    """--write into a new folder, then --check of it."""
+    pytest.importorskip("pygraphviz", reason="needs the extra milvus_lifecycle[diagram]")
+    assert run("--write", tmp_path / "new") == 0
+    assert run("--check", tmp_path / "new") == 0

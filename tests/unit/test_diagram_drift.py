@@ -1,0 +1,290 @@
+"""The checked-in drawings: they show the table, and whatever no longer does is found."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import types
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from milvus_lifecycle.diagram import draw
+from milvus_lifecycle.diagram_drift import (
+    MERMAID_NAME,
+    SVG_NAME,
+    drawn_texts,
+    find_drift,
+    svg_texts,
+    write_diagrams,
+)
+from milvus_lifecycle.diagram_figures import annotate
+from milvus_lifecycle.diagram_render import (
+    RendererMissing,
+    finds_fonts,
+    read_stamp,
+    render_png,
+    render_svg,
+)
+from milvus_lifecycle.table import TRANSITIONS, Row, State
+
+DIAGRAMS = Path(__file__).parents[2] / "diagrams"
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    """A copy of the checked-in drawings."""
+    for name in (MERMAID_NAME, SVG_NAME):
+        (tmp_path / name).write_bytes((DIAGRAMS / name).read_bytes())
+    return tmp_path
+
+
+def test_the_checked_in_drawings_show_the_table() -> None:
+    """diagrams/ is up to date; if not: milvus-lifecycle diagram --write diagrams."""
+    assert find_drift(DIAGRAMS) == []
+
+
+def mutants() -> Iterator[tuple[str, tuple[Row, ...]]]:
+    """Tables that differ from the real one in one row."""
+    for index, row in enumerate(TRANSITIONS):
+        name = f"{row.trigger}-{row.source}-{row.dest}"
+        others = [state for state in State if state is not row.dest]
+        changes = {
+            "dest": replace(row, dest=others[index % len(others)]),
+            "guard": replace(row, guard=row.guard + " indeed"),
+            "trigger": replace(row, trigger=TRANSITIONS[index - 1].trigger),
+        }
+        for what, changed in changes.items():
+            if changed != row:
+                yield f"{name}-{what}", (*TRANSITIONS[:index], changed, *TRANSITIONS[index + 1 :])
+        yield f"{name}-gone", TRANSITIONS[:index] + TRANSITIONS[index + 1 :]
+    extra = replace(TRANSITIONS[0], dest=State.RECOVERING, guard="new")
+    yield "one-more", (*TRANSITIONS, extra)
+
+
+def test_any_changed_row_is_drift_in_both_files() -> None:
+    """No row can change its trigger, target or guard, go or come, without being noticed."""
+    unnoticed = []
+    for name, rows in mutants():
+        found = "\n".join(find_drift(DIAGRAMS, rows))
+        unnoticed += [f"{name} in {file}" for file in (MERMAID_NAME, SVG_NAME) if file not in found]
+    assert unnoticed == []
+
+
+def test_the_words_of_a_row_are_part_of_the_svg() -> None:
+    """A row's reason and conditions are shown on pointing: changing them is drift of the SVG."""
+    for change in ({"why": "other words"}, {"conditions": ("other",)}):
+        rows = (replace(TRANSITIONS[0], **change), *TRANSITIONS[1:])
+        assert [found for found in find_drift(DIAGRAMS, rows) if SVG_NAME in found]
+
+
+def test_an_edited_svg_is_drift(kept: Path) -> None:
+    """A change by hand is found even where the words stay the same."""
+    path = kept / SVG_NAME
+    path.write_text(
+        path.read_text(encoding="utf-8").replace('fill="#d8f0e6"', 'fill="#ff0000"'),
+        encoding="utf-8",
+    )
+    assert [found for found in find_drift(kept) if "changed by hand" in found]
+
+
+def test_an_edited_mermaid_text_is_drift(kept: Path) -> None:
+    """A change by hand in the Mermaid text is found."""
+    path = kept / MERMAID_NAME
+    path.write_text(path.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    assert [found for found in find_drift(kept) if MERMAID_NAME in found]
+
+
+@pytest.mark.parametrize("name", [MERMAID_NAME, SVG_NAME])
+def test_a_missing_file_is_drift(kept: Path, name: str) -> None:
+    """Deleting a drawing is no way to pass the check."""
+    (kept / name).unlink()
+    assert [found for found in find_drift(kept) if f"{name} is missing" in found]
+
+
+def test_an_svg_of_other_origin_is_drift(kept: Path) -> None:
+    """lifecycle.svg must have been drawn by this code: another picture carries no stamp."""
+    (kept / SVG_NAME).write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
+    assert [found for found in find_drift(kept) if "no stamp" in found]
+
+
+@pytest.mark.parametrize("damage", [b"", b"<svg", b"\xff\xfe\x00"])
+def test_a_damaged_svg_is_drift(kept: Path, damage: bytes) -> None:
+    """A file that is no SVG at all is reported, whatever is in it."""
+    path = kept / SVG_NAME
+    for content in (damage, path.read_bytes()[:-20] + damage):
+        path.write_bytes(content)
+        assert [found for found in find_drift(kept) if SVG_NAME in found]
+
+
+def test_line_ends_of_a_checkout_are_no_drift(kept: Path) -> None:
+    """A checkout with CRLF shows the same table."""
+    for path in kept.iterdir():
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert find_drift(kept) == []
+
+
+class ForeignGraph:
+    """Stands in for the Graphviz of another machine: other numbers, the same drawing."""
+
+    def __init__(self, string: str) -> None:
+        self.string = string
+
+    def draw(self, path: None, *, format: str, prog: str, args: str) -> bytes:
+        svg = (DIAGRAMS / SVG_NAME).read_text(encoding="utf-8")
+        ours = (
+            r'<metadata.*</metadata>\n|<title>The .*</title>\n|<desc>.*</desc>\n| role="img".*(?=>)'
+        )
+        svg = re.sub(ours, "", svg)
+        svg = re.sub(
+            r'\b(c?[xy])="(-?[\d.]+)"', lambda at: f'{at[1]}="{float(at[2]) * 1.07:.3f}"', svg
+        )
+        return svg.replace("<svg", "<!-- Generated by graphviz version 99 -->\n<svg").encode()
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def test_another_graphviz_is_no_drift(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A drawing by another release, with other fonts, passes; of another table it does not."""
+    foreign = types.ModuleType("pygraphviz")
+    monkeypatch.setattr(foreign, "AGraph", ForeignGraph, raising=False)
+    monkeypatch.setitem(sys.modules, "pygraphviz", foreign)
+    write_diagrams(tmp_path)
+    assert (tmp_path / SVG_NAME).read_bytes() != (DIAGRAMS / SVG_NAME).read_bytes()
+    assert find_drift(tmp_path) == []
+    assert find_drift(tmp_path, TRANSITIONS[:-1]) != []
+
+
+def test_a_label_lost_in_drawing_is_drift(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphviz only mutters when it drops a label; the check reads the picture and misses it."""
+
+    class Forgetful(ForeignGraph):
+        def draw(self, path: None, *, format: str, prog: str, args: str) -> bytes:
+            return (
+                super().draw(path, format=format, prog=prog, args=args).replace(b">doubt ", b"> ")
+            )
+
+    forgetful = types.ModuleType("pygraphviz")
+    monkeypatch.setattr(forgetful, "AGraph", Forgetful, raising=False)
+    monkeypatch.setitem(sys.modules, "pygraphviz", forgetful)
+    write_diagrams(tmp_path)
+    assert [found for found in find_drift(tmp_path) if "ACTIVE to PROBING: doubt" in found]
+
+
+def test_without_pygraphviz_the_error_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A missing pygraphviz says what to install, and nothing half is written."""
+    monkeypatch.setitem(sys.modules, "pygraphviz", None)
+    with pytest.raises(RendererMissing, match=r"milvus_lifecycle\[diagram\]"):
+        write_diagrams(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+RECORDS: list[dict[str, object]] = [
+    {"event": "connection.created", "ts": "2026-01-01T00:00:00+00:00", "connection_id": "c"},
+    *(
+        {
+            "event": "connection.transition",
+            "ts": f"2026-01-01T00:00:{second:02}+00:00",
+            "connection_id": "c",
+            "trigger": trigger,
+            "source": source,
+            "dest": dest,
+            "dwell_s": 1.0,
+        }
+        for second, (trigger, source, dest) in enumerate(
+            [
+                ("acquire", "IDLE", "PROBING"),
+                ("probe_passed", "PROBING", "ACTIVE"),
+                ("fail", "ACTIVE", "RECOVERING"),
+                ("retry", "RECOVERING", "RECOVERING"),
+                ("retry", "RECOVERING", "RECOVERING"),
+                ("give_up", "RECOVERING", "IDLE"),
+            ],
+            start=1,
+        )
+    ),
+]
+
+
+@pytest.fixture
+def graphviz() -> None:
+    pytest.importorskip("pygraphviz", reason="needs the extra milvus_lifecycle[diagram]")
+
+
+@pytest.mark.usefixtures("graphviz")
+def test_an_annotated_drawing_of_an_old_table_is_drift(kept: Path) -> None:
+    """An example drawn from a log is fine while the table is the one it was drawn from."""
+    annotated = render_svg(draw(figures=annotate(RECORDS)))
+    (kept / "outage.svg").write_text(annotated, encoding="utf-8")
+    assert find_drift(kept) == []
+    assert [found for found in find_drift(kept, TRANSITIONS[1:]) if "outage.svg" in found]
+
+
+@pytest.mark.usefixtures("graphviz")
+@pytest.mark.parametrize("connection", [None, "c"])
+def test_every_word_arrives_in_the_picture(connection: str | None) -> None:
+    """No label is lost on the way through Graphviz, plain, annotated or highlighted."""
+    for drawing in (draw(), draw(figures=annotate(RECORDS, connection))):
+        assert drawn_texts(drawing) <= svg_texts(render_svg(drawing))
+
+
+@pytest.mark.usefixtures("graphviz")
+def test_an_svg_stands_alone() -> None:
+    """Well-formed, named for readers aloud, no address but the namespaces, no Graphviz release."""
+    svg = render_svg(draw())
+    root = ElementTree.fromstring(svg.encode())
+    assert root.get("role") == "img"
+    assert root.findtext("{http://www.w3.org/2000/svg}title") == draw().title
+    titles = [title.text or "" for title in root.iter("{http://www.w3.org/2000/svg}title")]
+    for row in TRANSITIONS:
+        assert any(f"{row.trigger}: {row.why}" in title for title in titles)
+    addresses = set(re.findall(r"\w+://[^\"' <]+", svg))
+    assert addresses == {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert "graphviz version" not in svg
+    stamp = read_stamp(svg)
+    assert stamp is not None
+    assert stamp.body
+
+
+@pytest.mark.usefixtures("graphviz")
+def test_the_same_machine_draws_the_same_bytes() -> None:
+    """Two processes with other hash seeds draw the same SVG."""
+    script = (
+        "import sys; from milvus_lifecycle.diagram import draw; "
+        "from milvus_lifecycle.diagram_render import render_svg; "
+        "sys.stdout.buffer.write(render_svg(draw()).encode())"
+    )
+    drawn = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout
+    assert drawn.decode() == render_svg(draw())
+
+
+@pytest.mark.usefixtures("graphviz")
+def test_a_png_is_a_sharp_picture() -> None:
+    """The PNG is one, and wide enough for its smallest letters."""
+    png = render_png(draw())
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    assert int.from_bytes(png[16:20], "big") > 1500
+
+
+@pytest.mark.usefixtures("graphviz")
+def test_a_machine_without_fonts_is_noticed(tmp_path: Path) -> None:
+    """Where fontconfig knows no font, Graphviz draws boxes, and finds_fonts() says so."""
+    config = tmp_path / "fonts.conf"
+    config.write_text("<fontconfig><cachedir>/nowhere</cachedir></fontconfig>")
+    script = "from milvus_lifecycle.diagram_render import finds_fonts; print(finds_fonts())"
+    bare = subprocess.run(
+        [sys.executable, "-c", script],
+        env={"FONTCONFIG_FILE": str(config), "PATH": ""},
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    assert bare.stdout.strip() == "False"
+    assert isinstance(finds_fonts(), bool)
