@@ -7,7 +7,7 @@ import itertools
 import threading
 from collections.abc import Callable
 
-Job = Callable[[], None]
+Job = Callable[[], object]
 
 
 class Agenda:

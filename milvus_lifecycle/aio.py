@@ -12,9 +12,11 @@ import asyncio
 import threading
 import weakref
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
+from .aio_loops import call_in, fail, hush, run_at_once, settle
 from .audit import Listener
 from .config import ConnectionConfig, ForeignConfig
 from .errors import LifecycleError, LoopMismatch, UnknownHandler
@@ -51,7 +53,8 @@ class AsyncConnectionManager(Procedures):
     _instances: ClassVar[weakref.WeakValueDictionary[int, AsyncConnectionManager]] = (
         weakref.WeakValueDictionary()
     )
-    _instances_lock: ClassVar[threading.Lock] = threading.Lock()
+    # Re-entrant: the collector may run a finalizer in there that looks for its manager.
+    _instances_lock = threading.RLock()
 
     def __init__(self, policy: LifecyclePolicy | None = None, **seams: Any) -> None:
         loop = asyncio.get_running_loop()
@@ -189,7 +192,7 @@ class AsyncConnectionManager(Procedures):
 
         def wake() -> None:
             # The outcome may come from another thread, or from a loop that is over.
-            _call_in(loop, _settle, landed)
+            call_in(loop, settle, landed)
 
         if not request.connection.join(request.flight, wake, request.until):
             return
@@ -212,9 +215,9 @@ class AsyncConnectionManager(Procedures):
             try:
                 located = request.locator.locate(*args)
             except BaseException as error:
-                _call_in(loop, _fail, found, error)
+                call_in(loop, fail, found, error)
             else:
-                _call_in(loop, _settle, found, located)
+                call_in(loop, settle, found, located)
 
         threading.Thread(target=locate, name="milvus-lifecycle-locate", daemon=True).start()
         return await found
@@ -233,6 +236,8 @@ class AsyncConnectionManager(Procedures):
 
     def loop_gone(self) -> None:
         """The loop was closed: close the connections without it."""
+        for task in self._tasks:
+            hush(task)
         self.shut_all("its event loop was closed")
 
     def _here(self) -> bool:
@@ -248,7 +253,7 @@ class AsyncConnectionManager(Procedures):
         if loop is None or not loop.is_running() or self._here():
             job(*args)
         else:
-            _call_in(loop, job, *args)
+            call_in(loop, job, *args)
 
     def launch(self, connection: ManagedConnection, flight: Flight) -> None:
         loop = self.loop
@@ -277,8 +282,6 @@ class AsyncConnectionManager(Procedures):
             working.close()
             raise
         task.set_name(name)
-        # A loop that is closed without cancelling its tasks settles the flight by ``loop_gone``.
-        task._log_destroy_pending = False  # type: ignore[attr-defined]
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -293,16 +296,15 @@ class AsyncConnectionManager(Procedures):
         self._in_loop(self._dispose_here, wire)
 
     def _dispose_here(self, wire: Wire) -> None:
+        # In a loop that is closed each RPC raises RuntimeError once, when it is cancelled.
         for running in list(wire.calls):
-            running.sever()
+            with suppress(RuntimeError):
+                running.sever()
         wire.methods.clear()
-        closing = wire.channel.close()
-        # Without grace ``close`` awaits nothing: one step runs it to its end, loop or no loop.
-        try:
-            closing.send(None)
-        except StopIteration:
-            return
-        closing.close()
+        for _ in range(wire.in_flight + 3):
+            with suppress(RuntimeError):
+                run_at_once(wire.channel.close())  # without grace it awaits nothing
+                return
 
     def discharge(self, connection: ManagedConnection, locator: Locator) -> None:
         locator.release(connection)
@@ -312,7 +314,7 @@ class AsyncConnectionManager(Procedures):
     def post(self, job: Callable[[], object]) -> None:
         loop = self.loop
         if loop is not None:
-            _call_in(loop, job)
+            call_in(loop, job)
 
     def wind(self) -> None:
         if not self.loop_is_over():
@@ -334,6 +336,7 @@ class AsyncConnectionManager(Procedures):
 
     def fork_child(self) -> None:
         """The parent's loop does not run in the child: nothing of it is touched."""
+        AsyncConnectionManager._instances_lock = threading.RLock()
         self._tasks = set()
         self._timer, self._timer_due = None, float("inf")
         super().fork_child()
@@ -369,21 +372,3 @@ class _Anchor:
 
     def __del__(self) -> None:
         self.manager.loop_gone()
-
-
-def _call_in(loop: asyncio.AbstractEventLoop, job: Callable[..., object], *args: object) -> None:
-    """``call_soon_threadsafe``, or nothing if the loop is closed: nobody waits there any more."""
-    try:
-        loop.call_soon_threadsafe(job, *args)
-    except RuntimeError:
-        return
-
-
-def _settle(future: asyncio.Future[Any], result: object = None) -> None:
-    if not future.done():
-        future.set_result(result)
-
-
-def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
-    if not future.done():
-        future.set_exception(error)

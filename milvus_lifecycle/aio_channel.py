@@ -228,7 +228,7 @@ class _UnaryUnary(_Method):
         except asyncio.CancelledError as cancelled:
             if not running.severed or _cancelling():
                 face.cancelled(start)
-                raise cancelled.with_traceback(None)
+                raise cancelled.with_traceback(None) from None
             failure = face.ended_badly(start, grpc.FutureCancelledError())
         except grpc.aio.UsageError as error:
             if wire.state is not WireState.CLOSED:

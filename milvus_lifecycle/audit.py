@@ -117,6 +117,10 @@ class Audit:
 
         return unsubscribe
 
+    def reset_after_fork(self) -> None:
+        """In the child: another thread of the parent may have held the lock."""
+        self._lock = threading.Lock()
+
     def active(self) -> bool:
         """Does anybody want records right now?"""
         return bool(self._listeners) or any(sink.wants() for sink in self.sinks)

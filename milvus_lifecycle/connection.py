@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from .facts import Facts, Seams, StepResult
 from .flight import Flight, FlightKind, Outcome
+from .kept import kept
 from .leases import Leases, Reentered
 from .machine import fire
-from .strategies import Dispose
+from .strategies import Broken, Dispose
 from .table import REFUSED, State, Trigger
 from .wire import Binding, Wire
 
@@ -47,6 +48,7 @@ class ManagedConnection(Leases):
         "handler",
         "id",
         "owner",
+        "recycle_planned",
         "refresh_planned",
         "seq",
         "state_since",
@@ -79,6 +81,8 @@ class ManagedConnection(Leases):
         self.owner: weakref.ref[object] | None = None
         #: is there an entry on the agenda that will look whether it has lingered?
         self.expiry_planned = False
+        #: ... one that looks at the age of this generation's channel (0: none)?
+        self.recycle_planned = 0
         #: ... and one that asks the locator anew?
         self.refresh_planned = False
         self._outbox: deque[Emission] = deque()
@@ -155,8 +159,9 @@ class ManagedConnection(Leases):
 
     def drained(self, wire: Wire) -> None:
         """A retired channel is closed: forget it."""
-        if wire in self.draining:
-            self.draining.remove(wire)
+        with self._mutex:  # the RPC that ends last and the end of drain_timeout may meet here
+            if wire in self.draining:
+                self.draining.remove(wire)
 
     # -- flights ---------------------------------------------------------------------------
 
@@ -235,7 +240,8 @@ class ManagedConnection(Leases):
         elif trigger is Trigger.FAIL:
             self._press_optional(facts)
         elif trigger is Trigger.DOUBT and source is State.IDLE:
-            self.suspect = True
+            doubtful = self.guard_same_generation(facts) and self.guard_silent_since(facts)
+            self.suspect = self.suspect or doubtful
         if moved or refused:
             emission = self.audit.prepare(
                 self, source, trigger, facts, self.flight or flight, moved
@@ -266,7 +272,10 @@ class ManagedConnection(Leases):
             ask = self.strategy.on_recovering
             if self.state is State.PROBING:
                 ask = self.strategy.on_probing
-            self.flight.plan = ask(self, facts)
+            try:
+                self.flight.plan = ask(self, facts)
+            except Exception as error:  # a strategy's fault fails the flight, not the engine
+                self.flight.plan = Broken(error)
 
     def _shut(self, facts: Facts) -> None:
         self.closed_by = self.row.trigger if self.row is not None else None
@@ -281,7 +290,11 @@ class ManagedConnection(Leases):
             self._end(Outcome.CLOSED)
         self.draining = []
         self.result.dispose.extend(wire for wire in wires if wire.sever(cut=False))
-        effect = self.strategy.on_closed(self, facts)
+        try:
+            effect = self.strategy.on_closed(self, facts)
+        except Exception as error:  # whoever waits has to wake, whatever the strategy does
+            self.last_error = kept(error)
+            return
         if isinstance(effect, Dispose):
             self.result.locator = effect.locator
 
@@ -293,11 +306,10 @@ class ManagedConnection(Leases):
         self._outbox.clear()
 
     def announce(self) -> None:
-        """Write the ``connection.created`` record (seq 0)."""
+        """Prepare the ``connection.created`` record (seq 0): before anybody can step this."""
         emission = self.audit.created(self)
         if emission is not None:
             self._outbox.append(emission)
-            self.deliver()
 
     def deliver(self) -> None:
         """Hand records out in ``seq`` order, outside the mutex. One thread at a time does it."""

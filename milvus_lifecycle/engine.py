@@ -100,6 +100,10 @@ class Engine(Timers):
         """A successor of a closed connection, for the handler that its clients already have."""
         connection = self._bare(old.config, dedicated=old.dedicated)
         connection.handler, connection.face = old.handler, face
+        if old.dedicated:
+            # Calls that revive it at the same time find each other by the owner.
+            owned = old.owner is not None and old.owner() is not None
+            connection.owner = old.owner if owned else weakref.ref(face)
         connection.was_good = old.validated or old.was_good
         return connection
 
@@ -118,9 +122,10 @@ class Engine(Timers):
 
     def register(self, connection: ManagedConnection) -> ManagedConnection:
         """Pool ``connection``; the one that was there first wins."""
+        connection.announce()
         pooled = self.registry.add(connection)
         if pooled is connection:
-            connection.announce()
+            connection.deliver()
             self.wind()
         return pooled
 
@@ -167,8 +172,6 @@ class Engine(Timers):
 
     def let_go(self, connection: ManagedConnection, client: object | None) -> None:
         """A client is done with ``connection``; of a dedicated one, whoever says so."""
-        if connection.state is State.CLOSED:
-            return
         if connection.dedicated and client is None:
             for holder in (*connection.clients, None):
                 self.give_back(connection, holder)
@@ -200,7 +203,7 @@ class Engine(Timers):
         self.finish(connection, result)
         connection.deliver()
         if result.moved:
-            self._follow_up(connection, trigger)
+            self._follow_up(connection, trigger, facts)
         if result.launch is not None:
             self._launch(connection, result.launch)
         return result.moved
@@ -224,7 +227,9 @@ class Engine(Timers):
         except Exception as error:  # no thread to be had, a loop that is closing
             self.step(connection, Trigger.ABANDONED, flight=flight.number, error=error)
 
-    def _follow_up(self, connection: ManagedConnection, trigger: Trigger) -> None:
+    def _follow_up(
+        self, connection: ManagedConnection, trigger: Trigger, facts: dict[str, Any]
+    ) -> None:
         """What a landing has to look at again, and the timers that a step sets."""
         if connection.state is State.CLOSED or connection.flight is not None:
             return
@@ -234,8 +239,11 @@ class Engine(Timers):
         if trigger in _LANDINGS:
             if connection.face is not None:
                 connection.face.rebound()
-            self.step(connection, Trigger.REROUTE)
-            self._plan_recycle(connection)
+            if trigger is Trigger.STAND_DOWN and not facts.get("unchanged"):
+                self._plan_second_try(connection)
+            else:
+                self.step(connection, Trigger.REROUTE)
+                self._plan_recycle(connection)
             self._plan_refresh(connection)
         if not connection.leases:
             self.plan_expiry(connection)
@@ -322,7 +330,9 @@ class Engine(Timers):
         """In a forked child: new locks, then every connection is told."""
         self.registry.reset_after_fork()
         self.agenda.reset_after_fork()
+        self.audit.reset_after_fork()
         for connection in self.registry.all():
             connection.reset_after_fork()
             connection.expiry_planned = connection.refresh_planned = False
+            connection.recycle_planned = 0
             self.step(connection, Trigger.FORKED)

@@ -213,13 +213,14 @@ class Face:
         self, start: Start, method: str, request: Any, response: Any, metadata: Any
     ) -> None:
         """An RPC succeeded: the connection hears of it, not-ready statuses are noted."""
-        self.engine.rpc_succeeded(start.connection, start.binding.generation)
+        connection = start.connection
+        self.engine.rpc_succeeded(connection, connection.generation_of(start.binding))
         collection = getattr(request, "collection_name", "")
-        if not collection:
-            return
-        key = (method, _database(metadata), collection)
         status = getattr(response, "status", response)
         code = getattr(status, "code", 0)
+        if code == 0 and not collection:
+            return
+        key = (method, _database(metadata), collection)
         if code == 0:
             if len(self._answered) < ANSWERED_LIMIT:
                 self._answered.add(key)
@@ -256,7 +257,8 @@ class Face:
             else:
                 return ConnectionClosed(address=connection.address)
         connection.ended(self.engine.seams.clock())
-        self.engine.rpc_failed(connection, error, start.binding.generation, start.at)
+        generation = connection.generation_of(start.binding)
+        self.engine.rpc_failed(connection, error, generation, start.at)
         setattr(error, STAMP, start)
         return error
 

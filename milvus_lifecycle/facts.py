@@ -42,6 +42,8 @@ class Facts:
     #: time.monotonic() at which the RPC started
     started: float = 0.0
     error: BaseException | None = None
+    #: how long the caller who acquires is ready to wait (monotonic); None: he did not say
+    until: float | None = None
     #: the validated channel, with the identifier that its Connect call gave
     wire: Wire | None = None
     identifier: str | None = None

@@ -14,7 +14,7 @@ from .flight import Flight, FlightKind
 from .kept import kept
 from .ledger import CHANNELS_PER_OUTAGE
 from .requests import Locate, Open, Ping, Procedure, Register, Wait
-from .strategies import Connect, Recover
+from .strategies import Broken, Connect, Recover
 from .table import Trigger
 from .wire import Wire
 
@@ -134,6 +134,8 @@ class Flights(Engine):
     ) -> Procedure[Located | None]:
         """Where to connect to, by the strategy's locator; None: the configured address."""
         plan = flight.plan
+        if isinstance(plan, Broken):
+            raise plan.error
         if not isinstance(plan, (Connect, Recover)) or plan.locator is None:
             return None
         located: Located = yield Locate(connection, plan.locator, flight.error, timeout)
@@ -179,14 +181,16 @@ class Flights(Engine):
             left = whole - (self.seams.clock() - started)
             if classify(error) is not Failure.TRANSIENT or left <= 0 or flight.outcome is not None:
                 raise
-            cause = kept(error) or error  # this frame must not keep the error's own frames
+            cause = kept(error)
         try:
             identifier = yield Register(connection, wire, left, True)
             return identifier
         except Exception as error:
-            if classify(error) is Failure.DEADLINE:
-                raise cause from None
-            raise
+            if classify(error) is not Failure.DEADLINE:
+                raise
+        # Another copy: an error that is a variable of its own traceback would live until the
+        # collector comes, and keep the call object of the attempt, and so the channel's socket.
+        raise kept(cause)
 
     def _slice(
         self,

@@ -9,19 +9,23 @@ the primary has moved: a failure, a refresh, or another connection.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 import weakref
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from .config import ConnectionConfig, load_tls, parse_endpoint
-from .errors import Failure, TopologyError, TopologyReason, brief, classify
+from .errors import Failure, LifecycleError, TopologyError, TopologyReason, brief, classify
 from .facts import Facts, Located
+from .flight import FlightKind
 from .forking import on_fork_in_child
 from .strategies import ConnectionStrategy
+from .table import State
 from .topology import Topology, newer
 
 if TYPE_CHECKING:
@@ -32,6 +36,12 @@ if TYPE_CHECKING:
 FETCH_SPACING = 1.0
 #: With a known primary to fall back on, a recovery waits no longer for the topology (seconds).
 FETCH_LIMIT = 3.0
+#: Tries within one fetch: a first connect and a refresh are patient, a recovery comes back itself.
+PATIENT_TRIES, RECOVERY_TRIES = 3, 1
+
+
+class _LeaderLeft(Exception):
+    """The leader was cancelled, or its own time was over: who has time left fetches anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +69,8 @@ class TopologyBook:
         #: has the trouble with the topology service been reported since it last answered?
         self.complained = False
         self._fetch: Future[Topology] | None = None
-        self._started = float("-inf")
+        #: when the last fetch was started, and the last one that brought something
+        self._started = self._heard = float("-inf")
         self._lock = threading.Lock()
         on_fork_in_child(self)
 
@@ -74,9 +85,13 @@ class TopologyBook:
 
     def fork_child(self) -> None:
         """In the child: nobody fetches here yet."""
-        TopologyBook._books_lock = threading.Lock()
         self._lock = threading.Lock()
         self._fetch = None
+
+    def attach(self, engine: Engine) -> None:
+        """Have ``engine`` compare its connections whenever there is news."""
+        with self._lock:
+            self.engines.add(engine)
 
     def primary(self) -> tuple[str, bool] | None:
         """(address, secure) of the primary as last heard; None if nothing was heard."""
@@ -96,7 +111,8 @@ class TopologyBook:
             if self._fetch is not None:
                 return Turn(self._fetch)
             now = time.monotonic()
-            if self._started >= since:
+            # One that failed will do for those who have something to fall back on.
+            if (self._heard if self.latest is None else self._started) >= since:
                 return None
             if now < self._started + FETCH_SPACING:
                 return Turn(None, pause=self._started + FETCH_SPACING - now)
@@ -106,133 +122,170 @@ class TopologyBook:
 
     def settle(self, fetch: Future[Topology], outcome: Topology | BaseException) -> None:
         """The leader's fetch has ended: note what it brought, wake who joined."""
-        news = False
-        try:
-            if isinstance(outcome, Topology):
-                found = newer(self.latest, outcome)
-                news, self.latest, self.complained = found is not self.latest, found, False
-        except TopologyError as error:
-            outcome = error
+        news: list[Engine] = []
         with self._lock:
+            try:
+                if isinstance(outcome, Topology):
+                    found = newer(self.latest, outcome)
+                    if found is not self.latest:
+                        news = list(self.engines)
+                    self.latest, self.complained, self._heard = found, False, self._started
+            except TopologyError as error:
+                outcome = error
             if self._fetch is fetch:
                 self._fetch = None
-        if isinstance(outcome, BaseException):
-            if isinstance(outcome, TopologyError):
-                self._complain(outcome)
-            fetch.set_exception(outcome)
-        else:
+        if isinstance(outcome, Topology):
             fetch.set_result(outcome)
-        if news:
-            for engine in list(self.engines):
-                engine.post(engine.reroute_all)
+        else:
+            fetch.set_exception(self._for_joiners(outcome))
+            if isinstance(outcome, LifecycleError):
+                self._complain(outcome)
+        for engine in news:
+            engine.post(engine.reroute_all)
 
-    def _complain(self, error: TopologyError) -> None:
+    def _for_joiners(self, outcome: BaseException) -> BaseException:
+        late = isinstance(outcome, TopologyError) and outcome.reason is TopologyReason.DEADLINE
+        if not isinstance(outcome, Exception) or (late and self.latest is None):
+            return _LeaderLeft()
+        return outcome
+
+    def _complain(self, error: LifecycleError) -> None:
+        """One line, at the first failure since the service last answered."""
         if self.latest is None or self.complained:
             return
         self.complained = True
         from .logs import complain
 
-        complain(f"{brief(error)} (connections stay on {self.latest.primary.endpoint})")
+        with suppress(Exception):  # a log handler's failure is not the connection's
+            complain(f"{brief(error)} (connections stay on {self.latest.primary.endpoint})")
+
+
+def _after_fork_in_child() -> None:
+    TopologyBook._books_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class TopologyLocator:
     """Finds the primary; joins a fetch that is under way; falls back on the last known one."""
 
-    def __init__(self, book: TopologyBook, since: float, fresh: bool) -> None:
+    def __init__(
+        self, book: TopologyBook, since: float, *, fresh: bool = True, patient: bool = False
+    ) -> None:
         self.book = book
         self.since = since
         #: False: what the book says will do (a reroute moves to what a fetch has just brought)
         self.fresh = fresh
+        #: nobody waits for this: a refresh in the background
+        self.patient = patient
 
     def locate(
         self, connection: ManagedConnection, last_error: BaseException | None, timeout: float
     ) -> Located:
-        """Blocks for ``timeout`` seconds at most. Raises TopologyError if nothing is known."""
-        until = self._until(timeout)
-        while (turn := self._turn(until)) is not None:
+        """Blocks for ``timeout`` seconds at most. Raises LifecycleError if nothing is known."""
+        until, allowance = self._until(timeout)
+        while (turn := self._turn(connection, until)) is not None:
             left = max(0.0, until - time.monotonic())
-            if turn.fetch is None:
-                time.sleep(min(turn.pause, left))
-            elif not turn.leads:
-                try:
+            try:
+                if turn.fetch is None:
+                    pause = min(turn.pause, left)
+                    time.sleep(pause)
+                    # What the wait for its turn took is not taken from the fetch.
+                    until, allowance = until + min(pause, allowance), 0.0
+                    continue
+                if turn.leads:
+                    self._lead(turn.fetch, left)
+                else:
                     turn.fetch.result(left)
-                except (TopologyError, FutureTimeout, CancelledError) as error:
-                    return self._known(error)
-            else:
-                outcome: Topology | BaseException
-                try:
-                    from .topology_fetch import fetch_topology
-
-                    config = self.book.config
-                    outcome = fetch_topology(
-                        config.uri, config.token, tls=load_tls(config), timeout=left
-                    )
-                except BaseException as error:
-                    self.book.settle(turn.fetch, error)
-                    return self._known(error)
-                self.book.settle(turn.fetch, outcome)
+            except _LeaderLeft:
+                continue
+            except Exception as error:
+                return self._known(error)
+            break
         return self._known(None)
 
     async def alocate(
         self, connection: ManagedConnection, last_error: BaseException | None, timeout: float
     ) -> Located:
         """As ``locate``, without blocking the loop."""
-        until = self._until(timeout)
-        while (turn := self._turn(until)) is not None:
+        until, allowance = self._until(timeout)
+        while (turn := self._turn(connection, until)) is not None:
             left = max(0.0, until - time.monotonic())
-            if turn.fetch is None:
-                await asyncio.sleep(min(turn.pause, left))
-            elif not turn.leads:
-                joined = asyncio.wrap_future(turn.fetch)
-                try:
-                    # Shielded: who joins must not cancel the leader's future.
-                    await asyncio.wait_for(asyncio.shield(joined), left)
-                except (TopologyError, asyncio.TimeoutError) as error:
-                    joined.add_done_callback(_retrieve)
-                    return self._known(error)
-                except asyncio.CancelledError:
-                    joined.add_done_callback(_retrieve)
-                    raise
-            else:
-                outcome: Topology | BaseException
-                try:
-                    from .topology_fetch import afetch_topology
-
-                    config = self.book.config
-                    tls = await asyncio.to_thread(load_tls, config)
-                    outcome = await afetch_topology(config.uri, config.token, tls=tls, timeout=left)
-                except asyncio.CancelledError:
-                    self.book.settle(turn.fetch, _left(self.book))
-                    raise
-                except BaseException as error:
-                    self.book.settle(turn.fetch, error)
-                    return self._known(error)
-                self.book.settle(turn.fetch, outcome)
+            try:
+                if turn.fetch is None:
+                    pause = min(turn.pause, left)
+                    await asyncio.sleep(pause)
+                    until, allowance = until + min(pause, allowance), 0.0
+                    continue
+                if turn.leads:
+                    await self._alead(turn.fetch, left)
+                else:
+                    await _join(turn.fetch, left)
+            except _LeaderLeft:
+                continue
+            except Exception as error:
+                return self._known(error)
+            break
         return self._known(None)
+
+    def _lead(self, fetch: Future[Topology], timeout: float) -> None:
+        from .topology_fetch import fetch_topology
+
+        config = self.book.config
+        try:
+            tls = load_tls(config)
+            found = fetch_topology(
+                config.uri, config.token, tls=tls, timeout=timeout, tries=self._tries()
+            )
+        except BaseException as error:
+            self.book.settle(fetch, error)
+            raise
+        self.book.settle(fetch, found)
+
+    async def _alead(self, fetch: Future[Topology], timeout: float) -> None:
+        from .topology_fetch import afetch_topology
+
+        config = self.book.config
+        try:
+            tls = await asyncio.to_thread(load_tls, config)
+            found = await afetch_topology(
+                config.uri, config.token, tls=tls, timeout=timeout, tries=self._tries()
+            )
+        except BaseException as error:
+            self.book.settle(fetch, error)
+            raise
+        self.book.settle(fetch, found)
 
     def release(self, connection: ManagedConnection) -> None:
         """Nothing is held."""
 
-    def _until(self, timeout: float) -> float:
-        if self.book.latest is not None:
+    def _until(self, timeout: float) -> tuple[float, float]:
+        """When to stop, and by how much waiting for a turn may put that off (once)."""
+        if self.book.latest is not None and not self.patient:
             timeout = min(timeout, FETCH_LIMIT)
-        return time.monotonic() + timeout
+        return time.monotonic() + timeout, min(timeout, FETCH_SPACING)
 
-    def _turn(self, until: float) -> Turn | None:
-        if (self.book.latest is not None and not self.fresh) or time.monotonic() >= until:
+    def _tries(self) -> int:
+        patient = self.patient or self.book.latest is None
+        return PATIENT_TRIES if patient else RECOVERY_TRIES
+
+    def _turn(self, connection: ManagedConnection, until: float) -> Turn | None:
+        if self.book.latest is not None and not self.fresh:
+            return None
+        if connection.state is State.CLOSED or time.monotonic() >= until:
             return None
         return self.book.turn(self.since)
 
     def _known(self, error: BaseException | None) -> Located:
         place = self.book.primary()
         if place is None:
-            if isinstance(error, (TopologyError, KeyboardInterrupt, SystemExit)):
+            if isinstance(error, LifecycleError):
                 raise error
-            raise TopologyError(
-                TopologyReason.DEADLINE,
-                "the topology did not arrive in time" if error is None else brief(error),
-                address=self.book.config.address,
-            )
+            reason, detail = TopologyReason.DEADLINE, "the topology did not arrive in time"
+            if error is not None and not isinstance(error, FutureTimeout):
+                reason, detail = TopologyReason.UNREACHABLE, brief(error)
+            raise TopologyError(reason, detail, address=self.book.config.address)
         address, secure = place
         latest = self.book.latest
         return Located(
@@ -244,10 +297,14 @@ class TopologyLocator:
         )
 
 
-def _left(book: TopologyBook) -> TopologyError:
-    return TopologyError(
-        TopologyReason.UNREACHABLE, "the fetch was cancelled", address=book.config.address
-    )
+async def _join(fetch: Future[Topology], timeout: float) -> None:
+    """Wait for somebody else's fetch; leaving does not cancel it. Raises what it failed with."""
+    joined = asyncio.wrap_future(fetch)
+    joined.add_done_callback(_retrieve)
+    done, _ = await asyncio.wait({joined}, timeout=timeout)
+    if not done:
+        raise FutureTimeout
+    joined.result()
 
 
 def _retrieve(future: asyncio.Future[Topology]) -> None:
@@ -269,7 +326,7 @@ class GlobalStrategy(ConnectionStrategy):
         self.topology: Topology | None = None
 
     def attached(self, engine: Engine) -> None:
-        self.book.engines.add(engine)
+        self.book.attach(engine)
 
     def may_recover(self, connection: ManagedConnection, facts: Facts) -> bool:
         """UNAVAILABLE, or the server says that we wrote to a secondary."""
@@ -287,20 +344,25 @@ class GlobalStrategy(ConnectionStrategy):
 
     def locator(self, connection: ManagedConnection) -> TopologyLocator:
         """A fetch after the flight began; for a reroute what the book says."""
-        flight = connection.flight
-        now = connection.seams.clock()
+        flight, now = connection.flight, connection.seams.clock()
         if flight is None:
-            return TopologyLocator(self.book, now, fresh=True)
-        first = flight.attempts == 0
-        return TopologyLocator(
-            self.book,
-            flight.began if first else now,
-            fresh=flight.mandatory or not first,
-        )
+            # One refresh serves all connections of the cluster.
+            since = now - (connection.policy.topology_refresh or 0.0) / 2
+            return TopologyLocator(self.book, since, patient=True)
+        if flight.attempts > 0:
+            return TopologyLocator(self.book, now)
+        if flight.kind is FlightKind.CONNECT:
+            # Nothing has failed yet: what another connection has just heard will do.
+            return TopologyLocator(self.book, flight.began - FETCH_SPACING)
+        return TopologyLocator(self.book, flight.began, fresh=flight.mandatory)
 
     def refresh_every(self, connection: ManagedConnection) -> float | None:
-        """``topology_refresh`` seconds."""
-        return connection.policy.topology_refresh
+        """``topology_refresh`` seconds after the last fetch, whichever connection led it."""
+        every = connection.policy.topology_refresh
+        if every is None:
+            return None
+        since_last = connection.seams.clock() - (self.book.next_fetch() - FETCH_SPACING)
+        return min(every, max(every - since_last, every / 2))
 
     def version(self, connection: ManagedConnection) -> int | None:
         """Version of the topology as last heard: what a reroute follows."""

@@ -6,6 +6,8 @@ object, which keeps the socket of a channel open that was closed.
 
 from __future__ import annotations
 
+from typing import overload
+
 import grpc
 
 from .errors import brief, error_code
@@ -27,10 +29,22 @@ class RpcSummary(grpc.RpcError):
         return self._details
 
 
+@overload
+def kept(error: BaseException) -> BaseException: ...
+
+
+@overload
+def kept(error: None) -> None: ...
+
+
+@overload
+def kept(error: BaseException | None) -> BaseException | None: ...
+
+
 def kept(error: BaseException | None) -> BaseException | None:
     """Return what to keep of `error`: a copy without traceback, cause and context."""
-    if error is None or isinstance(error, RpcSummary):
-        return error
+    if error is None:
+        return None
     if isinstance(error, grpc.RpcError):
         return RpcSummary(error)
     kind = type(error)

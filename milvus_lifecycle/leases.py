@@ -64,6 +64,11 @@ class Leases(Ledger):
         self._owner = 0
         self._home = cast("weakref.ref[ManagedConnection]", weakref.ref(self))
 
+    def is_held_by(self, client: object | None) -> bool:
+        """Has ``client`` a lease (None: is there an anonymous one)?"""
+        held = self.leases.get(0 if client is None else id(client), _NOBODY)
+        return held is None or (held is not _NOBODY and held() is client)
+
     def lease(self, client: object | None) -> bool:
         """Add ``client`` to those who hold the connection. False if it is closed.
 

@@ -110,8 +110,18 @@ class Ledger:
     @property
     def in_flight(self) -> int:
         """RPCs running on any channel of this connection."""
-        current = self.binding.wire.in_flight if self.binding is not None else 0
-        return current + sum(wire.in_flight for wire in self.draining)
+        wires = list(self.draining)
+        if self.binding is not None and self.binding.wire not in wires:
+            wires.append(self.binding.wire)  # in both places from its failure to the swap
+        return sum(wire.in_flight for wire in wires)
+
+    def generation_of(self, binding: Binding) -> int:
+        """Generation of an RPC on ``binding``; -1, older than any, if a give_up replaced its
+        channel: the channel that was kept then has the same number."""
+        mine = self.binding
+        if mine is not None and mine.wire is not binding.wire:
+            return -1 if binding.generation == self.generation else binding.generation
+        return binding.generation
 
     def idle_for(self, now: float) -> float:
         """Seconds since the last RPC or checkout; 0 while an RPC runs."""
@@ -172,7 +182,10 @@ class Ledger:
         limit = self.policy.connect_timeout
         if kind is FlightKind.PROBE:
             limit = self.policy.probe_timeout
-        self._begin(kind, row.trigger, facts.now, facts.now + limit)
+        flight = self._begin(kind, row.trigger, facts.now, facts.now + limit)
+        if facts.until is not None:
+            # The caller joins a moment later; its leader may be on its way by then.
+            flight.patience = max(flight.patience, facts.until)
 
     def action_begin_recovery(self, row: Row, facts: Facts) -> None:
         now, budget = facts.now, self.policy.recovery_budget
@@ -185,7 +198,8 @@ class Ledger:
         """The current channel failed: the flight is now all that stands between it and RPCs."""
         flight.mandatory = True
         self.failures += 1
-        self.last_error = flight.error = kept(facts.error)
+        flight.error = kept(facts.error) or self.last_error
+        self.last_error = flight.error
         outage = self._outage(facts.now)
         if outage.budget_from is None:
             outage.budget_from = facts.now
@@ -273,6 +287,7 @@ class Ledger:
         if flight is None:
             return
         flight.error = kept(facts.error) or flight.error
+        self.last_error = flight.error or self.last_error
         if row.trigger is Trigger.PROBE_FAILED:
             over = row.dest is State.CLOSED
             outcome = Outcome.FAILED if over else Outcome.SUPERSEDED

@@ -134,8 +134,9 @@ def fire(connection: ManagedConnection, trigger: Trigger, facts: Facts) -> bool:
         if connection.state is State.CLOSED:
             raise ConnectionClosed(address=connection.address)
         raise IllegalTransition(f"{trigger} in {connection.state}: {IMPOSSIBLE[cell]}")
-    _QUIET.stepping.now = True
+    stepping = _QUIET.stepping
+    outer, stepping.now = getattr(stepping, "now", False), True
     try:
         return bool(_EVENTS[trigger].trigger(connection, facts=facts))
     finally:
-        _QUIET.stepping.now = False
+        stepping.now = outer  # a finalizer may step another connection inside of this step

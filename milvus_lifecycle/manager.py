@@ -27,6 +27,7 @@ from .policy import LifecyclePolicy
 from .procedures import Procedures
 from .requests import Locate, Open, Pause, Ping, Procedure, Register, Request, Wait
 from .settings import Settings
+from .timers import attempt
 
 if TYPE_CHECKING:
     from .flight import Flight
@@ -34,10 +35,6 @@ if TYPE_CHECKING:
     from .wire import Wire
 
 T = TypeVar("T")
-
-
-class _Stop(Exception):
-    """Ends the timekeeper."""
 
 
 class ConnectionManager(Procedures):
@@ -48,7 +45,8 @@ class ConnectionManager(Procedures):
 
     flavour: ClassVar[str] = "threads"
     _instance: ClassVar[ConnectionManager | None] = None
-    _instance_lock: ClassVar[threading.Lock] = threading.Lock()
+    # Re-entrant: the collector may run a finalizer in there that looks for its manager.
+    _instance_lock = threading.RLock()
 
     def __init__(self, policy: LifecyclePolicy | None = None, **seams: Any) -> None:
         if "transport" not in seams:
@@ -58,7 +56,9 @@ class ConnectionManager(Procedures):
         super().__init__(policy, **seams)
         self._mailbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._keeper: threading.Thread | None = None
-        self._keeper_lock = threading.Lock()
+        # Re-entrant: a finalizer may set a timer while the timekeeper is started.
+        self._keeper_lock = threading.RLock()
+        self._starting = False
         _MANAGERS.add(self)
         on_fork_in_child(self)
 
@@ -72,7 +72,8 @@ class ConnectionManager(Procedures):
             with cls._instance_lock:
                 if cls._instance is None:
                     settings = Settings.current()
-                    cls._instance = cls(settings.policy, sinks=settings.sinks)
+                    made = cls(settings.policy, sinks=settings.sinks)
+                    cls._instance = cls._instance or made
                 instance = cls._instance
         return instance
 
@@ -229,9 +230,10 @@ class ConnectionManager(Procedures):
                 self._mailbox.put(look)
             return
         with self._keeper_lock:
-            if self._keeper is not None and self._keeper.is_alive():
+            if self._starting or (self._keeper is not None and self._keeper.is_alive()):
                 self._mailbox.put(look)
                 return
+            self._starting = True
             keeper = threading.Thread(
                 target=_keep_time,
                 args=(weakref.ref(self), self._mailbox),
@@ -242,21 +244,35 @@ class ConnectionManager(Procedures):
                 keeper.start()
             except RuntimeError:
                 return  # no thread to be had: the next connection or timer tries again
+            finally:
+                self._starting = False
             self._keeper = keeper
 
     def keeper_may_end(self) -> bool:
-        """Called by the timekeeper when it has nothing to do."""
+        """Called by the timekeeper: it has nothing to do without a connection.
+
+        What is on the agenda then is about connections that are closed.
+        """
         with self._keeper_lock:
-            if len(self.registry) or len(self.agenda) or not self._mailbox.empty():
+            if self._busy():
                 return False
-            self._keeper = None
+            keeper, self._keeper = self._keeper, None
+            # Whoever registers a connection looks for a keeper after that, without the lock: he
+            # has seen that there is none, or the connection is seen here.
+            if self._busy():
+                self._keeper = keeper
+                return False
             return True
 
+    def _busy(self) -> bool:
+        return len(self.registry) > 0 or not self._mailbox.empty()
+
     def fork_child(self) -> None:
-        ConnectionManager._instance_lock = threading.Lock()
+        ConnectionManager._instance_lock = threading.RLock()
         self._mailbox = queue.SimpleQueue()
         self._keeper = None
-        self._keeper_lock = threading.Lock()
+        self._keeper_lock = threading.RLock()
+        self._starting = False
         super().fork_child()
         if len(self.registry):
             self.wind()
@@ -268,7 +284,7 @@ class ConnectionManager(Procedures):
 
 
 def _stop() -> None:
-    raise _Stop
+    """The last letter that a timekeeper gets."""
 
 
 def _keep_time(
@@ -281,16 +297,17 @@ def _keep_time(
         if manager is None:
             return
         due = manager.run_due()
-        if due is None and manager.keeper_may_end():
+        if manager.keeper_may_end():
             return
         wait = None if due is None else max(0.0, due - manager.seams.clock())
         del manager
         try:
-            mailbox.get(timeout=wait)()
+            job = mailbox.get(timeout=wait)
         except queue.Empty:
             continue
-        except _Stop:
+        if job is _stop:
             return
+        attempt(job)
 
 
 _MANAGERS: weakref.WeakSet[ConnectionManager] = weakref.WeakSet()

@@ -35,9 +35,11 @@ if TYPE_CHECKING:
 #: verdict, which names the cause.
 VERDICT_GRACE = 0.5
 #: How long (seconds) a refresh in the background may take.
-REFRESH_LIMIT = 30.0
+REFRESH_LIMIT = 10.0
 #: Gap (seconds) between two tries while a server is up but says that it is not ready.
 NOT_READY_PAUSE = 0.25
+#: Gap (seconds) between two tries of a caller whose flights cannot even be started.
+NO_WORKER_PAUSE = 0.1
 
 
 class Procedures(Flights):
@@ -56,34 +58,39 @@ class Procedures(Flights):
         own = ConnectionConfig.coerce(config)
         check_client(client)
         check_timeout(timeout)
+        began = self.seams.clock()
+        until = None if timeout is None else began + timeout
         while True:
             connection = self.find_or_create(own, client, dedicated=dedicated)
-            usable = yield from self.check_out(connection, client, timeout)
+            usable = yield from self.check_out(connection, client, began, until)
             if usable:
                 return connection.handler
 
     def check_out(
-        self, connection: ManagedConnection, client: object | None, timeout: float | None
+        self,
+        connection: ManagedConnection,
+        client: object | None,
+        began: float,
+        until: float | None,
     ) -> Procedure[bool]:
         """Lease ``connection`` and see it usable. False if it is closed: look it up anew.
 
-        The lease is given back if this raises.
+        If this raises, a lease that it took is given back; one that the client had stays.
         """
-        began = self.seams.clock()
+        had = connection.is_held_by(client)
         if not connection.lease(client):
             self.step(connection, Trigger.ACQUIRE)
             self.registry.remove(connection)
             return False
         try:
-            self.step(connection, Trigger.ACQUIRE)
-            yield from self.ride_out(
-                connection, began, None if timeout is None else began + timeout
-            )
+            self.step(connection, Trigger.ACQUIRE, until=until)
+            yield from self.ride_out(connection, began, until)
         except BaseException:
-            self.give_back(connection, client)
+            if not had:
+                self.give_back(connection, client)
             raise
         connection.touch()
-        return True
+        return connection.state is not State.CLOSED
 
     def admit(
         self, face: Face, timeout: float | None, began: float, until: float | None
@@ -98,7 +105,7 @@ class Procedures(Flights):
             if connection.state is State.CLOSED:
                 yield from self._revive(face, until)
             else:
-                self.step(connection, Trigger.ACQUIRE, reason="an RPC wants to start")
+                self.step(connection, Trigger.ACQUIRE, until=until, reason="an RPC wants to start")
                 yield from self.ride_out(connection, began, until)
             connection, now = face.connection, self.seams.clock()
             if until is not None and now >= until:
@@ -106,24 +113,40 @@ class Procedures(Flights):
             binding = connection.enter(now, trusted=True)
             if binding is not None:
                 return Start(connection, binding, now, began, until, timeout)
+            if connection.flight is None and connection.state is not State.CLOSED:
+                yield self._no_worker(connection, began, until)
+
+    def _no_worker(self, connection: ManagedConnection, began: float, until: float | None) -> Pause:
+        """There is no channel, and nobody could be found to fly (no thread to be had): pause."""
+        now = self.seams.clock()
+        if now >= began + self.policy.recovery_budget:
+            raise RecoveryExhausted(
+                address=connection.address, elapsed=now - began, last_error=connection.last_error
+            )
+        left = NO_WORKER_PAUSE if until is None else until - now
+        return Pause(min(NO_WORKER_PAUSE, left))
 
     def _revive(self, face: Face, until: float | None) -> Procedure[None]:
         old = face.connection
         if not face.revivable or old.closed_by is Trigger.RELEASE:
             raise ConnectionClosed(address=old.address)
         self.step(old, Trigger.ACQUIRE)  # refused, and on record as such
-        timeout = None if until is None else max(0.001, until - self.seams.clock())
+        began = self.seams.clock()
+        if until is not None and began >= until:
+            raise DeadlineExceeded(address=old.address, last_error=old.last_error)
         clients = list(old.clients) or [None]
         while True:
             connection = None if old.dedicated else self.registry.find(old.config.key)
             if connection is None:
                 connection = self.register(self.renew(old, face))
-            usable = yield from self.check_out(connection, clients[0], timeout)
+            usable = yield from self.check_out(connection, clients[0], began, until)
             if usable:
                 break
         for client in clients[1:]:
             connection.lease(client)
         face.connection = connection
+        if not old.leases:
+            self.give_back(connection, None)
 
     def on_error(self, face: Face, error: Exception) -> Procedure[bool]:
         """The retry decorator asks whether to retry: waits until a retry makes sense."""
@@ -140,7 +163,7 @@ class Procedures(Flights):
                 return handled
         if start is None:
             return (yield from self._settle(face.connection, error, None, now, None))
-        generation = start.binding.generation
+        generation = start.connection.generation_of(start.binding)
         handled = yield from self._settle(
             start.connection, error, generation, start.began, start.until
         )
@@ -198,6 +221,8 @@ class Procedures(Flights):
         while True:
             flight = connection.flight
             if connection.state is State.CLOSED:
+                if _deserted(connection):
+                    return
                 raise self._closed(connection, began)
             if flight is None or (flight.kind is FlightKind.RECOVERY and not flight.mandatory):
                 return
@@ -210,7 +235,8 @@ class Procedures(Flights):
                 yield Wait(connection, flight, patience, grace)
             if flight.outcome is Outcome.LANDED:
                 return
-            if flight.outcome is None:
+            left_last = flight.outcome is Outcome.ABANDONED and self.seams.clock() >= patience
+            if flight.outcome is None or (first and left_last):
                 own = until is not None and until < budget_end
                 raise self._late(connection, flight, began, first, not own)
             self._next_flight(connection, flight, began, limit)
@@ -225,7 +251,9 @@ class Procedures(Flights):
         kind: type[LifecycleError] | None = None
         if outcome is Outcome.FAILED:
             kind = ConnectFailed
-        elif outcome is Outcome.CLOSED or connection.state is State.CLOSED:
+        elif connection.state is State.CLOSED:
+            if _deserted(connection):
+                return
             raise self._closed(connection, began)
         elif outcome is Outcome.GAVE_UP and (permanent or self.seams.clock() >= limit):
             kind = RecoveryExhausted
@@ -278,3 +306,8 @@ class Procedures(Flights):
         alone = connection.part(flight, wake)
         if alone and flight.kind is FlightKind.CONNECT and not connection.validated:
             self.step(connection, Trigger.ABANDONED, flight=flight.number)
+
+
+def _deserted(connection: ManagedConnection) -> bool:
+    """Did the last waiter leave its first connect, in the very moment in which we came?"""
+    return connection.closed_by is Trigger.ABANDONED and connection.last_error is None

@@ -63,6 +63,8 @@ class Registry:
             if self._shared.get(connection.config.key) is connection:
                 del self._shared[connection.config.key]
                 self._dedicated[id(connection)] = connection
+                # Nobody else can find it: it ends with those who hold it.
+                connection.dedicated = True
 
     def all(self) -> list[ManagedConnection]:
         """Every connection, shared ones first."""

@@ -66,7 +66,14 @@ class Dispose:
     locator: Locator | None = None
 
 
-Effect = Connect | Probe | Recover | Dispose
+@dataclass(frozen=True)
+class Broken:
+    """The strategy raised this instead of saying what to do: the flight fails with it."""
+
+    error: Exception
+
+
+Effect = Connect | Probe | Recover | Dispose | Broken
 
 
 class ConnectionStrategy:

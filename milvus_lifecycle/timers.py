@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .errors import LifecycleError
+from .errors import LifecycleError, brief
 from .table import State, Trigger
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Timers:
     def wind(self) -> None:
         """The agenda has a new next job: whoever keeps time must look again."""
 
-    def _plan(self, due: float, job: Callable[[], None]) -> None:
+    def _plan(self, due: float, job: Callable[[], object]) -> None:
         if self.agenda.push(due, job):
             self.wind()
 
@@ -66,23 +66,39 @@ class Timers:
         if connection.state is State.IDLE and not self.step(connection, Trigger.EXPIRE):
             self.plan_expiry(connection)
 
-    def _plan_recycle(self, connection: ManagedConnection) -> None:
+    def _plan_recycle(self, connection: ManagedConnection, not_before: float = 0.0) -> None:
+        """Look at the channel's age once it is due; one entry a generation."""
         policy, binding = self.policy, connection.binding
         if policy.max_age is None or binding is None:
             return
+        generation = connection.generation
+        if connection.recycle_planned == generation:
+            return
+        connection.recycle_planned = generation
         due = binding.wire.opened_at + policy.max_age * (
             1.0 - policy.backoff_jitter * connection.unit
         )
         # A moment later than due: the guard wants "older than", not "as old as".
-        self._plan(due + 0.001, partial(self._recycle, connection, binding.generation))
+        due = max(due + 0.001, not_before)
+        self._plan(due, partial(self._recycle, connection, generation))
 
     def _recycle(self, connection: ManagedConnection, generation: int) -> None:
+        if connection.recycle_planned == generation:
+            connection.recycle_planned = 0
         if connection.generation != generation or connection.state is State.CLOSED:
             return
         if not self.step(connection, Trigger.RECYCLE):
-            # Not held, suspect or in a flight just now: look again, not too often.
-            again = self.seams.clock() + max(1.0, (self.policy.max_age or 0.0) / 10)
-            self._plan(again, partial(self._recycle, connection, generation))
+            # Not held, suspect or in a flight just now.
+            self._plan_recycle(connection, self._not_too_soon())
+
+    def _not_too_soon(self) -> float:
+        return self.seams.clock() + max(1.0, (self.policy.max_age or 0.0) / 10)
+
+    def _plan_second_try(self, connection: ManagedConnection) -> None:
+        """A move stood down: look again, but not at once, or a refusal would make us spin."""
+        self._plan_recycle(connection, self._not_too_soon())
+        again = self.seams.clock() + max(1.0, self.policy.backoff_ceiling)
+        self._plan(again, partial(self.step, connection, Trigger.REROUTE))
 
     def _plan_refresh(self, connection: ManagedConnection) -> None:
         """Ask the locator anew every so often, with jitter; one entry a connection."""
@@ -119,5 +135,15 @@ class Timers:
     def run_due(self) -> float | None:
         """Run what is due. Returns when to come again (monotonic seconds), None for never."""
         for job in self.agenda.take_due(self.seams.clock()):
-            job()
+            attempt(job)
         return self.agenda.next_due()
+
+
+def attempt(job: Callable[[], object]) -> None:
+    """Run a job of the engine's own. What a strategy raises there must not stop time."""
+    try:
+        job()
+    except Exception as error:
+        from .logs import complain
+
+        complain(f"a job of the timekeeper raised {brief(error)}")

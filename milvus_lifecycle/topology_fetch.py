@@ -59,6 +59,7 @@ def fetch_topology(
     *,
     tls: TlsMaterial | None = None,
     timeout: float = 30.0,
+    tries: int = ATTEMPTS,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
     random: Callable[[], float] = random_module.random,
@@ -70,12 +71,13 @@ def fetch_topology(
         token: sent as a bearer token, "" for none.
         tls: the client's own roots (`load_tls`); None and no roots mean the system's.
         timeout: seconds for everything: tries, pauses, and a server that drips.
+        tries: requests at most.
         clock, sleep, random: for tests, and so that a driver can end a pause early by raising.
 
     Raises:
         TopologyError: with `reason`, `attempts` and `elapsed`; it never holds the token.
     """
-    fetch = _Fetch(uri, token, tls, timeout, clock, random)
+    fetch = _Fetch(uri, token, tls, timeout, tries, clock, random)
     fetch.prepare()
     import tenacity
 
@@ -92,12 +94,13 @@ async def afetch_topology(
     *,
     tls: TlsMaterial | None = None,
     timeout: float = 30.0,
+    tries: int = ATTEMPTS,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     random: Callable[[], float] = random_module.random,
 ) -> Topology:
     """Do what `fetch_topology` does, without blocking the event loop."""
-    fetch = _Fetch(uri, token, tls, timeout, clock, random)
+    fetch = _Fetch(uri, token, tls, timeout, tries, clock, random)
     await asyncio.to_thread(fetch.prepare, with_asyncio=True)
     import tenacity
 
@@ -158,6 +161,7 @@ class _Fetch:
         token: str,
         tls: TlsMaterial | None,
         timeout: float,
+        tries: int,
         clock: Callable[[], float],
         random: Callable[[], float],
     ) -> None:
@@ -167,6 +171,7 @@ class _Fetch:
         self._random = random
         self._started = clock()
         self._deadline = self._started + timeout
+        self._tries = tries
         self._attempts = 0
         self._context: ssl.SSLContext | None = None
         self._address, secure = self._parse(uri, secure=tls is not None)
@@ -278,7 +283,7 @@ class _Fetch:
     def _is_last(self, state: RetryCallState) -> bool:
         # A pause that would outlast the deadline is not begun.
         resumed = self._clock() + state.upcoming_sleep
-        return state.attempt_number >= ATTEMPTS or resumed >= self._deadline
+        return state.attempt_number >= self._tries or resumed >= self._deadline
 
 
 class _Answer:

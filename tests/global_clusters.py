@@ -9,14 +9,18 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 from unittest import mock
 
 import trustme
+from google.protobuf.message_factory import GetMessageClass
 from typing_extensions import Self
 
 from tests.network import TcpProxy
+from tests.servers import SERVICE, TlsFiles, status
 from tests.topology_service import Behaviour, Service, answer, cluster, reply, serving
 
 #: An endpoint counts as a global cluster by its host. The last label makes it this machine's.
@@ -45,6 +49,32 @@ def localhost_names() -> Iterator[None]:
         yield
 
 
+def violated(method: str) -> Any:
+    """What a secondary answers to a write: gRPC's OK, with a status that refuses it."""
+    response = GetMessageClass(SERVICE.methods_by_name[method].output_type)()
+    response.status.CopyFrom(status(2600, "STREAMING_CODE_REPLICATE_VIOLATION: not the primary"))
+    return response
+
+
+@dataclass(frozen=True)
+class Authority:
+    """Certificates of an authority that nobody knows: for a topology service, and as files."""
+
+    leaf: trustme.LeafCert
+    files: TlsFiles
+
+
+def make_authority(directory: Path) -> Authority:
+    """Issue one certificate for HOST and 127.0.0.1 and write it into a directory."""
+    ca = trustme.CA()
+    leaf = ca.issue_cert(HOST, "127.0.0.1")
+    files = TlsFiles(*(str(directory / name) for name in ("ca.pem", "server.pem", "server.key")))
+    ca.cert_pem.write_to_path(files.ca)
+    Path(files.certificate).write_bytes(b"".join(pem.bytes() for pem in leaf.cert_chain_pems))
+    leaf.private_key_pem.write_to_path(files.key)
+    return Authority(leaf, files)
+
+
 class GlobalCluster:
     """The topology service of a cluster of gRPC servers; the first one given is the primary.
 
@@ -62,6 +92,8 @@ class GlobalCluster:
         self.most_at_once = 0
         #: seconds that each answer is late
         self.delay = 0.0
+        #: endpoints that the topology writes otherwise than the server's `uri`
+        self.written: dict[Any, str] = {}
         self._behaviour: Behaviour | None = None
         self._certificate = certificate
         self._lock = threading.Lock()
@@ -72,9 +104,7 @@ class GlobalCluster:
 
     def __enter__(self) -> Self:
         self._stack.enter_context(localhost_names())
-        self.service: Service = self._stack.enter_context(
-            serving(self._serve, self._certificate)
-        )
+        self.service: Service = self._stack.enter_context(serving(self._serve, self._certificate))
         self.proxy = self._stack.enter_context(TcpProxy(self.service.server.server_port))
         return self
 
@@ -120,7 +150,11 @@ class GlobalCluster:
         """The answer of now: every server, the primary as writable."""
         with self._lock:
             clusters = [
-                cluster(f"in01-{number}", server.uri, 3 if server is self.primary else 1)
+                cluster(
+                    f"in01-{number}",
+                    self.written.get(server, server.uri),
+                    3 if server is self.primary else 1,
+                )
                 for number, server in enumerate(self.servers)
             ]
             return json.dumps(answer(str(self.version), clusters)).encode()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
+from time import sleep
 
 from ..table import Trigger
 from .colour import Paint, add_colour_option
@@ -104,7 +104,7 @@ def _follow(
     while True:
         found = (match(line) for line in follower.poll())
         show(shown for shown in found if shown is not None)
-        time.sleep(PAUSE)
+        sleep(PAUSE)
 
 
 def _printer(options: argparse.Namespace) -> Callable[[Iterable[Shown]], None]:

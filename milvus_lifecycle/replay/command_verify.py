@@ -11,6 +11,7 @@ from .colour import Paint, add_colour_option
 from .problems import NOTES, Kind, Problem
 from .progress import progress_bar
 from .sources import find_sources
+from .tables import plural
 from .verify import LIMIT, Verdict, verify_logs
 
 SUMMARY = "replay logs through the table: is what they say legal?"
@@ -100,8 +101,8 @@ def _printable(text: str) -> str:
 def _summary(verdict: Verdict, paint: Paint) -> str:
     problems = verdict.problems
     read = (
-        f"{verdict.records:,} records of {verdict.connections:,} connections in "
-        f"{len(verdict.files):,} file{'s' * (len(verdict.files) != 1)}, {verdict.seconds:.1f} s"
+        f"{plural(verdict.records, 'record')} of {plural(verdict.connections, 'connection')} in "
+        f"{plural(len(verdict.files), 'file')}, {verdict.seconds:.1f} s"
     )
     counts = problems.counts
     parts = [f"{count:,} {kind}" for kind, count in counts.most_common() if kind not in NOTES]

@@ -9,7 +9,8 @@ Definitions, which ``audit stats`` and the report share:
   when something vouches for the connection again: recovered, stand_down, probe_passed or
   served. A give_up or an abandoned flight does not end it. Its duration adds up ``dwell_s``,
   which is monotonic time: a clock that was set does not matter. Time in IDLE while no client
-  holds the connection does not count: nobody suffers.
+  holds the connection does not count: nobody suffers. Its attempts are the failed ones and
+  the one that landed.
 - A *relapse* is an outage that begins within ``RELAPSE`` seconds of the end of the same
   connection's last one; a connection with ``FLAPPING`` relapses or more is flapping.
 """
@@ -150,7 +151,7 @@ class Life:
         outage = self.outage
         if outage is None:
             return None
-        if trigger in (_RETRY, _GIVE_UP):
+        if trigger in (_RETRY, _GIVE_UP, _RECOVERED):
             outage.attempts += 1
             outage.error_code = outage.error_code or record.error_code
         if trigger == _GIVE_UP:

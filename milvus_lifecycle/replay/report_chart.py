@@ -42,6 +42,7 @@ def bokeh_script() -> str:
 
 def chart_item(start: float, end: float) -> Mapping[str, object]:
     """The chart of a log from ``start`` to ``end`` (ms since 1970), as ``embed_item`` takes it."""
+    end = max(end, start + 1000.0)
     margin = (end - start) * 0.005
     low, high = start - margin, end + margin
     lanes = figure(

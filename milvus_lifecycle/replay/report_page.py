@@ -17,7 +17,7 @@ from .report import OUTAGES, Report, name_files
 from .report_chart import LOOKS, bokeh_script, chart_item
 from .report_data import pack, timeline_data
 from .stats_tables import TOTAL, outage_table, seconds, stats_tables
-from .tables import Table
+from .tables import Table, plural
 
 _ASSETS = files(__package__) / "assets"
 
@@ -28,7 +28,6 @@ def render_page(report: Report, title: str = "Connection lifecycle report") -> s
     shown = [tables.pop("Worst incidents"), tables.pop("Longest outages")]
     data = timeline_data(report.lanes, report.since, report.until)
     chart = chart_item(report.since.timestamp() * 1000, report.until.timestamp() * 1000)
-    script = "\n".join(_asset(name) for name in ("report.js", "page.js"))
     return Template(_asset("report.html")).substitute(
         title=escape(title),
         style=_asset("report.css"),
@@ -44,7 +43,8 @@ def render_page(report: Report, title: str = "Connection lifecycle report") -> s
         looks=_json(LOOKS),
         chart=_json(chart),
         bokeh=bokeh_script().replace("</script", "<\\/script"),
-        script=script,
+        first=_asset("report.js"),
+        then=_asset("page.js"),
     )
 
 
@@ -70,9 +70,9 @@ def _verdict(report: Report) -> str:
     if not problems.violations and not problems.unreadable:
         return (
             '<div class="verdict legal"><b>&#10003; Legal</b>'
-            f"every one of {report.stats.records:,} records replays through the table</div>"
+            f"{plural(report.stats.records, 'record')} replayed through the table</div>"
         )
-    found = f"{problems.violations:,} violation{'s' * (problems.violations != 1)}"
+    found = plural(problems.violations, "violation")
     if problems.unreadable:
         found += f", {problems.unreadable:,} file(s) not read"
     return (
@@ -85,7 +85,12 @@ def _tiles(report: Report) -> str:
     total = report.stats.total
     times = total.recovery_quantiles()
     tiles = [
-        ("connections", f"{report.connections:,}", f"{len(report.stats.endpoints):,} endpoints", 0),
+        (
+            "connections",
+            f"{report.connections:,}",
+            plural(len(report.stats.endpoints), "endpoint"),
+            0,
+        ),
         ("records", f"{report.stats.records:,}", f"{report.stats.lost_records:,} lost", 0),
         ("outages", f"{total.outages:,}", f"longest {seconds(total.longest_outage_s)}", 0),
         (
@@ -208,8 +213,9 @@ def _thinned(report: Report) -> str:
             "before them; a merged stay has the colour and the record of the worst in it."
         )
     if timeline.left_out:
+        missing = max(0, report.connections - len(report.lanes))
         parts.append(
-            f"{timeline.left_out:,} connections with the least time in outages, then the fewest "
+            f"{missing:,} connections with the least time in outages, then the fewest "
             "records, are left out."
         )
     if not parts:

@@ -24,6 +24,11 @@ class Table:
         return [(name.removesuffix(">"), name.endswith(">")) for name in self.columns]
 
 
+def plural(count: int, word: str) -> str:
+    """``1 record``, ``2,000 records``."""
+    return f"{count:,} {word}{'s' * (count != 1)}"
+
+
 def print_tables(tables: Iterable[Table], stream: TextIO | None = None) -> None:
     """Print the tables that have rows; with lines and emphasis if a person looks."""
     out = sys.stdout if stream is None else stream

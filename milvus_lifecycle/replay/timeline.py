@@ -21,6 +21,7 @@ from datetime import datetime, timedelta
 
 from ..table import State
 from .outages import Life
+from .recent import Recent
 from .records import Created, Record, Transition
 
 STAYS = 60_000
@@ -85,12 +86,14 @@ class TimelineFold:
     def __init__(self, limit: int = STAYS) -> None:
         self.limit = limit
         self.grain = timedelta(0)
-        #: connections and records that are not shown, to keep to ``limit``
-        self.left_out = 0
+        #: were connections left out, to keep to ``limit``?
+        self.left_out = False
         self.records = 0
         self.since: datetime | None = None
         self.until: datetime | None = None
         self._lanes: dict[str, Lane] = {}
+        #: left out for now, without stays: their outages still count if they come back
+        self._past: Recent[str, Lane] = Recent()
         self._stays = 0
 
     def add(self, record: Record) -> None:
@@ -102,9 +105,7 @@ class TimelineFold:
         if not isinstance(record, (Transition, Created)):
             return
         self.records += 1
-        lane = self._lanes.get(record.connection_id)
-        if lane is None:
-            lane = self._begin(record)
+        lane = self._lanes.get(record.connection_id) or self._begin(record)
         lane.stays.append(Stay(record.ts, record.dest, record))
         lane.records += 1
         lane.address = record.address or lane.address
@@ -129,13 +130,15 @@ class TimelineFold:
         return sorted(self._lanes.values(), key=_trouble)
 
     def _begin(self, record: Transition | Created) -> Lane:
-        lane = Lane(
-            record.connection_id, record.address, record.strategy, record.flavour, record.pid
-        )
-        lane.life = Life(record)
+        lane = self._past.find(record.connection_id) if self.left_out else None
+        if lane is None:
+            lane = Lane(
+                record.connection_id, record.address, record.strategy, record.flavour, record.pid
+            )
+            lane.life = Life(record)
         self._lanes[record.connection_id] = lane
         if isinstance(record, Transition) and record.seq > 1 and record.dwell_s:
-            # The log starts late: what went before is known by its end and its length.
+            # What went before is not shown, but known by its end and its length.
             began = record.ts - timedelta(seconds=min(record.dwell_s, 86_400.0))
             if self.since is not None and began < self.since:
                 began = self.since
@@ -164,7 +167,10 @@ class TimelineFold:
             room -= len(lane.stays)
             if room < 0 and index:
                 order, gone = order[:index], order[index:]
-                self.left_out += len(gone)
+                self.left_out = True
+                for one in gone:
+                    one.stays = []
+                    self._past.put(one.connection_id, one)
                 break
         self._lanes = {lane.connection_id: lane for lane in order}
         self._count()

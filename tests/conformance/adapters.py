@@ -87,10 +87,14 @@ class Threads:
         calm = 0
         while calm < 3:
             until(self._all_wait, LIMIT, "the threads did not come to rest")
-            kept = threading.Event()
-            self.manager.post(kept.set)
-            until(lambda: kept.is_set() or not self._workers(KEEPER), LIMIT, "busy timekeeper")
+            self._call_at_keeper()
             calm = calm + 1 if self._all_wait() else 0
+
+    def _call_at_keeper(self) -> None:
+        """Return when the timekeeper has done what it had to do, or if there is none."""
+        done = threading.Event()
+        self.manager.post(done.set)
+        until(lambda: done.is_set() or not self._workers(KEEPER), LIMIT, "busy timekeeper")
 
     def _workers(self, prefix: str) -> list[threading.Thread]:
         return [
@@ -119,6 +123,15 @@ class Threads:
 
         self._refusing = mock.patch.object(threading.Thread, "start", start)
         self._refusing.start()
+
+    def before_fork(self) -> None:
+        """A child has no timekeeper; there would still be one here."""
+
+        def end() -> None:
+            raise LeaderDied
+
+        self.manager.post(end)
+        until(lambda: not self._workers(KEEPER), LIMIT, "the timekeeper does not end")
 
     def leftovers(self) -> list[str]:
         """Names of the flights and actors that still run."""
@@ -219,6 +232,9 @@ class Asyncio:
             raise RuntimeError("can't start new thread")
         return asyncio.Task(work, loop=loop, **kwargs)
 
+    def before_fork(self) -> None:
+        """Timers of the parent's loop do nothing in the child."""
+
     def leftovers(self) -> list[str]:
         async def names() -> list[str]:
             here = asyncio.current_task()
@@ -236,4 +252,4 @@ class Asyncio:
             self.complaints.append(f"{context.get('message')}: {context.get('exception')!r}")
 
 
-ADAPTERS = {"threads": Threads, "asyncio": Asyncio}
+ADAPTERS: dict[str, type[Threads] | type[Asyncio]] = {"threads": Threads, "asyncio": Asyncio}

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.global_clusters import GlobalCluster
 from tests.looping import AsyncEngine
+from tests.servers import FakeMilvus
 
 
 @pytest.fixture
@@ -20,3 +22,24 @@ def aio(request: pytest.FixtureRequest) -> Iterator[AsyncEngine]:
         yield AsyncEngine()
     finally:
         ml.uninstall()
+
+
+@pytest.fixture
+def old() -> Iterator[FakeMilvus]:
+    """The first primary of `cluster`; it lists the collection "old"."""
+    with FakeMilvus(collections=["old"]) as server:
+        yield server
+
+
+@pytest.fixture
+def new() -> Iterator[FakeMilvus]:
+    """The other server of `cluster`; it lists the collection "new"."""
+    with FakeMilvus(collections=["new"]) as server:
+        yield server
+
+
+@pytest.fixture
+def cluster(old: FakeMilvus, new: FakeMilvus) -> Iterator[GlobalCluster]:
+    """A global cluster of `old`, its primary, and `new`."""
+    with GlobalCluster(old, new) as service:
+        yield service

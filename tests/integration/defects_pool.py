@@ -12,7 +12,7 @@ from tests.network import TcpProxy, open_sockets_to
 from tests.observe import Call, wait_until
 from tests.processes import ask_child
 from tests.servers import make_tls_files
-from tests.stock import FORK_SAFE_POLLER, Env, defect, verdict
+from tests.stock import FORK_POLLER, Env, defect, verdict
 
 
 @defect()
@@ -127,12 +127,12 @@ def d21_a_client_survives_close_all(env: Env) -> None:
     )
 
 
-@defect(environment=FORK_SAFE_POLLER)
+@defect(environment=FORK_POLLER)
 def d25_a_forked_child_is_not_locked_out(env: Env) -> None:
     """A child forked while another thread connects can use clients of its own at once.
 
     This is about the manager's lock. That gRPC's default poller may crash such a child is
-    gRPC's own (see FORK_SAFE_POLLER), and no manager can mend it.
+    gRPC's own (see FORK_POLLER), and no manager can mend it.
     """
     server, hole = env.server_process(), env.black_hole()
     env.client(server.uri).list_collections()

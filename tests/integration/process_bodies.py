@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 from tests.observe import Call, wait_until
 from tests.processes import ServerProcess, ask_child
-from tests.stock import FORK_SAFE_POLLER, Env, defect, verdict
+from tests.stock import FORK_POLLER, Env, defect, verdict
 
 
-@defect(environment=FORK_SAFE_POLLER)
+@defect(environment=FORK_POLLER)
 def an_inherited_client_works_in_a_child(env: Env) -> None:
     """Clients that a forked child inherited work there, and go on working in the parent."""
     server = env.server_process()
@@ -22,7 +22,7 @@ def an_inherited_client_works_in_a_child(env: Env) -> None:
     verdict(said == ["['demo']"] * 2 and parent == [["demo"]] * 2, f"{said}, parent {parent}")
 
 
-@defect(environment=FORK_SAFE_POLLER)
+@defect(environment=FORK_POLLER)
 def a_child_of_a_busy_parent_works(env: Env) -> None:
     """The fork happens while eight threads of the parent are in the middle of RPCs."""
     server = env.server_process({"HasPartition": 1.0})
@@ -34,7 +34,7 @@ def a_child_of_a_busy_parent_works(env: Env) -> None:
     verdict(said == "['demo']" and served and not errors, f"child {said}, parent {errors}")
 
 
-@defect(environment=FORK_SAFE_POLLER)
+@defect(environment=FORK_POLLER)
 def a_child_of_a_recovering_parent_works(env: Env) -> None:
     """A client inherited in the middle of an outage works in the child once the server is back.
 
@@ -79,7 +79,7 @@ def _start_later(server: ServerProcess) -> None:
     server.start()
 
 
-@defect(environment=FORK_SAFE_POLLER)
+@defect(environment=FORK_POLLER)
 def a_childs_end_spares_the_parent(env: Env) -> None:
     """A child that closes everything and ends normally cuts no connection of its parent."""
     server = env.server_process({"HasPartition": 1.0})

@@ -4,14 +4,14 @@
 class Page {
   constructor(log, view) {
     this.log = log;
-    const model = (name) => view.model.select_one?.(name) ?? find(view.model, name);
+    const model = (name) => view.model.children.find((child) => child.name === name);
     this.overview = model("overview");
     this.figure = model("lanes");
     this.stays = this.figure.renderers[0].data_source;
     this.share = this.overview.renderers[0].data_source;
     this.whole = [this.figure.x_range.start, this.figure.x_range.end];
     this.page = 0;
-    this.kept = null;
+    this.pointer = [0, 0];
     this.waiting = false;
     for (const name of ["start", "end"]) {
       this.figure.x_range.properties[name].change.connect(() => this.moved());
@@ -34,6 +34,9 @@ class Page {
     });
     $("back").addEventListener("click", () => this.turn(-1));
     $("more").addEventListener("click", () => this.turn(1));
+    // Before Bokeh hears of it: its events say where in the figure, not where on the screen.
+    const follow = (event) => { this.pointer = [event.clientX, event.clientY]; };
+    addEventListener("pointermove", follow, { capture: true, passive: true });
     this.figure.on_event("mousemove", (event) => this.hover(event));
     this.figure.on_event("mouseleave", () => this.hide());
     this.figure.on_event("tap", (event) => this.keep(this.stayAt(event.x, event.y)));
@@ -92,7 +95,7 @@ class Page {
     axis.ticker.ticks = [...labels.keys()];
     axis.major_label_overrides = labels;
     this.figure.y_range.setv({ start: 0, end: count });
-    this.figure.height = count * LANE_PX + 34;
+    this.figure.height = count * (count > 8 ? 17 : 30) + 34;
     this.redraw();
   }
 
@@ -147,19 +150,15 @@ class Page {
     tip.replaceChildren();
     describe(this.log, found.lane, found.stay, tip, true);
     tip.hidden = false;
-    const area = this.canvas().getBoundingClientRect();
     const { width, height } = tip.getBoundingClientRect();
-    const [x, y] = [area.left + event.sx, area.top + event.sy];
+    const [x, y] = this.pointer;
     tip.style.left = `${Math.max(4, x + 16 + width > innerWidth ? x - width - 16 : x + 16)}px`;
     tip.style.top = `${Math.max(4, Math.min(y + 14, innerHeight - height - 8))}px`;
   }
 
-  canvas() { return Bokeh.index.find_by_id?.(this.figure.id)?.el ?? $("chart"); }
-
   hide() { $("tip").hidden = true; }
 
   keep(found) {
-    this.kept = found;
     const box = $("record");
     box.replaceChildren();
     box.hidden = !found;
@@ -195,10 +194,6 @@ class Page {
   }
 }
 
-function find(layout, name) {
-  return layout.children.find((child) => child.name === name);
-}
-
 function legend() {
   for (const [state, [color, height]] of Object.entries(LOOKS)) {
     const item = element("span", null, $("legend"));
@@ -211,7 +206,7 @@ function legend() {
 }
 
 async function begin() {
-  const log = new Log(await unpack($("packed").textContent));
+  const log = new Log(await unpacked);
   legend();
   const addresses = [...new Set(log.lanes.address)].map((number) => log.texts[number]).sort();
   for (const address of addresses.slice(0, 500)) element("option", null, $("addresses")).value = address;

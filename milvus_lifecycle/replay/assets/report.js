@@ -3,7 +3,7 @@
 
 const LOOKS = JSON.parse(document.getElementById("looks").textContent);
 const WORST = ["IDLE", "ACTIVE", "CLOSED", "PROBING", "RECOVERING"];
-const LANE_PX = 17, PAGE_LANES = 40, BINS = 300;
+const PAGE_LANES = 40, BINS = 300;
 const $ = (id) => document.getElementById(id);
 
 async function unpack(text) {
@@ -128,7 +128,8 @@ function shares(log, lanes) {
     for (const state of order) {
       const part = sums[live.indexOf(state)]?.[bin] / step;
       if (!(part > 0)) continue;
-      data.left.push(log.since + bin * step); data.right.push(log.since + (bin + 1) * step);
+      // A little wider than the slice: no seams between neighbours.
+      data.left.push(log.since + bin * step); data.right.push(log.since + (bin + 1.1) * step);
       data.bottom.push(height); data.top.push(height + part); data.color.push(LOOKS[state][0]);
       height += part;
     }
@@ -203,3 +204,6 @@ function describe(log, lane, stay, parent, brief) {
   }
   return head;
 }
+
+// Begun before Bokeh's script is read: unpacking does not wait for it.
+const unpacked = unpack($("packed").textContent);

@@ -1,0 +1,351 @@
+"""Event loops and the asyncio flavour: several of them, their ends, and what they complain of."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pymilvus import AsyncMilvusClient
+from pymilvus.exceptions import MilvusException
+
+import milvus_lifecycle as ml
+from milvus_lifecycle.errors import LoopMismatch
+from tests.looping import AsyncEngine, Doing, settled, until
+from tests.network import BlackHole, TcpProxy, open_sockets_to
+from tests.observe import wait_until
+from tests.processes import REPOSITORY
+from tests.servers import FakeMilvus
+
+pytestmark = pytest.mark.timeout(90)
+
+NewLoop = Callable[[], asyncio.AbstractEventLoop]
+
+
+def _uvloop() -> asyncio.AbstractEventLoop:
+    uvloop = pytest.importorskip("uvloop", reason="uvloop is not to be had on this platform")
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
+
+
+each_loop = pytest.mark.parametrize(
+    "new_loop", [asyncio.new_event_loop, _uvloop], ids=["asyncio", "uvloop"]
+)
+
+
+def _final_states(engine: AsyncEngine) -> set[str]:
+    """The states in which the connections of all loops ended, by the records."""
+    last = {record.connection_id: record.dest for record in engine.transitions()}
+    return set(last.values())
+
+
+@each_loop
+def test_a_plain_close_frees_everything(
+    aio: AsyncEngine, server: FakeMilvus, new_loop: NewLoop
+) -> None:
+    """loop.close() without cancelling anything: connections CLOSED, sockets gone, no await."""
+    loop = new_loop()
+    try:
+        loop.run_until_complete(aio.connected(server.uri))
+        loop.run_until_complete(aio.connected(server.uri, dedicated=True))
+        assert open_sockets_to(server.port) == 2
+    finally:
+        loop.close()
+    del loop
+    assert _final_states(aio) == {"CLOSED"}
+    assert wait_until(lambda: open_sockets_to(server.port) == 0, 5)
+
+
+@each_loop
+def test_a_close_during_an_outage_frees_everything(
+    aio: AsyncEngine, server: FakeMilvus, proxy: TcpProxy, new_loop: NewLoop
+) -> None:
+    """loop.close() while a recovery and its waiters are under way: the same."""
+    complaints: list[Any] = []
+
+    async def outage() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, note: complaints.append(note))
+        client = await aio.connected(proxy.uri)
+        hold = server.hold("ShowCollections")
+        calls = [Doing(client.list_collections()) for _ in range(2)]
+        assert await until(lambda: hold.waiting == 2, 10)
+        # Hangs rather than refuses: uvloop runs readers once more while it closes, and an RPC that
+        # ends in that very moment is an error in a callback of grpc's, which nobody can prevent.
+        proxy.set_mode("hang", cut=True)
+        assert await aio.saw("fail")
+        assert not any(call.done for call in calls)
+
+    loop = new_loop()
+    try:
+        loop.run_until_complete(outage())
+        mine = asyncio.all_tasks(loop)
+        for task in mine:
+            # This test leaves its own call pending: asyncio may say so, of that one alone.
+            if not task.get_name().startswith("milvus-lifecycle-"):
+                task._log_destroy_pending = False  # type: ignore[attr-defined]
+        del mine
+        task = None
+    finally:
+        loop.close()
+    assert _final_states(aio) == {"CLOSED"}
+    del loop
+    assert complaints == []
+    # No look at the sockets: an unanswered handshake keeps its own for 20 s (design.md).
+
+
+@each_loop
+def test_an_outage_is_ridden_through(
+    aio: AsyncEngine, proxy: TcpProxy, new_loop: NewLoop
+) -> None:
+    """Connect, outage, recovery, cancellation and close on each kind of loop."""
+
+    async def ride() -> None:
+        client = await aio.connected(proxy.uri)
+        proxy.set_mode("refuse", cut=True)
+        calls = [Doing(client.list_collections()) for _ in range(4)]
+        assert await aio.saw("retry")
+        calls[0].cancel()
+        proxy.set_mode("pass")
+        assert await settled(calls, 20)
+        assert [call.result for call in calls[1:]] == [["demo"]] * 3
+        assert calls[0].cancelled
+        await client.close()
+
+    loop = new_loop()
+    try:
+        loop.run_until_complete(ride())
+    finally:
+        loop.close()
+    assert len(aio.transitions("recovered")) == 1
+    assert _final_states(aio) == {"CLOSED"}
+    assert wait_until(lambda: open_sockets_to(proxy.port) == 0, 5)
+
+
+@pytest.mark.parametrize("dedicated", [False, True], ids=["shared", "dedicated"])
+def test_one_client_in_many_loops_one_after_the_other(
+    aio: AsyncEngine, server: FakeMilvus, dedicated: bool
+) -> None:
+    """A client works in five loops one after the other; each leaves nothing behind."""
+    client = AsyncMilvusClient(server.uri, dedicated=dedicated)
+
+    async def call() -> Any:
+        return await client.list_collections(), aio.stats()["total_connections"]
+
+    for _ in range(5):
+        assert asyncio.run(call()) == (["demo"], 1)
+        assert wait_until(lambda: open_sockets_to(server.port) == 0, 5)
+    assert server.count("Connect") == 5
+
+
+def test_one_client_in_two_loops_at_once(aio: AsyncEngine, server: FakeMilvus) -> None:
+    """A client in two loops of two threads has a connection in each; close() ends both."""
+    client = AsyncMilvusClient(server.uri)
+    entered, leave = threading.Event(), threading.Event()
+    second: list[Any] = []
+
+    async def elsewhere() -> None:
+        second.append(await client.list_collections())
+        second.append(aio.stats()["total_connections"])
+        entered.set()
+        await asyncio.to_thread(leave.wait, 30)
+        second.append([row["clients"] for row in aio.stats()["connections"]])
+
+    async def here() -> None:
+        assert await client.list_collections() == ["demo"]
+        thread = threading.Thread(target=lambda: asyncio.run(elsewhere()), daemon=True)
+        thread.start()
+        assert await until(entered.is_set, 20)
+        assert await client.list_collections() == ["demo"]
+        assert open_sockets_to(server.port) == 2
+        await client.close()
+        leave.set()
+        assert await until(lambda: not thread.is_alive(), 20)
+
+    asyncio.run(here())
+    assert second == [["demo"], 1, [0]]
+    assert wait_until(lambda: open_sockets_to(server.port) == 0, 5)
+
+
+def test_concurrent_first_calls_in_a_second_loop_share_one_connect(
+    aio: AsyncEngine, server: FakeMilvus
+) -> None:
+    """Ten concurrent calls of a dedicated client in its second loop connect once."""
+    client = AsyncMilvusClient(server.uri, dedicated=True)
+
+    async def many() -> list[Any]:
+        return await asyncio.gather(*(client.list_collections() for _ in range(10)))
+
+    for loops in (1, 2):
+        assert asyncio.run(many()) == [["demo"]] * 10
+        assert server.count("Connect") == loops
+
+
+def test_a_recovery_works_in_a_second_loop(
+    aio: AsyncEngine, server: FakeMilvus, proxy: TcpProxy
+) -> None:
+    """An outage in a client's second loop is ridden through like one in its first."""
+    client = AsyncMilvusClient(proxy.uri, token="root:Milvus")
+
+    async def first() -> None:
+        await client.list_collections()
+
+    async def second() -> None:
+        _ = aio.manager
+        await client.list_collections()
+        proxy.set_mode("refuse", cut=True)
+        call = Doing(client.list_collections())
+        assert await aio.saw("retry")
+        proxy.set_mode("pass")
+        assert await call.value(20) == ["demo"]
+        last = server.seen("ShowCollections")[-1]
+        assert last.metadata["identifier"] == str(server.identifiers[-1])
+        assert "authorization" in last.metadata
+
+    asyncio.run(first())
+    asyncio.run(second())
+    assert wait_until(lambda: open_sockets_to(proxy.port) == 0, 5)
+
+
+def test_no_manager_without_a_loop(aio: AsyncEngine) -> None:
+    """Outside of a loop get_instance raises LoopMismatch, a clear error."""
+    with pytest.raises(LoopMismatch, match="loop"):
+        ml.AsyncConnectionManager.get_instance()
+
+
+def test_uninstall_closes_the_connections_of_running_loops(
+    aio: AsyncEngine, server: FakeMilvus
+) -> None:
+    """uninstall inside a loop ends what its clients wait for; nothing is left open."""
+
+    async def main() -> None:
+        client = await aio.connected(server.uri)
+        hold = server.hold("HasPartition")
+        running = Doing(client.has_partition("demo", "part"))
+        assert await until(lambda: hold.waiting == 1, 10)
+        ml.uninstall()
+        assert await settled([running], 5)
+        assert isinstance(running.error, MilvusException)
+        assert await until(lambda: open_sockets_to(server.port) == 0, 5)
+
+    asyncio.run(main())
+
+
+# -- whole processes, in Python's development mode --------------------------------------------
+
+_END_DURING = """
+import asyncio, sys, time
+import milvus_lifecycle as ml
+ml.install(policy=ml.LifecyclePolicy(idle_threshold=0.3))
+from pymilvus import AsyncMilvusClient
+case, ending, uri, loops = sys.argv[1:]
+records = []
+
+async def first_call(client):
+    return await client.list_collections()
+
+async def main():
+    manager = ml.AsyncConnectionManager.get_instance()
+    manager.subscribe(records.append)
+    client = AsyncMilvusClient(uri)
+    if case != "connect":
+        await client.list_collections()
+    if case in ("rpc", "recovery"):
+        call = asyncio.ensure_future(client.has_partition("demo", "part"))
+    if case != "connect":
+        print("connected", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+    if case == "idle":
+        return
+    if case in ("connect", "probe"):
+        call = asyncio.ensure_future(client.list_collections())
+    wanted = {"connect": "PROBING", "probe": "PROBING", "recovery": "RECOVERING"}.get(case)
+    while wanted and [row["state"] for row in manager.get_stats()["connections"]] != [wanted]:
+        await asyncio.sleep(0.01)
+    # The program's own task is asked to end before its loop does; or, as asyncio.run does it, after.
+    if ending == "close":
+        call.cancel()
+        await asyncio.wait([call])
+
+if loops == "uvloop":
+    import uvloop
+    new_loop = uvloop.new_event_loop
+else:
+    new_loop = asyncio.new_event_loop
+loop = new_loop()
+loop.set_debug(True)
+loop.slow_callback_duration = 30.0  # a test of its own looks at that
+asyncio.set_event_loop(loop)
+try:
+    task = loop.create_task(main())
+    loop.run_until_complete(task)
+    if ending == "run":  # what asyncio.run does
+        tasks = asyncio.all_tasks(loop)
+        for each in tasks:
+            each.cancel()
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+finally:
+    asyncio.set_event_loop(None)
+    loop.close()
+    del loop, task
+last = {record.connection_id: record.dest for record in records}
+print("ended", sorted(set(last.values())), len(last), flush=True)
+"""
+
+
+def _end(case: str, ending: str, uri: str, loops: str, lose: Callable[[], None]) -> tuple[str, str]:
+    """What the process wrote last to stdout, and all that it wrote to stderr."""
+    process = subprocess.Popen(
+        [sys.executable, "-X", "dev", "-W", "error::ResourceWarning:milvus_lifecycle", "-c",
+         _END_DURING, case, ending, uri, loops],
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        if case != "connect":
+            assert process.stdout.readline() == "connected\n", process.communicate(timeout=30)
+            lose()
+            process.stdin.write("go on\n")
+            process.stdin.flush()
+        said, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors
+    return said.strip(), errors
+
+
+@pytest.mark.parametrize("loops", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("ending", ["run", "close"])
+@pytest.mark.parametrize("case", ["idle", "connect", "probe", "recovery", "rpc"])
+def test_the_loops_end_is_quiet(
+    server: FakeMilvus, proxy: TcpProxy, case: str, ending: str, loops: str
+) -> None:
+    """A loop that ends during anything leaves its connection CLOSED and an empty stderr."""
+    if loops == "uvloop":
+        pytest.importorskip("uvloop", reason="uvloop is not to be had on this platform")
+
+    hold = server.hold("GetVersion" if case == "probe" else "HasPartition")
+
+    def lose() -> None:
+        if case == "probe":
+            assert not threading.Event().wait(0.6)  # idle time
+        elif case != "idle":
+            assert wait_until(lambda: hold.waiting == 1, 10)
+        if case == "recovery":
+            proxy.set_mode("hang", cut=True)
+
+    with BlackHole() as hole:
+        uri = hole.uri if case == "connect" else proxy.uri
+        said, errors = _end(case, ending, uri, loops, lose)
+    assert errors == ""
+    assert said == "ended ['CLOSED'] 1"

@@ -1,0 +1,260 @@
+"""A topology service in trouble: clients go on working on the last known primary."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.server
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from pymilvus import AsyncMilvusClient
+
+from tests.conftest import Engine
+from tests.global_clusters import HOST, GlobalCluster, make_authority
+from tests.looping import Ticker
+from tests.observe import LogLines, wait_until
+from tests.servers import FakeMilvus
+from tests.topology_service import answer, cluster, reply, serving
+
+pytestmark = [
+    pytest.mark.timeout(120),
+    pytest.mark.policy(topology_refresh=0.5, recovery_budget=30.0),
+]
+
+#: The promise is that the loop never stands still for 50 ms; a test allows ten times that.
+STALL = 0.5
+
+Break = Callable[[GlobalCluster, contextlib.ExitStack], None]
+
+
+def go_down(service: GlobalCluster, stack: contextlib.ExitStack) -> None:
+    """Nothing listens."""
+    service.proxy.set_mode("refuse", cut=True)
+
+
+def hang(service: GlobalCluster, stack: contextlib.ExitStack) -> None:
+    """The connection is accepted, and that is all."""
+    service.proxy.set_mode("hang")
+
+
+def be_slow(service: GlobalCluster, stack: contextlib.ExitStack) -> None:
+    """The answer takes longer than a refresh waits."""
+    service.delay = 40.0
+
+
+def fail(service: GlobalCluster, stack: contextlib.ExitStack) -> None:
+    service.behave(reply(b"internal error", status=500))
+
+
+def talk_garbage(service: GlobalCluster, stack: contextlib.ExitStack) -> None:
+    service.behave(reply(b"<html>please log in</html>"))
+
+
+def send_100_megabytes(service: GlobalCluster, stack: contextlib.ExitStack) -> None:
+    """Without a length, so that only reading tells."""
+
+    def behave(handler: http.server.BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        for _ in range(100):
+            handler.wfile.write(b" " * 1024 * 1024)
+
+    service.behave(behave)
+
+
+def name_no_primary(service: GlobalCluster, stack: contextlib.ExitStack) -> None:
+    service.behave(reply(json.dumps(answer("9", [cluster(capability=1)])).encode()))
+
+
+def go_back(service: GlobalCluster, stack: contextlib.ExitStack) -> None:
+    """An older version, which names the other server."""
+    older = answer("0", [cluster("in01-1", service.servers[1].uri, 3)])
+    service.behave(reply(json.dumps(older).encode()))
+
+
+def redirect(service: GlobalCluster, stack: contextlib.ExitStack) -> None:
+    """To another host, which would like to have the token."""
+    other = stack.enter_context(serving(reply()))
+    stack.callback(lambda: _assert_never_asked(other.seen))
+    service.behave(reply(b"", status=302, Location=f"{other.url}/global-cluster/topology"))
+
+
+def _assert_never_asked(seen: list[Any]) -> None:
+    assert seen == []
+
+
+TROUBLES: tuple[Break, ...] = (
+    go_down,
+    hang,
+    be_slow,
+    fail,
+    talk_garbage,
+    send_100_megabytes,
+    name_no_primary,
+    go_back,
+    redirect,
+)
+
+
+def troubles(lines: LogLines) -> list[str]:
+    """The lines about the topology service, so far."""
+    return [
+        record.getMessage()
+        for record in lines.at_least(logging.WARNING, "milvus_lifecycle")
+        if record.getMessage().startswith("audit.trouble")
+    ]
+
+
+class _Load:
+    """A client of one flavour that calls all the time, in a thread of its own."""
+
+    def __init__(self, flavour: str, uri: str, **options: Any) -> None:
+        self.errors: list[str] = []
+        self.listed: list[str] = []
+        self.calls = 0
+        #: the longest time for which the loop stood still (seconds)
+        self.stall = 0.0
+        self._stop = threading.Event()
+        self._options = options
+        work = self._work if flavour == "threads" else lambda uri: asyncio.run(self._awork(uri))
+        self._thread = threading.Thread(target=work, args=(uri,), daemon=True)
+        self._thread.start()
+
+    def _work(self, uri: str) -> None:
+        from pymilvus import MilvusClient
+
+        client = MilvusClient(uri, token="root:s3cr3t", **self._options)
+        while not self._stop.wait(0.01):
+            try:
+                self.listed = client.list_collections()
+            except Exception as error:
+                self.errors.append(str(error))
+            self.calls += 1
+
+    async def _awork(self, uri: str) -> None:
+        client = AsyncMilvusClient(uri, token="root:s3cr3t", **self._options)
+        await client.list_collections()
+        async with Ticker() as ticker:
+            while not self._stop.is_set():
+                try:
+                    self.listed = await client.list_collections()
+                except Exception as error:
+                    self.errors.append(str(error))
+                self.calls += 1
+                await asyncio.sleep(0.01)
+            self.stall = ticker.longest
+
+    def works(self, limit: float = 20.0) -> bool:
+        """Whether more calls are answered now, without one that failed."""
+        target = self.calls + 5
+        return wait_until(lambda: self.calls >= target, limit) and not self.errors
+
+    def __enter__(self) -> _Load:
+        assert wait_until(lambda: self.calls >= 5, 20)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        self._thread.join(20)
+
+
+@pytest.fixture
+def lines() -> Iterator[LogLines]:
+    with LogLines(logging.DEBUG) as collected:
+        yield collected
+
+
+@pytest.mark.parametrize("flavour", ["threads", "asyncio"])
+@pytest.mark.parametrize("trouble", TROUBLES, ids=lambda trouble: trouble.__name__)
+def test_clients_go_on_working(
+    engine: Engine,
+    lines: LogLines,
+    old: FakeMilvus,
+    new: FakeMilvus,
+    cluster: GlobalCluster,
+    flavour: str,
+    trouble: Break,
+) -> None:
+    """No call fails, one WARNING until the service answers again, one more for the next outage.
+
+    Meanwhile the primary even restarts, and its clients ride through it.
+    """
+    with contextlib.ExitStack() as stack, _Load(flavour, cluster.uri) as load:
+        trouble(cluster, stack)
+        assert wait_until(lambda: troubles(lines), 40)
+        asked, entered = len(cluster.asked), len(cluster.proxy.accepted)
+        assert load.works()
+        old.stop()
+        time.sleep(0.5)  # the primary's own outage
+        old.start()
+        assert load.works(), load.errors[:3]
+        # So that there was more than one reason to complain.
+        if trouble not in (go_down, hang, be_slow):
+            assert wait_until(lambda: len(cluster.asked) >= asked + 2, 20)
+        assert entered or trouble is go_down
+        assert len(troubles(lines)) == 1, troubles(lines)
+        assert load.listed == ["old"]
+
+        cluster.proxy.set_mode("pass", cut=True)
+        cluster.heal()
+        cluster.move(new)
+        assert wait_until(lambda: load.listed == ["new"], 40)
+        cluster.behave(reply(b"", status=503))
+        assert wait_until(lambda: len(troubles(lines)) == 2, 20)
+        assert load.works()
+        assert len(troubles(lines)) == 2
+    assert load.errors == []
+    assert load.stall < STALL
+    assert "s3cr3t" not in lines.text()
+    assert all("\n" not in line for line in troubles(lines))
+
+
+@pytest.mark.parametrize("flavour", ["threads", "asyncio"])
+def test_a_wrong_certificate_is_trouble_like_any_other(
+    engine: Engine, lines: LogLines, tmp_path: Path, flavour: str
+) -> None:
+    """The service suddenly has a certificate of another authority: it is not asked any more."""
+    authority = make_authority(tmp_path)
+    stranger = trustme.CA().issue_cert(HOST)
+    with (
+        FakeMilvus(tls=authority.files, collections=["old"]) as old,
+        FakeMilvus(tls=authority.files, collections=["new"]) as new,
+        GlobalCluster(old, new, certificate=authority.leaf) as cluster,
+        serving(reply(), stranger) as impostor,
+        _Load(flavour, cluster.uri, server_pem_path=authority.files.ca) as load,
+    ):
+        genuine = cluster.proxy.target_port
+        cluster.proxy.target_port = impostor.server.server_port
+        assert wait_until(lambda: troubles(lines), 20)
+        seen = len(cluster.proxy.accepted)
+        assert wait_until(lambda: len(cluster.proxy.accepted) >= seen + 2, 20)
+        assert load.works()
+        assert len(troubles(lines)) == 1
+        assert "UNTRUSTED" in troubles(lines)[0] or "certificate" in troubles(lines)[0]
+        assert impostor.seen == []
+
+        cluster.proxy.target_port = genuine
+        cluster.move(new)
+        assert wait_until(lambda: load.listed == ["new"], 20)
+    assert load.errors == []
+    assert load.stall < STALL
+
+
+def test_a_service_that_is_slow_is_heard(
+    engine: Engine, lines: LogLines, cluster: GlobalCluster, new: FakeMilvus
+) -> None:
+    """An answer that takes longer than a recovery waits still moves connections, by the refresh."""
+    client = engine.client(cluster.uri, token="root:pw")
+    client.list_collections()
+    cluster.delay = 4.0
+    cluster.move(new)
+    assert engine.saw("reroute", limit=30)
+    assert wait_until(lambda: client.list_collections() == ["new"], 20)
+    assert troubles(lines) == []

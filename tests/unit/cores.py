@@ -1,0 +1,88 @@
+"""The core without a driver: connections that are stepped by hand, on a fake clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from milvus_lifecycle import ConnectionConfig, LifecyclePolicy, ManagedConnection, RegularStrategy
+from milvus_lifecycle.audit import Audit, TransitionRecord
+from milvus_lifecycle.facts import Facts, StepResult
+from milvus_lifecycle.strategies import ConnectionStrategy
+from milvus_lifecycle.table import State, Trigger
+from milvus_lifecycle.testing import FakeClock, rpc_error
+from milvus_lifecycle.wire import Wire
+
+CONFIG = ConnectionConfig.from_uri("http://home:19530")
+
+
+class Core:
+    """One connection, its clock, its records, and steps in short words."""
+
+    def __init__(
+        self,
+        *,
+        dedicated: bool = False,
+        strategy: ConnectionStrategy | None = None,
+        **policy: Any,
+    ) -> None:
+        self.clock = FakeClock()
+        self.audit = Audit("threads")
+        self.records: list[TransitionRecord] = []
+        self.audit.subscribe(self.records.append)
+        self.lost: list[Any] = []
+        self.connection = ManagedConnection(
+            CONFIG,
+            strategy or RegularStrategy(CONFIG),
+            LifecyclePolicy(**policy),
+            self.audit,
+            self.clock.seams(),
+            dedicated=dedicated,
+            on_lost=lambda *lost: self.lost.append(lost),
+        )
+
+    def step(self, trigger: Trigger, **facts: Any) -> StepResult:
+        result = self.connection.step(trigger, Facts(now=self.clock(), **facts))
+        self.connection.deliver()
+        return result
+
+    def wire(self) -> Wire:
+        return Wire(object(), "home:19530", self.clock(), slow=False)
+
+    def land(self, trigger: Trigger) -> Wire:
+        """End the flight under way with a fresh channel."""
+        flight = self.connection.flight
+        assert flight is not None
+        wire = self.wire()
+        assert self.connection.offer(flight, wire)
+        self.step(trigger, flight=flight.number, wire=wire, identifier="i")
+        return wire
+
+    # -- the five states, by the shortest way ------------------------------------------------
+
+    def to(self, state: State) -> Core:
+        """Bring a new connection into ``state``; anonymously held but in IDLE."""
+        ways: dict[State, Callable[[], object]] = {
+            State.IDLE: lambda: None,
+            State.ACTIVE: self._connect,
+            State.PROBING: self._probe,
+            State.RECOVERING: self._fail,
+            State.CLOSED: lambda: self.step(Trigger.CLOSE),
+        }
+        ways[state]()
+        assert self.connection.state is state
+        return self
+
+    def _connect(self) -> None:
+        self.connection.lease(None)
+        self.step(Trigger.ACQUIRE)
+        self.land(Trigger.PROBE_PASSED)
+
+    def _probe(self) -> None:
+        self._connect()
+        self.clock.advance(31)
+        self.step(Trigger.ACQUIRE)
+
+    def _fail(self) -> None:
+        self._connect()
+        self.step(Trigger.FAIL, error=rpc_error("UNAVAILABLE"), generation=1)

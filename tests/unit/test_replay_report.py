@@ -1,0 +1,94 @@
+"""``audit report``: the page holds what it needs and nothing that could harm."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("bokeh", reason="the extra 'report' is not installed")
+
+from milvus_lifecycle.cli import main
+from milvus_lifecycle.diagram_render import RendererMissing
+from milvus_lifecycle.replay import report_page
+from tests.audit_logs import Story, merged, write_log
+from tests.corruption import Fields
+
+
+def page_of(tmp_path: Path, records: list[Fields], *options: str) -> str:
+    log = write_log(tmp_path / "audit.jsonl", records)
+    out = tmp_path / "report.html"
+    assert main(["audit", "report", log, "-o", str(out), *options]) == 0
+    return out.read_text(encoding="utf-8")
+
+
+def test_the_page_needs_no_network(tmp_path: Path) -> None:
+    """No element loads anything, and the page forbids itself to."""
+    page = page_of(tmp_path, merged(Story().connect().outage(2.0, 0.5)))
+    assert "default-src 'none'" in page
+    head = re.sub(r"<script.*?</script>", "", page, flags=re.S)
+    assert not re.search(r"""(src|href)=["'](?!#|data:)""", head)
+    assert "@import" not in head
+    assert "url(" not in head
+
+
+def test_what_the_log_says_cannot_become_markup(tmp_path: Path) -> None:
+    """Addresses, ids and reasons are text, wherever they end up."""
+    evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+    story = Story(f"id-{evil}", f"host-{evil}:1").connect()
+    story.step("fail", "RECOVERING", 1.0, reason=evil, error_code=evil)
+    page = page_of(tmp_path, merged(story.step("recovered", "ACTIVE", 1.0)), "--title", evil)
+    assert "<script>alert" not in page
+    assert "<img" not in page
+
+
+def test_the_verdict_stands_on_the_page(tmp_path: Path) -> None:
+    """A log that is not legal says so, with its findings."""
+    records = merged(Story().connect().outage(2.0, 0.5))
+    assert "&#10003; Legal" in page_of(tmp_path, records)
+    records[3]["dest"] = "LIMBO"
+    page = page_of(tmp_path, records)
+    assert "&#10007; Not legal" in page
+    assert "audit.jsonl:4" in page
+    assert "illegal-transition" in page
+
+
+def test_a_log_without_outages_and_an_empty_one_make_a_page(tmp_path: Path) -> None:
+    """Nothing to show is shown as such."""
+    assert "No outage in this log." in page_of(tmp_path, merged(Story().connect()))
+    assert "No outage in this log." in page_of(tmp_path, [])
+
+
+def test_a_thinned_page_says_by_which_rule(tmp_path: Path) -> None:
+    """The reader of a page knows what is not on it."""
+    story = Story().connect()
+    for _ in range(300):
+        story.step("release", "IDLE", 0.01).step("acquire", "ACTIVE", 0.01)
+    page = page_of(tmp_path, merged(story.outage(500.0, 2.0)), "--stays", "100")
+    assert "A large log, thinned to" in page
+    assert "are merged with the one before them" in page
+
+
+def test_without_graphviz_the_page_has_no_diagram(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The diagram needs one more extra; everything else is there without it."""
+
+    def missing(*_: object) -> str:
+        raise RendererMissing("pip install this")
+
+    monkeypatch.setattr(report_page, "render_svg", missing)
+    page = page_of(tmp_path, merged(Story().connect().outage(2.0, 0.5)))
+    assert "No diagram: pip install this" in page
+    assert "Incidents" in page
+
+
+def test_a_page_that_cannot_be_written_is_two(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 2, with the reason."""
+    log = write_log(tmp_path / "audit.jsonl", merged(Story()))
+    assert main(["audit", "report", log, "-o", str(tmp_path)]) == 2
+    assert "cannot be written: Is a directory" in capsys.readouterr().err
+    assert main(["audit", "report", log + ".no", "-o", str(tmp_path / "x.html")]) == 2

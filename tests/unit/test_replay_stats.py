@@ -1,0 +1,201 @@
+"""``audit stats``: the figures are those that one gets by adding up the log by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from milvus_lifecycle.replay import stats as stats_module
+from milvus_lifecycle.replay.outages import UNFINISHED
+from milvus_lifecycle.replay.stats import Stats, fold_stats, quantile
+from milvus_lifecycle.replay.stats_tables import stats_tables
+from milvus_lifecycle.replay.synthetic import synthetic_records
+from milvus_lifecycle.replay.tables import Table, print_tables
+from milvus_lifecycle.table import TRANSITIONS
+from tests.audit_logs import Story, decoded
+
+
+def figures(*stories: Story) -> Stats:
+    return fold_stats(decoded(*stories))
+
+
+def test_an_outage_is_added_up_from_its_records() -> None:
+    """Its duration is the time in RECOVERING, attempts included; its cause the first failure."""
+    stats = figures(Story().connect().outage(10.0, 0.5, 0.25, 0.75))
+    (outage,) = stats.longest_outages
+    assert (outage.seconds, outage.attempts, outage.cause) == (1.5, 3, "fail")
+    assert (outage.error_code, outage.end) == ("UNAVAILABLE", "recovered")
+    assert outage.began.isoformat() == "2026-03-01T09:00:13+00:00"
+    assert list(stats.total.recovery_times) == [1.5]
+
+
+def test_time_in_each_state_is_the_sum_of_the_stays() -> None:
+    """Every dwell time is counted for the state that was left."""
+    stats = figures(Story().connect().outage(10.0, 0.5).step("release", "IDLE", 4.0))
+    assert dict(stats.total.state_s) == {
+        "IDLE": 1.0,
+        "PROBING": 2.0,
+        "ACTIVE": 14.0,
+        "RECOVERING": 0.5,
+    }
+
+
+def test_quantiles_are_observed_values() -> None:
+    """Nearest rank: p50 of 1 to 100 is 50, p95 is 95, p99 is 99, the maximum is 100."""
+    ordered = [float(value) for value in range(1, 101)]
+    shares = (0.5, 0.95, 0.99, 1.0)
+    assert [quantile(ordered, share) for share in shares] == [50.0, 95.0, 99.0, 100.0]
+    assert quantile([7.0], 0.5) == 7.0
+    assert quantile([], 0.5) is None
+
+
+def test_figures_are_kept_for_each_endpoint_and_in_all() -> None:
+    """Endpoints have figures of their own, and the total is their sum."""
+    stats = figures(
+        Story("c1", "a:1").connect().outage(5.0, 1.0),
+        Story("c2", "b:1").connect().outage(5.0, 3.0).outage(100.0, 2.0),
+    )
+    assert list(stats.endpoints) == ["a:1", "b:1"]
+    assert list(stats.endpoints["b:1"].recovery_times) == [3.0, 2.0]
+    assert stats.total.connections == 2
+    assert stats.total.recovery_quantiles() == {"p50": 2.0, "p95": 3.0, "p99": 3.0, "max": 3.0}
+    assert [outage.seconds for outage in stats.longest_outages] == [3.0, 2.0, 1.0]
+
+
+def test_a_move_is_no_outage() -> None:
+    """reroute and recycle change a healthy channel: nobody suffered."""
+    story = Story().connect().step("recycle", "RECOVERING", 9.0).step("recovered", "ACTIVE", 0.1)
+    total = figures(story).total
+    assert (total.moves, total.outages, len(total.recovery_times)) == (1, 0, 0)
+
+
+def test_a_give_up_does_not_end_an_outage() -> None:
+    """It lasts until something vouches for the connection again; time that nobody waits is free."""
+    story = Story().connect().step("fail", "RECOVERING", 5.0)
+    story.step("give_up", "IDLE", 60.0, clients=0).step("acquire", "PROBING", 100.0)
+    story.step("probe_passed", "ACTIVE", 0.5)
+    stats = figures(story)
+    (outage,) = stats.longest_outages
+    assert (outage.seconds, outage.give_ups, outage.end) == (60.5, 1, "probe_passed")
+    assert stats.total.give_ups == 1
+
+
+def test_the_wait_of_a_client_after_a_give_up_counts() -> None:
+    """While a client holds the connection, IDLE is part of the outage."""
+    story = Story().connect().step("fail", "RECOVERING", 5.0)
+    story.step("give_up", "IDLE", 60.0, clients=2).step("served", "ACTIVE", 7.0)
+    assert figures(story).longest_outages[0].seconds == 67.0
+
+
+def test_an_outage_that_the_log_does_not_end_is_listed() -> None:
+    """What is still broken when the log ends is what on-call looks for."""
+    story = Story().connect().step("fail", "RECOVERING", 5.0).step("retry", "RECOVERING", 3.0)
+    stats = figures(story)
+    assert (stats.longest_outages[0].end, stats.longest_outages[0].seconds) == (UNFINISHED, 3.0)
+    assert stats.incidents[0].unfinished == 1
+
+
+def test_missing_records_end_what_cannot_be_measured() -> None:
+    """A gap in the log gives no duration that nobody measured."""
+    story = Story().connect().step("fail", "RECOVERING", 5.0)
+    story.state = "ACTIVE"  # records were lost
+    story.step("release", "IDLE", 1.0).step("acquire", "ACTIVE", 1.0).outage(5.0, 2.0)
+    stats = figures(story)
+    assert list(stats.total.recovery_times) == [2.0]
+    assert {outage.end for outage in stats.longest_outages} == {"records are missing", "recovered"}
+
+
+def test_a_failed_first_connect_is_counted() -> None:
+    """A connection that never lived is no outage, and is not forgotten either."""
+    story = Story().step("acquire", "PROBING", 0.0).step("probe_failed", "CLOSED", 2.0)
+    total = figures(story).total
+    assert (total.failed_connects, total.outages) == (1, 0)
+
+
+def test_a_connection_flaps_when_it_relapses_twice() -> None:
+    """Three outages within 30 s of each other are flapping; with a long rest they are not."""
+    flapping = Story("flaps").connect().outage(5, 1).outage(5, 1).outage(5, 1)
+    resting = Story("rests").connect().outage(5, 1).outage(90, 1).outage(90, 1)
+    stats = figures(flapping, resting)
+    assert [flapper.connection_id for flapper in stats.flapping] == ["flaps"]
+    assert stats.flapping[0].relapses == 2
+    assert stats.total.flapping == 1
+
+
+def test_outages_that_began_together_are_one_incident() -> None:
+    """An endpoint that goes down is one line, not one for each of its connections."""
+    stories = [
+        Story(f"c{n}", "a:1", began=n / 10).connect().outage(10.0, 1.0 + n) for n in range(5)
+    ]
+    other = Story("d1", "b:1").connect().outage(10.0, 9.0)
+    later = Story("c9", "a:1", began=100).connect().outage(10.0, 0.5)
+    incidents = figures(*stories, other, later).incidents
+    assert [(one.address, one.connections) for one in incidents] == [
+        ("a:1", 5),
+        ("b:1", 1),
+        ("a:1", 1),
+    ]
+    assert (incidents[0].seconds, incidents[0].suffered_s) == (5.0, 15.0)
+    assert incidents[0].errors == {"UNAVAILABLE": 5}
+
+
+def test_rows_that_were_never_taken_are_listed() -> None:
+    """Together with the rows that were taken they are the table."""
+    stats = figures(Story().connect().outage(5.0, 1.0))
+    rows = {(str(row.trigger), str(row.source), str(row.dest)) for row in TRANSITIONS}
+    assert set(stats.never_travelled) | set(stats.edges) == rows
+    assert ("recovered", "RECOVERING", "ACTIVE") not in stats.never_travelled
+    assert ("give_up", "RECOVERING", "IDLE") in stats.never_travelled
+
+
+def test_everything_is_json() -> None:
+    """``--json`` has every figure, in seconds and counts."""
+    stats = figures(Story().connect().outage(10.0, 0.5, 0.25))
+    told = json.loads(json.dumps(stats.as_dict()))
+    assert told["total"]["recovery_s"]["p50"] == 0.75
+    assert told["longest_outages"][0]["connection_id"] == "c1"
+    assert told["endpoints"]["a:19530"]["state_share"]["PROBING"] == pytest.approx(
+        2 / 13.75, abs=1e-6
+    )
+
+
+def test_a_log_of_nothing_has_figures_too(capsys: pytest.CaptureFixture[str]) -> None:
+    """An empty log gives empty tables and no division by zero."""
+    stats = fold_stats([])
+    print_tables(stats_tables(stats))
+    assert json.dumps(stats.as_dict())
+    assert "never travelled" in capsys.readouterr().out
+
+
+def test_many_endpoints_share_the_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log of random addresses cannot fill the memory."""
+    monkeypatch.setattr(stats_module, "ENDPOINTS", 3)
+    stats = figures(*(Story(f"c{n}", f"host-{n}:1").connect() for n in range(9)))
+    assert len(stats.endpoints) == 4
+    assert stats.endpoints[stats_module.OTHERS].connections == 6
+    assert stats.total.connections == 9
+
+
+def test_totals_of_a_large_log_add_up() -> None:
+    """Counts by endpoint, by edge and in all agree with each other."""
+    from milvus_lifecycle.replay.records import convert
+
+    stats = fold_stats(convert(record) for record in synthetic_records(20_000, seed=8))
+    assert sum(stats.edges.values()) == stats.total.transitions
+    assert sum(one.transitions for one in stats.endpoints.values()) == stats.total.transitions
+    ended = [one for one in stats.edges if one[0] in ("recovered", "give_up", "retry")]
+    assert stats.total.attempts == sum(stats.edges[edge] for edge in ended)
+
+
+def test_plain_tables_line_up(tmp_path: Path) -> None:
+    """Without a terminal the columns are padded, numbers to the right."""
+    path = tmp_path / "out.txt"
+    with path.open("w") as out:
+        table = Table("Title", ("name", "count>"), (("a", "1,000"), ("long name", "2")), "a note")
+        print_tables([table, Table("empty", ("x",))], out)
+    assert path.read_text() == (
+        "Title\n(a note)\nname       count\n---------  -----\na          1,000\n"
+        "long name      2\n\n"
+    )
