@@ -9,4 +9,4 @@ exclude_patterns = ["_build"]
 html_theme = "alabaster"
 html_title = "milvus_lifecycle"
 myst_heading_anchors = 3
-suppress_warnings = ["myst.xref_missing"]
+suppress_warnings = ["myst.xref_missing", "misc.highlighting_failure"]

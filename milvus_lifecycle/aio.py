@@ -16,7 +16,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
-from .aio_loops import call_in, fail, hush, run_at_once, settle
+from .aio_loops import GONE, call_in, fail, hush, run_at_once, settle
 from .audit import Listener
 from .config import ConnectionConfig, ForeignConfig
 from .errors import LifecycleError, LoopMismatch, UnknownHandler
@@ -80,15 +80,15 @@ class AsyncConnectionManager(Procedures):
         except RuntimeError:
             raise LoopMismatch("no event loop is running here") from None
         with cls._instances_lock:
-            for known in list(cls._instances.values()):
-                if known.loop_is_over():
-                    known.loop_gone()
+            over = [known for known in cls._instances.values() if known.loop_is_over()]
             instance = cls._instances.get(id(loop))
             if instance is None or instance.loop is not loop:
                 settings = Settings.current()
                 instance = cls(settings.policy, sinks=settings.sinks)
                 cls._instances[id(loop)] = instance
-            return instance
+        for known in over:
+            known.loop_gone()  # outside the lock: closing calls listeners
+        return instance
 
     @classmethod
     def drop_instances(cls) -> None:
@@ -301,9 +301,10 @@ class AsyncConnectionManager(Procedures):
             with suppress(RuntimeError):
                 running.sever()
         wire.methods.clear()
+        channel, wire.channel = wire.channel, GONE
         for _ in range(wire.in_flight + 3):
             with suppress(RuntimeError):
-                run_at_once(wire.channel.close())  # without grace it awaits nothing
+                run_at_once(channel.close())  # without grace it awaits nothing
                 return
 
     def discharge(self, connection: ManagedConnection, locator: Locator) -> None:

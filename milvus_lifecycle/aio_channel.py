@@ -107,6 +107,13 @@ class AsyncLifecycleChannel(AsyncFace, grpc.aio.Channel):
         assert isinstance(face, AsyncLifecycleChannel)
         return face
 
+    async def on_rpc_error(self, error: Exception) -> bool:
+        """Asked of the handler's own channel; answered by the one that the RPC went through."""
+        face = await self.here()
+        if face is not self:
+            return await face.on_rpc_error(error)
+        return await super().on_rpc_error(error)
+
     def let_go_elsewhere(self, client: object | None) -> None:
         for manager, handler in list(self._elsewhere.items()):
             manager.let_go(manager.face_of(handler).connection, client)

@@ -1,4 +1,4 @@
-"""What an event loop is asked to do, whether or not it still runs: four things and a hush."""
+"""What asyncio and grpc.aio need to be told at the end of a loop, a call or a channel."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
+
+import grpc.aio
 
 #: A task waits for a task that waits for a task ... of grpc: no chain is longer than this.
 _CHAIN = 8
@@ -36,6 +38,18 @@ def run_at_once(work: Coroutine[Any, Any, None]) -> None:
     except StopIteration:
         return
     work.close()
+
+
+class _Gone:
+    """Stands where a closed channel was. grpc.aio's own threads end only when no channel object
+    is left, and in a process that forks before that the child can never use gRPC."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise grpc.aio.UsageError("Channel is closed.")
+
+
+#: what a wire has for its channel once that is closed
+GONE = _Gone()
 
 
 def hush(task: asyncio.Future[Any] | None) -> None:

@@ -64,7 +64,7 @@ class Start:
         return None if self.until is None else max(0.0, self.until - now)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Call:
     """What ``_on_rpc_error`` knows of a call that the decorator is about to retry."""
 
@@ -73,6 +73,8 @@ class _Call:
     until: float | None
     timeout: float | None
     noted_at: float
+    #: its next RPC has started
+    taken: bool = False
 
 
 # The decorator does not pass a call's deadline on, and gives every attempt the full timeout
@@ -165,8 +167,9 @@ class Face:
     def call_window(self, timeout: float | None, now: float) -> tuple[float, float | None]:
         """(began, until) of the call that an RPC starting now belongs to."""
         call = _call.get()
-        if call is not None:
-            _call.set(None)
+        if call is not None and not call.taken:
+            # Marked, not unset: asyncio.wait_for may run an attempt in a copy of the context.
+            call.taken = True
             retried = (
                 call.face == id(self)
                 and call.timeout == timeout

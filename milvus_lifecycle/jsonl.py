@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections import deque
 from datetime import datetime, timezone
 
 from .audit import SCHEMA, Sink, TransitionRecord
 from .errors import ConfigError
+from .forking import on_fork_in_child
 
 ENVIRONMENT = "MILVUS_LIFECYCLE_AUDIT"
 RECORDS_LOST = "connection.records_lost"
@@ -38,30 +40,45 @@ class JsonLines(Sink):
     """
 
     def __init__(self, path: str) -> None:
+        self._fd = -1
         self.path = path
         self.lost = 0
-        self._fd = -1
         self._identity: tuple[int, int] | None = None
         self._torn = False
-        self._lock = threading.Lock()
-        os.register_at_fork(after_in_child=self._after_fork)
+        # Re-entrant: the collector may run a finalizer in here that loses a lease, which is a
+        # record too. It waits until the one under way is written.
+        self._lock = threading.RLock()
+        self._writing = False
+        self._waiting: deque[TransitionRecord] = deque()
+        on_fork_in_child(self)
 
     def wants(self) -> bool:
         return True
 
     def write(self, record: TransitionRecord, level: int) -> None:
         """Append the record. Never raises: what could not be written is counted."""
-        line = json.dumps(record.as_dict(), separators=(",", ":")).encode() + b"\n"
         with self._lock:
+            self._waiting.append(record)
+            if self._writing:
+                return
+            self._writing = True
             try:
-                self._reopen_if_moved()
-                if self.lost:
-                    self._append(self._confession(record))
-                    self.lost = 0
-                self._append(line)
-            except OSError:
-                self.lost += 1
-                self._close()
+                while self._waiting:
+                    self._write(self._waiting.popleft())
+            finally:
+                self._writing = False
+
+    def _write(self, record: TransitionRecord) -> None:
+        line = json.dumps(record.as_dict(), separators=(",", ":")).encode() + b"\n"
+        try:
+            self._reopen_if_moved()
+            if self.lost:
+                self._append(self._confession())
+                self.lost = 0
+            self._append(line)
+        except OSError:
+            self.lost += 1
+            self._close()
 
     def close(self) -> None:
         """Close the file; the next record opens it again."""
@@ -76,7 +93,7 @@ class JsonLines(Sink):
         if written != len(data):
             raise OSError("short write")
 
-    def _confession(self, record: TransitionRecord) -> bytes:
+    def _confession(self) -> bytes:
         fields = {
             "event": RECORDS_LOST,
             "ts": datetime.now(timezone.utc).isoformat(timespec="microseconds"),
@@ -106,5 +123,12 @@ class JsonLines(Sink):
             fd, self._fd = self._fd, -1
             os.close(fd)
 
-    def _after_fork(self) -> None:
-        self._lock = threading.Lock()
+    def fork_child(self) -> None:
+        """In the child: what another thread of the parent was writing, and lost, is its own."""
+        self._lock = threading.RLock()
+        self._writing = False
+        self._waiting.clear()
+        self.lost = 0
+
+    def __del__(self) -> None:
+        self._close()

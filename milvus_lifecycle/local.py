@@ -7,8 +7,9 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from .errors import ConfigError, ConnectFailed, Failure, classify
+from .errors import ConfigError, ConnectFailed, ConnectionClosed, Failure, classify
 from .facts import Located
+from .table import State
 from .uri import parse_endpoint
 
 if TYPE_CHECKING:
@@ -76,6 +77,9 @@ class LocalServer:
                     del _SERVERS.users[self.path]
                 raise ConnectFailed("Milvus Lite could not start its server", address=self.path)
             users.add(id(connection))
+        if connection.state is State.CLOSED:
+            self.release(connection)  # closed while its server started: nobody else will
+            raise ConnectionClosed(address=self.path)
         address, secure = parse_endpoint(uri)
         return Located(address, secure)
 

@@ -90,7 +90,7 @@ class Procedures(Flights):
                 self.give_back(connection, client)
             raise
         connection.touch()
-        return connection.state is not State.CLOSED
+        return not _deserted(connection)
 
     def admit(
         self, face: Face, timeout: float | None, began: float, until: float | None
@@ -142,7 +142,8 @@ class Procedures(Flights):
             usable = yield from self.check_out(connection, clients[0], began, until)
             if usable:
                 break
-        for client in clients[1:]:
+        # The first of them again, too: another thread of it may have given up, and its lease back.
+        for client in clients:
             connection.lease(client)
         face.connection = connection
         if not old.leases:

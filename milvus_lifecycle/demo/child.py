@@ -52,13 +52,22 @@ class Heard:
 class Workload:
     """The client program in a process and process group of its own."""
 
-    def __init__(self, uri: str, workers: int, *, use_asyncio: bool, stock: bool, log: Path):
+    def __init__(
+        self,
+        uri: str,
+        workers: int,
+        *,
+        use_asyncio: bool,
+        stock: bool,
+        log: Path,
+        failover: bool = False,
+    ) -> None:
         self.heard = Heard()
         self._log = log
         self._answers: queue.SimpleQueue[list[Call]] = queue.SimpleQueue()
         command = [sys.executable, "-m", "milvus_lifecycle.demo.workload"]
         command += ["--uri", uri, "--workers", str(workers)]
-        command += ["--asyncio"] * use_asyncio + ["--stock"] * stock
+        command += ["--asyncio"] * use_asyncio + ["--stock"] * stock + ["--failover"] * failover
         try:
             with log.open("wb") as stderr:
                 self._process = subprocess.Popen(

@@ -20,6 +20,7 @@ THREADS_MOST = 64
 
 #: Package to import -> what to install.
 _NEEDED = {"pymilvus": "pymilvus", "milvus_lite": "milvus-lite", "rich": "rich"}
+_NEEDED_TO_FAIL_OVER = {"httpx": "httpx", "tenacity": "tenacity"}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +30,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "Starts a Milvus Lite server in a temporary folder, runs an unmodified pymilvus program "
         "against it (insert, search, list; no timeouts), kills the server with SIGKILL in the "
         "middle of its calls, shows the connections' states live, and ends with a summary. "
-        "Exit code 0: no call failed on the engine."
+        "Exit code 0: no call failed on the engine (and, in a failover, every write is in the "
+        "database of the server that was the primary)."
     )
     parser.add_argument(
         "--outages",
@@ -50,6 +52,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--asyncio", action="store_true", help="AsyncMilvusClient and tasks instead of threads"
     )
     parser.add_argument(
+        "--failover",
+        action="store_true",
+        help="two servers behind a topology service instead of one: for each number of --outages "
+        "the primary changes by plan, then the new one is killed, and so many seconds later the "
+        "topology names the other one",
+    )
+    parser.add_argument(
         "--compare",
         action="store_true",
         help="the same run on pymilvus's own connection manager, both side by side",
@@ -61,13 +70,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Run the demo; returns the exit code."""
-    problem = find_obstacle()
+    problem = find_obstacle(failover=options.failover)
     if problem is not None:
         print(f"milvus-lifecycle demo: {problem}", file=sys.stderr)
         return 2
     from rich.console import Console
 
-    from milvus_lifecycle.demo.run import Options, play_demo
+    from milvus_lifecycle.demo.options import Options
+    from milvus_lifecycle.demo.run import play_demo
     from milvus_lifecycle.demo.signals import Signals
 
     with Signals() as signals:
@@ -79,6 +89,7 @@ def execute(options: argparse.Namespace) -> int:
                     use_asyncio=options.asyncio,
                     compare=options.compare,
                     json_file=options.json,
+                    failover=options.failover,
                 ),
                 Console(),
                 signals,
@@ -92,15 +103,19 @@ def execute(options: argparse.Namespace) -> int:
     return 0 if good else 1
 
 
-def find_obstacle() -> str | None:
+def find_obstacle(*, failover: bool = False) -> str | None:
     """What keeps the demo from running here; None if nothing does."""
     if os.name != "posix":
         return "needs process groups and SIGKILL, that is, Linux or macOS"
+    needed = _NEEDED | _NEEDED_TO_FAIL_OVER if failover else _NEEDED
     missing = [
-        package for name, package in _NEEDED.items() if importlib.util.find_spec(name) is None
+        package for name, package in needed.items() if importlib.util.find_spec(name) is None
     ]
     if missing:
-        return f"{', '.join(missing)} missing; install with: pip install 'milvus-lifecycle[demo]'"
+        extras = "demo,global" if failover else "demo"
+        return (
+            f"{', '.join(missing)} missing; install with: pip install 'milvus-lifecycle[{extras}]'"
+        )
     return None
 
 

@@ -15,7 +15,7 @@ from milvus_lifecycle.demo.session import Session
 STEADY_S = 2.0
 
 #: Seconds a frozen server is given to collect a call of every worker.
-_FREEZE_LIMIT = 3.0
+FREEZE_LIMIT = 3.0
 
 #: A call that has been unanswered for so long was not just about to return when the server froze.
 _IN_FLIGHT_AGE = 0.05
@@ -35,7 +35,7 @@ def _play_outage(session: Session, length: float) -> Outage:
     # chance. To a client the freeze is a server that is slow for some 60 ms.
     frozen_at = time.monotonic()
     server.freeze()
-    session.wait_until(lambda: _all_in_flight(session), _FREEZE_LIMIT, "the server is frozen")
+    session.wait_until(lambda: all_in_flight(session), FREEZE_LIMIT, "the server is frozen")
     killed_at = server.kill()
     view.say(f"server killed (SIGKILL) under {session.workers} workers, for {length:g} s")
     with Knock(server.port) as knock:
@@ -60,7 +60,8 @@ def _play_outage(session: Session, length: float) -> Outage:
     return Outage(length, frozen_at, killed_at, listens_at)
 
 
-def _all_in_flight(session: Session) -> bool:
+def all_in_flight(session: Session) -> bool:
+    """Whether every worker has a call that a frozen server has not answered."""
     calls = session.workload.ask_in_flight(limit=1.0)
     latest = time.monotonic() - _IN_FLIGHT_AGE
     return sum(1 for call in calls if call.start <= latest) >= session.workers

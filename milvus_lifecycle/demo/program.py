@@ -11,6 +11,7 @@ but leaves an indexed one released after a restart, for ever, until a client cal
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +28,11 @@ DIMENSION = 8
 CALLS_PER_SECOND = 30.0
 
 _IDS_PER_WORKER = 10**9
+
+
+def first_id(worker: int) -> int:
+    """Id of a worker's first insert; each insert takes the next one."""
+    return worker * _IDS_PER_WORKER + 1
 
 
 class Watch(Protocol):
@@ -48,9 +54,7 @@ def describe_collection() -> CollectionSchema:
 
 def list_operations(worker: int) -> Iterator[tuple[str, dict[str, object]]]:
     """Endless (method of the client, its arguments): insert, search, list, insert ..."""
-    number = worker * _IDS_PER_WORKER
-    while True:
-        number += 1
+    for number in itertools.count(first_id(worker)):
         vector = [float((number * prime) % 97) for prime in range(1, DIMENSION + 1)]
         yield (
             "insert",
@@ -76,7 +80,8 @@ class Pace:
 def run_threads(uri: str, workers: int, watch: Watch) -> None:
     """Run the program with threads until `watch.stop`; raises what a worker could not survive."""
     client = MilvusClient(uri=uri)
-    client.create_collection(COLLECTION, schema=describe_collection())
+    if not client.has_collection(COLLECTION):
+        client.create_collection(COLLECTION, schema=describe_collection())
     with ThreadPoolExecutor(workers) as pool:
         runs = [pool.submit(_work, uri, worker, watch) for worker in range(workers)]
         try:
@@ -103,7 +108,8 @@ def _work(uri: str, worker: int, watch: Watch) -> None:
 async def run_tasks(uri: str, workers: int, watch: Watch) -> None:
     """Run the program with asyncio tasks until `watch.stop`."""
     async with AsyncMilvusClient(uri=uri) as client:
-        await client.create_collection(COLLECTION, schema=describe_collection())
+        if not await client.has_collection(COLLECTION):
+            await client.create_collection(COLLECTION, schema=describe_collection())
         await asyncio.gather(*(_work_async(uri, worker, watch) for worker in range(workers)))
 
 

@@ -21,13 +21,14 @@ _PULSE_GAP = 0.02
 
 @dataclass(frozen=True)
 class Session:
-    """A server, the program that calls it, and who watches both."""
+    """A server, the program that calls it, and who watches both; in a failover more servers."""
 
     server: MilvusLite
     workload: Workload
     workers: int
     view: View
     signals: Signals
+    others: tuple[MilvusLite, ...] = ()
 
     def wait_until(self, met: Callable[[], bool], limit: float, status: str) -> bool:
         """Wait until `met`, at most `limit` seconds; says whether it was met.
@@ -37,7 +38,8 @@ class Session:
         deadline = time.monotonic() + limit
         while not met():
             self.signals.check()
-            self.server.check()
+            for server in (self.server, *self.others):
+                server.check()
             self.workload.check()
             self.view.draw(self.workload.heard, status)
             if time.monotonic() >= deadline:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from milvus_lifecycle.demo.failover_measure import MoveFigures, Placement, find_move_faults
+from milvus_lifecycle.demo.failover_summary import add_moves
 from milvus_lifecycle.demo.measure import (
     CHANNEL_LIMIT,
     FIRST_GOOD_LIMIT_S,
@@ -29,13 +31,22 @@ class Run:
     figures: Figures
     log_lines: int
     clean_exit: bool
+    moves: tuple[MoveFigures, ...] = ()
+    placement: Placement | None = None
+
+    def with_failover(self, moves: Sequence[MoveFigures], placement: Placement) -> Run:
+        """The same run, with what a failover showed besides."""
+        return replace(self, moves=tuple(moves), placement=placement)
 
     @property
     def faults(self) -> list[str]:
         """Why the program did not get through unharmed; empty if it did."""
-        if self.clean_exit:
-            return self.figures.faults
-        return [*self.figures.faults, "the program's process had to be killed at the end"]
+        found = [*self.figures.faults, *find_move_faults(self.moves, on_engine=self.on_engine)]
+        if self.placement is not None:
+            found += self.placement.faults
+        if not self.clean_exit:
+            found.append("the program's process had to be killed at the end")
+        return found
 
     def as_json(self) -> dict[str, object]:
         """The run with JSON types; times in seconds."""
@@ -47,6 +58,8 @@ class Run:
             "faults": self.faults,
             "log_lines": self.log_lines,
             "clean_exit": self.clean_exit,
+            "moves": [asdict(move) for move in self.moves],
+            "placement": None if self.placement is None else self.placement.as_json(),
         }
 
 
@@ -69,7 +82,7 @@ def print_summary(console: Console, runs: Sequence[Run], worker_name: str) -> No
                 style="yellow",
                 soft_wrap=True,
             )
-        verdict = "; ".join(run.faults) or f"no call failed, of {run.figures.calls:,}"
+        verdict = "; ".join(run.faults) or _praise(run)
         console.print(
             f"[bold]{escape(run.title)}[/bold]: {_mark(escape(verdict), not run.faults)}",
             highlight=False,
@@ -98,6 +111,7 @@ def _build_figures(runs: Sequence[Run], worker_name: str) -> Table:
     table.add_section()
     for number, outage in enumerate(runs[0].figures.outages):
         _add_outage(table, [run.figures for run in runs], number, outage.asked_s, worker_name)
+    add_moves(table, [(run.moves, run.placement) for run in runs], worker_name)
     return table
 
 
@@ -150,6 +164,13 @@ def _show_first_good(outage: OutageFigures) -> str:
     if delay is None:
         return _mark("none", False)
     return _mark(f"{delay:.3f} s", delay <= FIRST_GOOD_LIMIT_S)
+
+
+def _praise(run: Run) -> str:
+    praise = f"no call failed, of {run.figures.calls:,}"
+    if run.placement is not None and run.placement.misplaced is not None:
+        praise += f"; each of {run.placement.writes:,} writes is where it belongs"
+    return praise
 
 
 def _mark(text: str, good: bool) -> str:

@@ -8,7 +8,7 @@ listened to. The demo talks to it in JSON lines, one message each.
     from it (stdout)  {"kind": "ready", "manager": the module of the manager that is in use}
                       {"kind": "calls", "rows": [[worker, operation, start, end, error] ...]}
                       {"kind": "channel", "at": seconds}
-                      {"kind": "record", ... the fields of a TransitionRecord}
+                      {"kind": "record", "at": seconds, ... the fields of a TransitionRecord}
                       {"kind": "in_flight", "rows": [...]}
                       {"kind": "log", "lines": lines that pymilvus has logged so far}
                       {"kind": "done", "rows": [... the calls that never ended]}
@@ -25,10 +25,15 @@ import json
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
+from milvus_lifecycle.demo.localhost import resolve_localhost_names
 from milvus_lifecycle.demo.tally import LineCount, Tally, describe_error, silence, watch_channels
+
+if TYPE_CHECKING:
+    from milvus_lifecycle import LifecyclePolicy
 
 #: Fields of a TransitionRecord that the demo shows.
 RECORD_FIELDS = (
@@ -44,7 +49,12 @@ RECORD_FIELDS = (
     "attempt",
     "clients",
     "in_flight",
+    "topology_version",
 )
+
+#: How often (seconds) a failover's program refreshes the topology, on either manager; the default
+#: of both is every 300 s.
+TOPOLOGY_REFRESH_S = 0.5
 
 _FLUSH_GAP = 0.05
 
@@ -68,7 +78,8 @@ class Reporter:
 
     def put_record(self, record: object) -> None:
         """Send one of the engine's records: the listener that is subscribed."""
-        self.put("record", **{name: _plain(getattr(record, name)) for name in RECORD_FIELDS})
+        fields = {name: _plain(getattr(record, name)) for name in RECORD_FIELDS}
+        self.put("record", at=time.monotonic(), **fields)
 
     def put_channel(self, at: float) -> None:
         """Send that a channel was opened."""
@@ -127,6 +138,20 @@ def _take_stdout() -> TextIO:
     return stream
 
 
+def _choose_policy(options: argparse.Namespace) -> LifecyclePolicy | None:
+    """The engine's defaults; a failover is not to take as long as the default refresh."""
+    from milvus_lifecycle import LifecyclePolicy
+
+    return LifecyclePolicy(topology_refresh=TOPOLOGY_REFRESH_S) if options.failover else None
+
+
+def _refresh_often() -> None:
+    """The same for pymilvus's own manager, which has no setting for it."""
+    from pymilvus.client.global_topology import TopologyRefresher
+
+    TopologyRefresher.__init__.__defaults__ = (TOPOLOGY_REFRESH_S, None)
+
+
 def _run_threads(options: argparse.Namespace, tally: Tally, reporter: Reporter) -> None:
     from pymilvus.client.connection_manager import ConnectionManager
 
@@ -135,7 +160,7 @@ def _run_threads(options: argparse.Namespace, tally: Tally, reporter: Reporter) 
     if not options.stock:
         import milvus_lifecycle
 
-        milvus_lifecycle.install()
+        milvus_lifecycle.install(policy=_choose_policy(options))
         milvus_lifecycle.ConnectionManager.get_instance().subscribe(reporter.put_record)
     reporter.put("ready", manager=type(ConnectionManager.get_instance()).__module__)
     run_threads(options.uri, options.workers, tally)
@@ -150,7 +175,7 @@ def _run_tasks(options: argparse.Namespace, tally: Tally, reporter: Reporter) ->
         if not options.stock:
             import milvus_lifecycle
 
-            milvus_lifecycle.install()
+            milvus_lifecycle.install(policy=_choose_policy(options))
             manager = milvus_lifecycle.AsyncConnectionManager.get_instance()
             manager.subscribe(reporter.put_record)
         reporter.put("ready", manager=type(AsyncConnectionManager.get_instance()).__module__)
@@ -166,7 +191,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, required=True)
     parser.add_argument("--asyncio", action="store_true")
     parser.add_argument("--stock", action="store_true", help="pymilvus's own connection manager")
+    parser.add_argument("--failover", action="store_true", help="the URI is a global cluster's")
     options = parser.parse_args()
+    if options.failover:
+        resolve_localhost_names()
     tally = Tally()
     reporter = Reporter(_take_stdout(), tally)
     threading.Thread(
@@ -178,6 +206,8 @@ def main() -> None:
     try:
         importlib.import_module("pymilvus")  # sets the handlers that `silence` removes
         reporter.follow_log(silence("pymilvus"))
+        if options.failover and options.stock:
+            _refresh_often()
         run(options, tally, reporter)
     except Exception as error:
         reporter.put("fatal", error=describe_error(error))

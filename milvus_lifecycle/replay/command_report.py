@@ -21,7 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``audit report``."""
     parser.add_argument("logs", nargs="+", metavar="LOG", help="a file, a glob, .gz, or - (stdin)")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the page to write")
-    parser.add_argument("--title", default="Connection lifecycle report", help="of the page")
+    parser.add_argument("--title", default="What the connections did", help="of the page")
     parser.add_argument(
         "--stays",
         type=int,

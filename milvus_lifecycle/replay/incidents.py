@@ -16,7 +16,7 @@ _KEPT = 2000
 
 @dataclass
 class Incident:
-    """Outages of ``connections`` connections to one endpoint.
+    """``outages`` of ``connections`` connections to one endpoint (some had several).
 
     ``seconds`` is the longest of them, ``suffered_s`` their sum (connection-seconds).
     """
@@ -25,6 +25,7 @@ class Incident:
     began: datetime
     last_began: datetime
     connections: int = 0
+    outages: int = 0
     seconds: float = 0.0
     suffered_s: float = 0.0
     attempts: int = 0
@@ -34,13 +35,14 @@ class Incident:
     errors: Counter[str] = field(default_factory=Counter)
     reason: str = ""
 
-    def add(self, outage: Outage) -> None:
-        """Count one more connection's outage."""
+    def add(self, outage: Outage, *, again: bool) -> None:
+        """Count one more outage; ``again``: of a connection that had one in here before."""
         if outage.began <= self.began:
             self.began = outage.began
             self.reason = outage.reason
         self.last_began = max(self.last_began, outage.began)
-        self.connections += 1
+        self.connections += int(not again)
+        self.outages += 1
         self.seconds = max(self.seconds, outage.seconds)
         self.suffered_s += outage.seconds
         self.attempts += outage.attempts
@@ -56,6 +58,7 @@ class Incident:
             "address": self.address,
             "began": self.began.isoformat(),
             "connections": self.connections,
+            "outages": self.outages,
             "seconds": round(self.seconds, 6),
             "suffered_s": round(self.suffered_s, 6),
             "attempts": self.attempts,
@@ -74,8 +77,11 @@ class IncidentBook:
         self._by_address: dict[str, list[Incident]] = {}
         self._count = 0
 
-    def add(self, outage: Outage) -> None:
-        """Count an outage that has ended (or is open when the log ends)."""
+    def add(self, outage: Outage, last: object = None) -> Incident:
+        """Count an outage that has ended (or is open when the log ends); returns its incident.
+
+        ``last`` is the incident of the same connection's outage before, if there was one.
+        """
         known = self._by_address.setdefault(outage.address, [])
         for incident in reversed(known):
             if incident.began - TOGETHER <= outage.began <= incident.last_began + TOGETHER:
@@ -84,9 +90,10 @@ class IncidentBook:
             incident = Incident(outage.address, outage.began, outage.began)
             known.append(incident)
             self._count += 1
-        incident.add(outage)
+        incident.add(outage, again=incident is last)
         if self._count > 2 * _KEPT:
             self._forget()
+        return incident
 
     def worst(self, count: int) -> list[Incident]:
         """The incidents in which connections suffered longest, taken together."""

@@ -84,6 +84,7 @@ class Life:
         "connection_id",
         "flight_s",
         "held",
+        "incident",
         "last_end",
         "moving",
         "outage",
@@ -105,6 +106,8 @@ class Life:
         self.flight_s: float | None = None
         self.moving = False
         self.held = True
+        #: what the last outage was part of, for whoever keeps such books
+        self.incident: object = None
 
     def add(self, record: Transition) -> tuple[Landing | None, Outage | None]:
         """Take one step; returns the flight and the outage that it ended, if any."""

@@ -5,23 +5,25 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
-_MOMENT = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(\.\d+)?(Z|[+-]\d\d:?\d\d)$", re.I)
+_MOMENT = re.compile(
+    r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(\.\d+)?(?:Z|([+-]\d\d):?(\d\d))", re.IGNORECASE
+)
 _WORDS = {str: "str", int: "int", float: "float", dict: "object", list: "array", NoneType: "null"}
 
 
 def _moment(text: str) -> datetime:
     """RFC 3339 only, with a zone: what msgspec accepts, on every supported Python."""
-    match = _MOMENT.match(text)
+    match = _MOMENT.fullmatch(text)
     if match is None:
         raise ValueError("Invalid RFC3339 encoded datetime - at `$.ts`")
-    day, clock, fraction, zone = match.groups()
-    micros = ((fraction or ".")[1:] + "000000")[:6]
-    offset = "+00:00" if zone in "Zz" else zone
-    return datetime.fromisoformat(f"{day}T{clock}.{micros}{offset}")
+    day, clock, fraction, hours, minutes = match.groups()
+    zone = "+00:00" if hours is None else f"{hours}:{minutes}"
+    micros = round(float(fraction) * 1e6) if fraction else 0
+    return datetime.fromisoformat(f"{day}T{clock}{zone}") + timedelta(microseconds=micros)
 
 
 def _check(name: str, value: object, allowed: tuple[type, ...]) -> object:

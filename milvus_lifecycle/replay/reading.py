@@ -21,8 +21,15 @@ def read_records(
     """Records in the order of the logs. What cannot be read is left out and told to ``problems``.
 
     Nothing is raised for bad input. Whether the records are legal is only looked at by a
-    ``verifier``, if there is one.
+    ``verifier``, if there is one; it keeps the problems then.
     """
+
+    def tell(problem: Problem) -> None:
+        if verifier is None:
+            problems.add(problem)
+        else:
+            verifier.damage(problem.kind, problem.line, problem.message)
+
     for problem in sources.problems:
         problems.add(problem)
     for path in sources.paths:
@@ -30,7 +37,7 @@ def read_records(
             verifier.begin(path)
         for part in LineReader(path, None, on_progress):
             if isinstance(part, Problem):
-                problems.add(part)
+                tell(part)
                 continue
             for number, line in enumerate(part.lines, part.first):
                 try:
@@ -38,7 +45,7 @@ def read_records(
                 except (ValueError, RecursionError):
                     records, findings = decode_or_explain(line, part.complete)
                     for kind, message in findings:
-                        problems.add(Problem(kind, path, number, message))
+                        tell(Problem(kind, path, number, message))
                 for record in records:
                     if verifier is not None:
                         verifier.check(record, number)

@@ -19,10 +19,11 @@ from .report_data import pack, timeline_data
 from .stats_tables import TOTAL, outage_table, seconds, stats_tables
 from .tables import Table, plural
 
+TITLE = "What the connections did"
 _ASSETS = files(__package__) / "assets"
 
 
-def render_page(report: Report, title: str = "Connection lifecycle report") -> str:
+def render_page(report: Report, title: str = TITLE) -> str:
     """The page. Without pygraphviz it has no diagram."""
     tables = {table.title: table for table in stats_tables(report.stats)}
     shown = [tables.pop("Worst incidents"), tables.pop("Longest outages")]
@@ -34,6 +35,7 @@ def render_page(report: Report, title: str = "Connection lifecycle report") -> s
         subtitle=_subtitle(report),
         verdict=_verdict(report),
         tiles=_tiles(report),
+        findings=_findings(report),
         incidents=_incidents(shown[0], report.stats.incidents),
         thinned=_thinned(report),
         diagram=_diagram(report),
@@ -112,6 +114,10 @@ def _tiles(report: Report) -> str:
 # -- tables ------------------------------------------------------------------------------------
 
 
+#: Columns whose texts may be long.
+_WRAPPED = frozenset({"endpoint", "finding", "end"})
+
+
 def _table(
     table: Table, attributes: Sequence[str] = (), bars: tuple[str, Sequence[str]] = ("", ())
 ) -> str:
@@ -123,7 +129,8 @@ def _table(
         cells = []
         for cell, (name, right) in zip(row, heads, strict=True):
             bar = bars[1][index] if name == bars[0] else ""
-            cells.append(f"<td{' class=r' * right}>{bar}{escape(cell)}</td>")
+            style = " class=r" if right else " class=w" * (name in _WRAPPED)
+            cells.append(f"<td{style}>{bar}{escape(cell)}</td>")
         tag = attributes[index] if attributes else ' class="total"' * (row[0] == TOTAL)
         rows.append(f"<tr{tag}>{''.join(cells)}</tr>")
     note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
@@ -159,8 +166,6 @@ def _outages(table: Table, outages: Iterable[Outage]) -> str:
 
 def _sections(report: Report, outages: Table, tables: Sequence[Table]) -> str:
     parts = []
-    if report.problems.kept:
-        parts.append(_section("Findings", _findings(report), "h-findings"))
     if outages.rows:
         title = "Outages"
         hidden = report.stats.total.outages - len(outages.rows)
@@ -185,11 +190,13 @@ def _section(title: str, body: str, anchor: str = "") -> str:
 
 def _findings(report: Report) -> str:
     problems = report.problems
+    if not problems.kept:
+        return ""
     rows = [(one.place, str(one.kind), one.text, one.connection_id or "") for one in problems.kept]
     hidden = problems.counts.total() - len(rows)
     note = f"and {hidden:,} more: see milvus-lifecycle audit verify" if hidden else ""
     table = Table("Findings", ("place", "kind", "finding", "connection"), rows, note)
-    return f'<div class="findings">{_table(table)}</div>'
+    return _section(table.title, _table(table), "h-findings")
 
 
 # -- the diagram, and words --------------------------------------------------------------------

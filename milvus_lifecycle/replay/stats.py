@@ -235,7 +235,7 @@ class StatsFold:
         figures.outages += 1
         figures.outage_s += outage.seconds
         figures.longest_outage_s = max(figures.longest_outage_s, outage.seconds)
-        self._incidents.add(outage)
+        life.incident = self._incidents.add(outage, life.incident)
         self._serial += 1
         entry = (outage.seconds, -self._serial, outage)
         if len(self._outages) < self.longest:

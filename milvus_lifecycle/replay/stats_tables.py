@@ -97,6 +97,7 @@ def incident_table(incidents: list[Incident]) -> Table:
             f"{one.began:%Y-%m-%d %H:%M:%S}",
             clean(one.address),
             f"{one.connections:,}",
+            f"{one.outages:,}",
             seconds(one.seconds),
             seconds(one.suffered_s),
             ", ".join(clean(cause) for cause, _ in one.causes.most_common()),
@@ -107,8 +108,8 @@ def incident_table(incidents: list[Incident]) -> Table:
         )
         for one in incidents
     ]
-    columns = ("began (UTC)", "endpoint", "connections>", "longest>", "sum>", "cause", "error code")
-    counts = ("attempts>", "give_ups>", "unfinished>")
+    columns = ("began (UTC)", "endpoint", "connections>", "outages>", "longest>", "sum>", "cause")
+    counts = ("error code", "attempts>", "give_ups>", "unfinished>")
     note = f"outages of one endpoint that began within {TOGETHER.seconds} s of each other"
     return Table("Worst incidents", (*columns, *counts), rows, note)
 

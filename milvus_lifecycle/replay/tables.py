@@ -76,3 +76,4 @@ def _print_rich(tables: Iterable[Table], out: TextIO) -> None:
         for row in table.rows:
             drawn.add_row(*(Text(cell) for cell in row))
         console.print(drawn)
+        console.print()

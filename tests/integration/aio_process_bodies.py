@@ -16,7 +16,7 @@ from pymilvus import AsyncMilvusClient
 
 from tests.looping import Doing, settled, until
 from tests.processes import ask_child
-from tests.stock import FORK_SAFE_POLLER, Env, defect, verdict
+from tests.stock import FORK_POLLER, Env, defect, verdict
 
 
 def _run(work: Callable[[], Awaitable[Any]]) -> Any:
@@ -28,7 +28,7 @@ def _run(work: Callable[[], Awaitable[Any]]) -> Any:
     return asyncio.run(main())
 
 
-@defect(environment=FORK_SAFE_POLLER)
+@defect(environment=FORK_POLLER)
 def inherited_clients_work_in_a_childs_loop(env: Env) -> None:
     """Clients of a loop that is over work in a child's new loop, and in the parent's next one."""
     server = env.server_process()
@@ -47,7 +47,7 @@ def inherited_clients_work_in_a_childs_loop(env: Env) -> None:
     )
 
 
-@defect(environment=FORK_SAFE_POLLER)
+@defect(environment=FORK_POLLER)
 def inherited_clients_work_after_an_outage(env: Env) -> None:
     """The parent's loop ended in the middle of a recovery; the child finds the server back."""
     server = env.server_process()
@@ -73,7 +73,7 @@ def inherited_clients_work_after_an_outage(env: Env) -> None:
     verdict(said == "['demo']" and after == ["demo"], f"child {said}, then parent {after}")
 
 
-@defect(environment=FORK_SAFE_POLLER)
+@defect(environment=FORK_POLLER)
 def a_childs_end_spares_the_parent(env: Env) -> None:
     """A child forked inside a loop closes all that it inherited: the parent loses nothing."""
     server = env.server_process({"HasPartition": 1.0})

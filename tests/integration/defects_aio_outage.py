@@ -42,7 +42,8 @@ def d2_a_probe_that_fails_locks_nobody_out(env: Env) -> None:
     idle, healthy = asyncio.run(main())
     verdict(
         idle == healthy == ["demo"],
-        f"within {WATCHDOG} s the idle checkout came to {idle!r}, another endpoint's to {healthy!r}",
+        f"within {WATCHDOG} s the idle checkout came to {idle!r}, "
+        f"another endpoint's to {healthy!r}",
     )
 
 

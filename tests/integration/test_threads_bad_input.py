@@ -39,6 +39,10 @@ BAD_URIS: tuple[tuple[str, Any, dict[str, Any], str], ...] = (
 )
 
 
+def _policy(**fields: Any) -> ml.LifecyclePolicy:
+    return ml.LifecyclePolicy(**fields)
+
+
 def _left_behind(engine: Engine, channels: ChannelCount, threads: NewThreads) -> dict[str, Any]:
     """What is left: must be empty. Threads may take a moment to end."""
     wait_until(lambda: not threads(), 5)
@@ -120,7 +124,7 @@ def test_a_bad_policy_field_is_named(field: str, value: Any) -> None:
 def test_an_unknown_policy_field_is_refused() -> None:
     """A field that does not exist is a TypeError, as with any dataclass."""
     with pytest.raises(TypeError, match="no_such_field"):
-        ml.LifecyclePolicy(**{"no_such_field": 1.0})
+        _policy(no_such_field=1.0)
 
 
 def test_an_unknown_handler_is_refused(

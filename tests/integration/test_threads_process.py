@@ -35,7 +35,7 @@ def test_fork(body: Body) -> None:
 def test_fork_during_an_outage() -> None:
     """A client inherited in the middle of an outage works in the child once the server is back.
 
-    An open defect, not a kept promise: SIGSEGV inside gRPC took the child in 21 of 50 runs on the
+    An open defect, not a kept promise: SIGSEGV inside gRPC took the child in 68 of 130 runs on the
     engine, against 13 of 104 on gRPC alone, so gRPC does not explain all of it. Only that death is
     expected here; a child that hangs or reports an error fails the test.
     """
@@ -51,14 +51,20 @@ import milvus_lifecycle as ml
 ml.install()
 from pymilvus import MilvusClient
 case, uri = sys.argv[1:]
+def quietly(work, *args):
+    # The exit closes the connection under this call; its error is this thread's own business.
+    try:
+        work(*args)
+    except Exception:
+        pass
 if case == "connect":
-    threading.Thread(target=MilvusClient, args=(uri,), daemon=True).start()
+    threading.Thread(target=quietly, args=(MilvusClient, uri), daemon=True).start()
 else:
     client = MilvusClient(uri)
     client.list_collections()
     print("connected", flush=True)
     sys.stdin.readline()
-    threading.Thread(target=client.list_collections, daemon=True).start()
+    threading.Thread(target=quietly, args=(client.list_collections,), daemon=True).start()
 manager = ml.ConnectionManager.get_instance()
 wanted = "PROBING" if case == "connect" else "RECOVERING"
 if case != "idle":

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from enum import Enum
 from functools import partial
-from types import FrameType, GeneratorType, MethodType
+from types import CodeType, FrameType, GeneratorType, MethodType
 from typing import TYPE_CHECKING, Any
 
 from milvus_lifecycle.connection import ManagedConnection
@@ -27,10 +27,13 @@ from tests.simulation.kernel import EPOCH, Process
 if TYPE_CHECKING:
     from tests.simulation.model import World
 
-_PLAIN = (bool, int, str, type(None))
+_PLAIN = frozenset({bool, int, str, type(None)})
 _REQUESTS = (Wait, Register, Ping, Open, Locate, Pause)
 #: frames of these files are where a process can stand
 _FILES = ("milvus_lifecycle", "simulation", "testing_transport")
+
+#: code -> the local variables of its frames that count
+_NAMES: dict[CodeType, tuple[str, ...]] = {}
 
 
 class Canon:
@@ -98,9 +101,13 @@ class Canon:
 
     def frame(self, frame: FrameType, into: list[Any]) -> None:
         code = frame.f_code
-        if any(part in code.co_filename for part in _FILES):
+        names = _NAMES.get(code)
+        if names is None:
+            ours = any(part in code.co_filename for part in _FILES)
+            names = _NAMES[code] = tuple(n for n in code.co_varnames if n != "self") if ours else ()
+        if names:
             values = frame.f_locals
-            known = tuple(self.value(values[name]) for name in sorted(values) if name != "self")
+            known = tuple(self.value(values.get(name)) for name in names)
             into.append((code.co_name, frame.f_lasti, known))
 
     def connection(self, c: ManagedConnection) -> Any:
@@ -163,10 +170,10 @@ class Canon:
 
     def value(self, value: Any) -> Any:
         """Anything that a local variable may hold."""
+        if type(value) in _PLAIN:
+            return value
         if isinstance(value, Enum):
             return value.value
-        if isinstance(value, _PLAIN):
-            return value
         if isinstance(value, float):
             return self.time(value)
         if isinstance(value, (tuple, list, deque)):

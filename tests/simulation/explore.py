@@ -1,11 +1,12 @@
 """The search: every run of a set-up, breadth first, so that what it finds is shortest.
 
-Processes cannot be copied, so a state is reached by replaying the numbers of the moves that led
-to it. States that were seen before are not gone on from.
+Processes cannot be copied, so a state is reached by replaying the moves that led to it. States
+that were seen before are not gone on from.
 """
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -18,7 +19,12 @@ from tests.simulation.laws import Broken
 from tests.simulation.model import World, simulated
 from tests.simulation.setup import Setup
 
-Path = tuple[int, ...]
+#: (number of the process, 0 for time; its answer) of every move
+Path = tuple[tuple[int, Any], ...]
+#: So many worlds wait as they are; the others are replayed when their turn comes.
+WAITING = 3000
+#: After so many worlds the collector runs: it is off while processes run.
+SWEEP = 4000
 
 
 @dataclass
@@ -63,9 +69,14 @@ def allowed(world: World) -> list[Any]:
 def replay(setup: Setup, path: Path) -> World:
     """The world after the moves of ``path``."""
     world = World(setup)
-    for number in path:
-        world.kernel.take(allowed(world)[number])
+    for number, answer in path:
+        world.kernel.again(number, answer)
     return world
+
+
+def entry(move: Any) -> tuple[int, Any]:
+    """A move as a path has it."""
+    return (move.process.number if move.process is not None else 0, move.answer)
 
 
 def search(setup: Setup, *, seconds: float = 600.0) -> Outcome:
@@ -83,27 +94,35 @@ def search(setup: Setup, *, seconds: float = 600.0) -> Outcome:
 
 
 def _search(outcome: Outcome, deadline: float) -> None:
-    setup, seen = outcome.setup, set()
-    frontier: deque[Path] = deque([()])
+    setup, seen, worlds = outcome.setup, set(), 0
+    frontier: deque[tuple[Path, World | None]] = deque([((), None)])
+    waiting = 0
     while frontier:
         if outcome.states > setup.ceiling or time.monotonic() > deadline:
             outcome.whole = False
             return
-        path = frontier.popleft()
-        world = replay(setup, path)
+        path, ready = frontier.popleft()
+        waiting -= ready is not None
+        world = ready if ready is not None else replay(setup, path)
         moves = allowed(world)
-        for number in range(len(moves)):
-            if number:
+        for at in range(len(moves)):
+            if at:
                 world = replay(setup, path)
                 moves = allowed(world)
-            reached = _go(outcome, world, (*path, number), moves[number])
-            if reached is not None:
-                key = Canon(world).state()
-                if key not in seen:
-                    seen.add(key)
-                    outcome.states += 1
-                    frontier.append(reached)
+            reached = _go(outcome, world, (*path, entry(moves[at])), moves[at])
+            key = Canon(world).state() if reached is not None else None
+            if reached is not None and key not in seen:
+                seen.add(key)
+                outcome.states += 1
+                keep = waiting < WAITING
+                waiting += keep
+                frontier.append((reached, world if keep else None))
+                if keep:
+                    continue
             world.end()
+            worlds += 1
+            if worlds % SWEEP == 0:
+                gc.collect()
 
 
 def _go(outcome: Outcome, world: World, path: Path, move: Any) -> Path | None:
@@ -129,7 +148,7 @@ def _go(outcome: Outcome, world: World, path: Path, move: Any) -> Path | None:
             raise Broken(4, "a run that does not end")
         if len(moves) > 1:
             return path
-        path, move = (*path, 0), moves[0]
+        path, move = (*path, entry(moves[0])), moves[0]
 
 
 def narrate(setup: Setup, path: Path, broken: Broken) -> str:
@@ -138,8 +157,8 @@ def narrate(setup: Setup, path: Path, broken: Broken) -> str:
     with simulated(setup):
         world = World(setup)
         told = 0
-        for at, number in enumerate(path):
-            move = allowed(world)[number]
+        for at, (number, answer) in enumerate(path):
+            move = next(m for m in allowed(world) if entry(m) == (number, answer))
             who = move.process.name if move.process is not None else "time passes:"
             lines.append(f"{at + 1:4} {world.kernel.now - 1000.0:4g} s  {who} {move.label}")
             try:

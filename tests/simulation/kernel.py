@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from greenlet import greenlet
+from greenlet import GreenletExit, getcurrent, greenlet
 
 #: Clock readings start here, so that a moment can be told from a duration.
 EPOCH = 1000.0
@@ -128,7 +128,9 @@ class Process:
         "runner",
     )
 
-    def __init__(self, number: int, name: str, body: Callable[[], Any], about: Any) -> None:
+    def __init__(
+        self, number: int, name: str, body: Callable[[], Any], about: Any, hub: greenlet
+    ) -> None:
         self.number = number
         self.name = name
         self.about = about
@@ -138,7 +140,7 @@ class Process:
         #: how many locks it holds
         self.locks = 0
         self.failed: BaseException | None = None
-        self.runner = greenlet(self._run)
+        self.runner = greenlet(self._run, parent=hub)
 
     def _run(self, answer: Any) -> None:
         try:
@@ -166,6 +168,8 @@ class Kernel:
     def __init__(self) -> None:
         self.now = EPOCH
         self.processes: list[Process] = []
+        #: whoever searches: every process hands control back to it
+        self.hub = getcurrent()
         self.running: Process | None = None
         #: whoever ran last, if it could have gone on
         self.cut: Process | None = None
@@ -179,7 +183,7 @@ class Kernel:
         self, name: str, body: Callable[[], Any], about: Any = None, *, start: bool = False
     ) -> Process:
         """A new process; it runs when it is picked, or up to its first pause at once."""
-        process = Process(next(self._numbers), name, body, about)
+        process = Process(next(self._numbers), name, body, about, self.hub)
         self.processes.append(process)
         if start:
             self._run(process, None)
@@ -196,9 +200,11 @@ class Kernel:
     def pause(self, pause: Pause) -> Any:
         """Called inside a process: hand control back until ``pause`` is over."""
         process = self.running
-        if process is None or self.dead:
+        if self.dead and getcurrent() is not self.hub:
+            raise GreenletExit  # this run is over: its processes are being collected
+        if process is None:
             return None
-        return process.runner.parent.switch(pause)  # type: ignore[union-attr]
+        return self.hub.switch(pause)
 
     def moves(self) -> list[Move]:
         """Everything that can happen next. Empty: nothing ever will."""
@@ -225,6 +231,7 @@ class Kernel:
     def take(self, move: Move) -> None:
         """Let one thing happen, up to the next pause of whoever it happens to."""
         process = move.process
+        Kernel.active = self
         if process is None:
             self.now = move.answer
             self.cut = None
@@ -233,6 +240,11 @@ class Kernel:
             self.preemptions += 1
         self._run(process, move.answer)
         self.cut = process if isinstance(process.pending, Point) else None
+
+    def again(self, number: int, answer: Any) -> None:
+        """Make a move that was made before, in a run that was the same up to here."""
+        process = next((p for p in self.processes if p.number == number), None)
+        self.take(Move(process, answer, ""))
 
     def end(self) -> None:
         """Nothing more happens: what still waits is dropped without a word."""

@@ -45,7 +45,6 @@ class Broken(BaseException):
 class Watch:
     """What the machine was seen to do in one run, beside what it says in its records."""
 
-    active: ClassVar[Watch | None] = None
     #: over all runs: (state, trigger) cells that were tried, rows that were travelled
     cells: ClassVar[dict[tuple[State, Trigger], int]] = {}
     rows: ClassVar[dict[Row, int]] = {}
@@ -57,7 +56,6 @@ class Watch:
         self.checked: dict[str, int] = {}
         #: processes that a fork left behind
         self.orphans: list[Any] = []
-        Watch.active = self
 
     def forked(self) -> None:
         """Records of the parent stay in the parent."""
@@ -77,9 +75,7 @@ def watched(fire: Callable[..., bool]) -> Callable[..., bool]:
         if moved:
             row = connection.row
             Watch.rows[row] = Watch.rows.get(row, 0) + 1
-        watch, dest = Watch.active, connection.state
-        if watch is None:
-            return moved
+        watch, dest = connection.face.engine.world.watch, connection.state
         if moved:
             steps = watch.moved.setdefault(connection, [])
             steps.append((trigger.value, source.value, dest.value))

@@ -141,6 +141,12 @@ def test_outages_that_began_together_are_one_incident() -> None:
     assert incidents[0].errors == {"UNAVAILABLE": 5}
 
 
+def test_a_connection_counts_once_in_an_incident() -> None:
+    """An endpoint that comes and goes for its only connection is no crowd."""
+    (incident,) = figures(Story().connect().outage(1, 0.5).outage(1, 0.5).outage(1, 0.5)).incidents
+    assert (incident.connections, incident.outages, incident.suffered_s) == (1, 3, 1.5)
+
+
 def test_rows_that_were_never_taken_are_listed() -> None:
     """Together with the rows that were taken they are the table."""
     stats = figures(Story().connect().outage(5.0, 1.0))

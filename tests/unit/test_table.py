@@ -24,7 +24,7 @@ from milvus_lifecycle.table import (
     Trigger,
 )
 from milvus_lifecycle.testing import FakeClock
-from tests.unit.cores import Core
+from tests.cores import Core
 
 CELLS = list(product(State, Trigger))
 ROW_CELLS = {(row.source, row.trigger) for row in TRANSITIONS}
@@ -143,7 +143,7 @@ def test_an_ignored_cell_changes_nothing(state: State, trigger: Trigger) -> None
     seq = core.connection.seq
     result = core.step(trigger, flight=99, generation=99)
     assert not result.moved
-    assert not (result.launch or result.dispose or result.wakes)
+    assert (result.launch, result.dispose, result.wakes) == (None, [], [])
     assert core.connection.state is state
     assert core.connection.seq == seq
     left = core.records[before:]

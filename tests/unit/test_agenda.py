@@ -1,0 +1,146 @@
+"""The agenda and the timers: what is due is done, in order, whatever a job does."""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+from typing import Any
+
+import pytest
+
+from milvus_lifecycle import ConnectionConfig, ConnectionManager, LifecyclePolicy, RegularStrategy
+from milvus_lifecycle.agenda import Agenda
+from milvus_lifecycle.facts import Facts
+from milvus_lifecycle.table import State
+from milvus_lifecycle.testing import CapturedAudit, FakeClock, Script, until
+
+CONFIG = ConnectionConfig.from_uri("http://home:19530")
+
+
+class Client:
+    """Whoever holds a lease."""
+
+
+def test_jobs_come_in_the_order_of_their_time() -> None:
+    """What is due is taken once, the earliest first, equals in the order of their coming."""
+    agenda = Agenda()
+    done: list[str] = []
+    for due, name in ((3.0, "c"), (1.0, "a"), (1.0, "b"), (9.0, "d")):
+        agenda.push(due, partial(done.append, name))
+    for job in agenda.take_due(3.0):
+        job()
+    assert done == ["a", "b", "c"]
+    assert (agenda.take_due(3.0), agenda.next_due(), len(agenda)) == ([], 9.0, 1)
+
+
+def test_push_tells_who_waits_too_long() -> None:
+    """True when the new job is the next one: whoever sleeps must look again."""
+    agenda = Agenda()
+    assert agenda.push(5.0, print)
+    assert not agenda.push(6.0, print)
+    assert agenda.push(4.0, print)
+
+
+def test_a_forked_child_starts_empty() -> None:
+    """The parent's timers are the parent's."""
+    agenda = Agenda()
+    agenda.push(5.0, print)
+    agenda.reset_after_fork()
+    assert agenda.next_due() is None
+
+
+class Faulty(RegularStrategy):
+    """Raises when it is first asked whether a connection has expired."""
+
+    asked = 0
+
+    def expired(self, connection: Any, facts: Facts) -> bool:
+        type(self).asked += 1
+        if self.asked == 1:
+            raise ZeroDivisionError("a strategy's fault")
+        return super().expired(connection, facts)
+
+
+def keepers() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name == "milvus-lifecycle-timekeeper"]
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+def manager_of(clock: FakeClock, **seams: Any) -> ConnectionManager:
+    manager = ConnectionManager(
+        LifecyclePolicy(linger=10.0),
+        transport=Script().threads(),
+        seams=clock.seams(),
+        **seams,
+    )
+    clock.attach(manager)
+    return manager
+
+
+def test_a_job_that_raises_does_not_stop_time(clock: FakeClock) -> None:
+    """A strategy that raises on the timekeeper's thread costs its own connection's timer."""
+    Faulty.asked = 0
+    manager = manager_of(clock, strategy_for=Faulty)
+    audit = CapturedAudit(manager)
+    for port in (1, 2):
+        handler = manager.get_or_create(ConnectionConfig.from_uri(f"http://home:{port}"))
+        manager.release(handler)
+    clock.advance(10)
+    audit.wait_for("expire")
+    until(lambda: len(manager.get_stats()["connections"]) == 1, 10, "nothing expired")
+    manager.close_all()
+
+
+def test_the_timekeeper_goes_with_the_last_connection(clock: FakeClock) -> None:
+    """close_all leaves no thread behind, though timers of closed connections are still set."""
+    before = set(keepers())
+    manager = manager_of(clock)
+    handler = manager.get_or_create(CONFIG)
+    manager.release(handler)
+    assert set(keepers()) - before
+    manager.close_all()
+    until(lambda: not set(keepers()) - before, 20, "the timekeeper still runs")
+
+
+def test_the_timekeeper_comes_back(clock: FakeClock) -> None:
+    """A connection that is made after the timekeeper went has its timers all the same."""
+    before = set(keepers())
+    manager = manager_of(clock)
+    manager.get_or_create(CONFIG)
+    manager.close_all()
+    until(lambda: not set(keepers()) - before, 20, "the timekeeper still runs")
+    audit = CapturedAudit(manager)
+    manager.release(manager.get_or_create(CONFIG))
+    clock.advance(10)
+    audit.wait_for("expire")
+
+
+def test_an_unused_manager_leaves_no_timekeeper(clock: FakeClock) -> None:
+    """A manager that is dropped with its connections takes its thread along."""
+    before = set(keepers())
+    manager = manager_of(clock)
+    client = Client()
+    manager.get_or_create(CONFIG, client=client)
+    manager.close_all()
+    del manager
+    until(lambda: not set(keepers()) - before, 20, "the timekeeper still runs")
+
+
+def test_one_timer_for_the_age_of_a_channel(clock: FakeClock) -> None:
+    """Probes of one channel do not add a timer each."""
+    manager = ConnectionManager(
+        LifecyclePolicy(max_age=1e6, linger=None),
+        transport=Script().threads(),
+        seams=clock.seams(),
+    )
+    handler = manager.get_or_create(CONFIG)
+    for _ in range(20):
+        clock.advance(31)
+        handler.rpc()
+    assert handler.face.connection.state is State.ACTIVE
+    assert len(manager.agenda) == 1
+    manager.close_all()

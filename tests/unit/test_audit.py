@@ -1,0 +1,200 @@
+"""Records: in order, outside of every lock, harmless when whoever reads them fails."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from milvus_lifecycle import ConnectionConfig, ConnectionManager
+from milvus_lifecycle.audit import Audit, Emission, Sink, TransitionRecord
+from milvus_lifecycle.jsonl import JsonLines
+from milvus_lifecycle.table import State, Trigger
+from milvus_lifecycle.testing import CapturedAudit, Script, until
+from tests.cores import Core
+
+CONFIG = ConnectionConfig.from_uri("http://home:19530")
+
+
+def test_records_come_in_order_while_a_listener_blocks() -> None:
+    """Nobody waits for a slow listener, and it still gets every record in ``seq`` order."""
+    core = Core()
+    blocked, go, seen = threading.Event(), threading.Event(), []
+
+    def slow(record: TransitionRecord) -> None:
+        if record.seq == 1:
+            blocked.set()
+            go.wait(20)
+        seen.append(record.seq)
+
+    core.audit.subscribe(slow)
+    core.connection.lease(None)
+    first = threading.Thread(target=core.step, args=(Trigger.ACQUIRE,))
+    first.start()
+    assert blocked.wait(20)
+    core.land(Trigger.PROBE_PASSED)
+    core.step(Trigger.CLOSE)
+    assert core.connection.state is State.CLOSED
+    assert seen == []
+    go.set()
+    first.join(20)
+    assert seen == [1, 2, 3]
+
+
+def test_a_listener_may_use_the_manager() -> None:
+    """Records are delivered outside of every lock: a listener may ask, check out and close."""
+    manager = ConnectionManager(transport=Script().threads())
+    stats: list[Any] = []
+
+    def listener(record: TransitionRecord) -> None:
+        stats.append(manager.get_stats()["connections"])
+        if record.trigger == "release":
+            worker = threading.Thread(target=manager.close_all)
+            worker.start()
+            worker.join(20)
+            assert not worker.is_alive()
+
+    manager.subscribe(listener)
+    handler = manager.get_or_create(CONFIG)
+    manager.release(handler)
+    until(lambda: handler.face.connection.state is State.CLOSED, 10, "not closed")
+    until(lambda: len(stats) == 5, 10, "records are missing")
+
+
+class Broken(Sink):
+    """A sink that fails at every record."""
+
+    def wants(self) -> bool:
+        return True
+
+    def write(self, record: TransitionRecord, level: int) -> None:
+        raise OSError("no space left")
+
+
+def test_readers_that_fail_harm_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    """A listener and a sink that raise are counted, complained of once, and the rest served."""
+    audit = Audit("threads", (Broken(),))
+    seen: list[TransitionRecord] = []
+
+    def bad(record: TransitionRecord) -> None:
+        raise ZeroDivisionError("a listener's fault")
+
+    audit.subscribe(bad)
+    audit.subscribe(seen.append)
+    core = Core().to(State.ACTIVE)
+    with caplog.at_level(logging.WARNING, logger="milvus_lifecycle"):
+        for record in core.records:
+            audit.emit(Emission(record, logging.DEBUG))
+    assert seen == core.records
+    assert audit.failures == 2 * len(core.records)
+    assert len(caplog.records) == 1
+
+
+def test_subscribing_twice_and_leaving_once() -> None:
+    """Each subscription ends by its own unsubscriber, as often as that is called."""
+    audit = Audit("threads")
+    seen: list[TransitionRecord] = []
+    first, second = (audit.subscribe(seen.append) for _ in range(2))
+    record = Core().to(State.ACTIVE).records[0]
+    audit.emit(Emission(record, logging.DEBUG))
+    first()
+    first()
+    audit.emit(Emission(record, logging.DEBUG))
+    second()
+    audit.emit(Emission(record, logging.DEBUG))
+    assert len(seen) == 3
+    assert not audit.active()
+
+
+def test_a_listener_has_to_be_callable() -> None:
+    """A mistake is told where it is made."""
+    with pytest.raises(TypeError, match="callable"):
+        Audit("threads").subscribe("print")  # type: ignore[arg-type]
+
+
+def test_nobody_listens() -> None:
+    """Without readers no record is built, but ``seq`` and what was warned of are kept."""
+    core = Core()
+    core.audit = core.connection.audit = Audit("threads")
+    core.to(State.RECOVERING)
+    assert not core.connection._outbox
+    late: list[TransitionRecord] = []
+    core.audit.subscribe(late.append)
+    core.step(Trigger.CLOSE)
+    assert [record.seq for record in late] == [4]
+
+
+def test_created_comes_first() -> None:
+    """However fast others find a new connection, its first record is that it was created."""
+    for _ in range(20):
+        script = Script()
+        manager = ConnectionManager(transport=script.threads())
+        audit = CapturedAudit(manager)
+        barrier = threading.Barrier(4)
+
+        def check_out(manager: Any = manager, barrier: Any = barrier) -> None:
+            barrier.wait(20)
+            manager.get_or_create(CONFIG)
+
+        workers = [threading.Thread(target=check_out) for _ in range(4)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(20)
+        assert [record.seq for record in audit.records] == [0, 1, 2]
+        manager.close_all()
+
+
+def test_records_are_flat_and_free_of_logging_names() -> None:
+    """A record is JSON as it is, and none of its fields collides with logging.LogRecord."""
+    record = Core().to(State.RECOVERING).records[-1]
+    fields = json.loads(json.dumps(record.as_dict()))
+    assert fields["trigger"] == "fail"
+    assert not any(isinstance(value, (dict, list)) for value in fields.values())
+    assert not set(fields) & set(vars(logging.makeLogRecord({})))
+
+
+class _Finalized:
+    """Writes a record when it is collected, as a client that closes itself does."""
+
+    def __init__(self, sink: JsonLines, record: TransitionRecord) -> None:
+        self.sink, self.record, self.myself = sink, record, self
+
+    def __del__(self) -> None:
+        self.sink.write(self.record, logging.INFO)
+
+
+def test_a_record_inside_of_the_writing_of_a_record(tmp_path: Path) -> None:
+    """The collector may run a finalizer while the file is written: no deadlock, no mixed lines."""
+    path = tmp_path / "audit.jsonl"
+    record = Core().to(State.ACTIVE).records[0]
+    sink = JsonLines(str(path))
+    original = sink._reopen_if_moved
+
+    def reopen() -> None:
+        gc.collect()
+        original()
+
+    sink._reopen_if_moved = reopen  # type: ignore[method-assign]
+    _Finalized(sink, record)
+    worker = threading.Thread(target=sink.write, args=(record, logging.INFO), daemon=True)
+    worker.start()
+    worker.join(20)
+    assert not worker.is_alive(), "the writer waits for itself"
+    assert len([json.loads(line) for line in path.read_text().splitlines()]) == 2
+
+
+def test_a_sink_that_is_dropped_closes_its_file(tmp_path: Path) -> None:
+    """Nothing keeps a sink, and its file descriptor, that nobody writes to any more."""
+    sink = JsonLines(str(tmp_path / "audit.jsonl"))
+    sink.write(Core().to(State.ACTIVE).records[0], logging.INFO)
+    opened = Path(f"/proc/self/fd/{sink._fd}")
+    assert opened.resolve() == tmp_path / "audit.jsonl"
+    del sink
+    gc.collect()
+    assert opened.resolve() != tmp_path / "audit.jsonl"

@@ -1,0 +1,353 @@
+"""A connection's step, leases and flights, where no scenario goes: re-entrance, faults, races."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from milvus_lifecycle import ConnectionConfig, ConnectionManager, LifecyclePolicy, RegularStrategy
+from milvus_lifecycle.errors import ConnectFailed, ConnectionClosed
+from milvus_lifecycle.facts import Facts
+from milvus_lifecycle.leases import Reentered
+from milvus_lifecycle.requests import Wait
+from milvus_lifecycle.strategies import Effect
+from milvus_lifecycle.table import State, Trigger
+from milvus_lifecycle.testing import CapturedAudit, FakeClock, Script, rpc_error, until
+from milvus_lifecycle.wire import WireState
+from tests.cores import CONFIG, Core
+
+
+class Client:
+    """Whoever holds a lease."""
+
+
+class Meddler(RegularStrategy):
+    """Runs something inside of a step, as the collector may run a finalizer there."""
+
+    meddle: Callable[[], object] | None = None
+
+    def needs_probe(self, connection: Any, facts: Facts) -> bool:
+        if self.meddle is not None:
+            meddle, self.meddle = self.meddle, None
+            meddle()
+        return super().needs_probe(connection, facts)
+
+
+def manager_of(
+    script: Script, clock: FakeClock | None = None, **policy: Any
+) -> tuple[ConnectionManager, Meddler]:
+    meddler = Meddler(CONFIG)
+    manager = ConnectionManager(
+        LifecyclePolicy(**policy),
+        transport=script.threads(),
+        seams=(clock or FakeClock()).seams(),
+        strategy_for=lambda config: meddler,
+    )
+    return manager, meddler
+
+
+# -- re-entrance --------------------------------------------------------------------------------
+
+
+def test_a_step_inside_of_a_step_is_refused() -> None:
+    """The machine is not entered twice by one thread; another connection's machine may be."""
+    one, two = Core(strategy=Meddler(CONFIG)), Core()
+    seen: list[object] = []
+
+    def finalizer() -> None:
+        two.to(State.ACTIVE)
+        with pytest.raises(Reentered):
+            one.step(Trigger.CLOSE)
+        with pytest.raises(Reentered):
+            one.connection.unlease(None)
+        seen.append(two.connection.state)
+
+    assert isinstance(one.connection.strategy, Meddler)
+    one.connection.strategy.meddle = finalizer
+    one.to(State.ACTIVE)
+    assert seen == [State.ACTIVE]
+
+
+@pytest.mark.parametrize("what", ["release", "close"])
+def test_a_finalizer_inside_of_a_step_is_done_later(what: str) -> None:
+    """Losing a lease, or closing, inside of the connection's own step is safe and not forgotten."""
+    script = Script()
+    manager, meddler = manager_of(script, idle_threshold=None)
+    ann, bob = Client(), Client()
+    handler = manager.get_or_create(CONFIG, client=ann)
+    connection = handler.face.connection
+
+    def finalizer() -> None:
+        if what == "release":
+            manager.release(handler, ann)
+        else:
+            handler.face.close()
+
+    manager.release(handler, ann)
+    manager.get_or_create(CONFIG, client=ann)
+    manager.release(handler, ann)
+    meddler.meddle = finalizer
+    connection.lease(ann)
+    if what == "release":
+        manager.get_or_create(CONFIG, client=bob)
+        until(lambda: connection.clients == {bob}, 10, "the lease was not lost")
+        assert connection.state is State.ACTIVE
+    else:
+        manager.step(connection, Trigger.ACQUIRE)
+        until(lambda: connection.state is State.CLOSED, 10, "it was not closed")
+    manager.close_all()
+
+
+def test_clients_collected_inside_of_steps() -> None:
+    """With the collector always running, clients in cycles lose their leases; nothing hangs."""
+    script = Script()
+    manager, _ = manager_of(script, idle_threshold=None)
+    threshold = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        for _ in range(100):
+            client = Client()
+            client.myself = client  # type: ignore[attr-defined]
+            handler = manager.get_or_create(CONFIG, client=client)
+            handler.rpc()
+            del client
+    finally:
+        gc.set_threshold(*threshold)
+    gc.collect()
+    until(lambda: not handler.face.connection.has_clients, 10, "leases are left over")
+    assert handler.face.connection.state is State.IDLE
+    manager.close_all()
+
+
+# -- leases -------------------------------------------------------------------------------------
+
+
+def test_leases_are_a_set() -> None:
+    """A client that checks out twice holds one lease; anonymous checkouts share one."""
+    core, client = Core(), Client()
+    for _ in range(2):
+        assert core.connection.lease(client)
+        assert core.connection.lease(None)
+    assert len(core.connection.leases) == 2
+    assert core.connection.clients == {client}
+    assert core.connection.is_held_by(client)
+    assert core.connection.is_held_by(None)
+    assert not core.connection.is_held_by(Client())
+    assert not core.connection.unlease(client)
+    assert core.connection.unlease(None)
+    assert not core.connection.has_clients
+
+
+def test_a_collected_client_takes_only_its_own_lease() -> None:
+    """The note of a lost client does not remove the lease of one that got its address."""
+    core, client = Core(), Client()
+    core.connection.lease(client)
+    lease = core.connection.leases[id(client)]
+    assert lease is not None
+    assert not core.connection.lose(id(client), weakref.ref(core))
+    assert core.connection.is_held_by(client)
+    assert core.connection.lose(id(client), lease)
+
+
+def test_a_collected_client_is_noted_not_acted_upon() -> None:
+    """The collector's callback only hands a note over: it may run inside of any step."""
+    core, client = Core(), Client()
+    core.connection.lease(client)
+    del client
+    gc.collect()
+    assert len(core.lost) == 1
+    connection, key, lease = core.lost[0]
+    assert core.connection.has_clients
+    assert connection.lose(key, lease)
+
+
+def test_a_closed_connection_is_not_leased() -> None:
+    """Whoever comes too late is told to look again."""
+    assert not Core().to(State.CLOSED).connection.lease(Client())
+
+
+def test_held_between_lease_and_acquire() -> None:
+    """A channel that is too old is replaced also in the moment before its first acquire."""
+    core = Core(max_age=100.0, idle_threshold=None).to(State.ACTIVE)
+    core.connection.unlease(None)
+    core.step(Trigger.RELEASE)
+    core.clock.advance(101)
+    assert not core.step(Trigger.RECYCLE).moved
+    core.connection.lease(None)
+    assert core.step(Trigger.RECYCLE).moved
+    assert core.connection.state is State.RECOVERING
+
+
+# -- strategies that raise ------------------------------------------------------------------------
+
+
+class Faulty(RegularStrategy):
+    """Raises where its name is in ``faults``."""
+
+    faults: tuple[str, ...] = ()
+
+    def on_probing(self, connection: Any, facts: Facts) -> Effect:
+        self._maybe("on_probing")
+        return super().on_probing(connection, facts)
+
+    def on_recovering(self, connection: Any, facts: Facts) -> Effect:
+        self._maybe("on_recovering")
+        return super().on_recovering(connection, facts)
+
+    def on_closed(self, connection: Any, facts: Facts) -> Effect:
+        self._maybe("on_closed")
+        return super().on_closed(connection, facts)
+
+    def _maybe(self, name: str) -> None:
+        if name in self.faults:
+            raise ZeroDivisionError(name)
+
+
+def faulty_manager(script: Script, clock: FakeClock) -> tuple[ConnectionManager, Faulty]:
+    faulty = Faulty(CONFIG)
+    manager = ConnectionManager(
+        transport=script.threads(), seams=clock.seams(), strategy_for=lambda config: faulty
+    )
+    return manager, faulty
+
+
+def test_a_strategy_that_raises_fails_the_first_connect() -> None:
+    """Its error is the cause that the caller sees; nothing hangs and nothing is pooled."""
+    manager, faulty = faulty_manager(Script(), FakeClock())
+    faulty.faults = ("on_probing",)
+    with pytest.raises(ConnectFailed) as caught:
+        manager.get_or_create(CONFIG)
+    assert isinstance(caught.value.last_error, ZeroDivisionError)
+    assert manager.get_stats()["total_connections"] == 0
+
+
+def test_a_strategy_that_raises_fails_the_attempts_of_a_recovery() -> None:
+    """The recovery has its attempts and its budget as ever, and the next one may succeed."""
+    script, clock = Script(), FakeClock()
+    manager, faulty = faulty_manager(script, clock)
+    audit = CapturedAudit(manager)
+    handler = manager.get_or_create(CONFIG)
+    faulty.faults = ("on_recovering",)
+    script.plan("rpc", rpc_error("UNAVAILABLE"))
+    with pytest.raises(Exception, match="UNAVAILABLE"):
+        handler.rpc()
+    assert audit.wait_for("retry").error_code == "ZeroDivisionError"
+    faulty.faults = ()
+    clock.advance(61)
+    audit.wait_for("give_up")
+    handler.rpc()
+    manager.close_all()
+
+
+def test_a_strategy_that_raises_does_not_hold_up_a_close() -> None:
+    """Waiters wake and channels are closed, whatever the strategy does when told of it."""
+    script, clock = Script(), FakeClock()
+    manager, faulty = faulty_manager(script, clock)
+    handler = manager.get_or_create(CONFIG)
+    script.hold("register")
+    script.plan("rpc", rpc_error("UNAVAILABLE"))
+    errors: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            handler.call()
+        except BaseException as error:
+            errors.append(error)
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    script.wait_held("register")
+    until(lambda: clock.sleeping() == 1, 10, "the call does not wait")
+    faulty.faults = ("on_closed",)
+    manager.close_all()
+    caller.join(20)
+    assert [type(error) for error in errors] == [ConnectionClosed]
+    assert all(channel.closed for channel in script.channels)
+
+
+# -- channels, generations, races -----------------------------------------------------------------
+
+
+def test_rpcs_are_counted_once() -> None:
+    """An RPC on the channel that failed counts once, though it is current and draining."""
+    core = Core().to(State.ACTIVE)
+    binding = core.connection.enter(core.clock())
+    assert binding is not None
+    core.step(Trigger.FAIL, error=rpc_error("UNAVAILABLE"), generation=1)
+    assert core.connection.draining == [binding.wire]
+    assert core.connection.in_flight == 1
+
+
+def test_a_drained_channel_may_be_forgotten_twice() -> None:
+    """The last RPC and the end of drain_timeout may come at the same time."""
+    core = Core().to(State.ACTIVE)
+    binding = core.connection.enter(core.clock())
+    assert binding is not None
+    core.step(Trigger.FAIL, error=rpc_error("UNAVAILABLE"), generation=1)
+    for _ in range(2):
+        core.connection.drained(binding.wire)
+    assert core.connection.draining == []
+
+
+def test_a_kept_channel_has_successes_and_failures_of_its_own() -> None:
+    """After a give_up, an RPC of the channel before is older than any generation."""
+    core = Core().to(State.ACTIVE)
+    connection = core.connection
+    old = connection.enter(core.clock())
+    assert old is not None
+    core.step(Trigger.FAIL, error=rpc_error("UNAVAILABLE"), generation=1)
+    assert connection.generation_of(old) == 1
+    flight = connection.flight
+    assert flight is not None
+    wire = core.wire()
+    connection.offer(flight, wire)
+    core.clock.advance(60)
+    core.step(Trigger.GIVE_UP, flight=flight.number)
+    assert wire.state is WireState.CURRENT
+    assert connection.generation == 1
+    assert connection.generation_of(old) < 1
+    new = connection.enter(core.clock(), trusted=True)
+    assert new is not None
+    assert connection.generation_of(new) == 1
+
+
+def test_a_candidate_that_comes_too_late_is_not_taken() -> None:
+    """A channel that was opened for a flight that is over is its opener's to close."""
+    core = Core().to(State.RECOVERING)
+    flight = core.connection.flight
+    assert flight is not None
+    core.step(Trigger.CLOSE)
+    assert not core.connection.offer(flight, core.wire())
+    assert not core.connection.join(flight, print, 0.0)
+
+
+def test_whoever_comes_as_the_last_waiter_leaves_looks_again() -> None:
+    """A checkout that joins a first connect in the moment of its end gets one of its own."""
+    script, clock = Script(), FakeClock()
+    script.hold("register")
+    manager, _ = manager_of(script, clock)
+    config = ConnectionConfig.from_uri("http://home:19530")
+    leaver = manager.obtain(config, False, Client(), 5.0)
+    first = next(leaver)
+    latecomer = manager.obtain(config, False, Client(), 30.0)
+    second = next(latecomer)
+    assert isinstance(first, Wait)
+    assert isinstance(second, Wait)
+    assert second.flight is first.flight
+    # The leaver waited and goes; the latecomer was about to join when it did.
+    assert first.connection.join(first.flight, print, first.until)
+    clock.advance(6)
+    manager.parted(first.connection, first.flight, print)
+    with pytest.raises(ConnectFailed):
+        leaver.send(None)
+    third = latecomer.send(None)
+    assert isinstance(third, Wait)
+    assert third.connection is not first.connection
+    assert third.until == second.until, "its own deadline has not moved"
+    latecomer.close()
+    manager.close_all()

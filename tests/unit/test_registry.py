@@ -1,0 +1,94 @@
+"""The registry: one connection per key and per dedicated client, and who goes where."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from milvus_lifecycle import ConnectionConfig, ConnectionManager
+from milvus_lifecycle.registry import Registry
+from milvus_lifecycle.testing import Script
+from tests.cores import Core
+
+
+class Client:
+    """Whoever holds a lease."""
+
+
+def connection(client: object | None = None, *, dedicated: bool = False) -> Any:
+    made = Core(dedicated=dedicated).connection
+    made.owner = weakref.ref(client) if client is not None else None
+    return made
+
+
+def test_the_first_wins() -> None:
+    """Of two connections of one key, the one that came first is pooled."""
+    registry, one, two = Registry(), connection(), connection()
+    assert registry.add(one) is one
+    assert registry.add(two) is one
+    assert registry.all() == [one]
+
+
+def test_a_closed_connection_does_not_take_its_successor_along() -> None:
+    """Removing a connection that is not pooled any more leaves its key alone."""
+    registry, one, two = Registry(), connection(), connection()
+    registry.add(one)
+    registry.remove(one)
+    registry.add(two)
+    registry.remove(one)
+    assert registry.find(two.config.key) is two
+    assert len(registry) == 1
+
+
+def test_dedicated_connections_belong_to_their_client() -> None:
+    """One per client and key, found again by its client only, and by nobody's key."""
+    registry, ann, bob = Registry(), Client(), Client()
+    one, again, other = (connection(who, dedicated=True) for who in (ann, ann, bob))
+    assert registry.add(one) is one
+    assert registry.add(again) is one
+    assert registry.add(other) is other
+    key = one.config.key
+    assert registry.find_dedicated(key, ann) is one
+    assert registry.find_dedicated(key, bob) is other
+    assert registry.find_dedicated(key, None) is None
+    assert registry.find(key) is None
+    registry.remove(one)
+    assert registry.find_dedicated(key, ann) is None
+    assert registry.all() == [other]
+
+
+def test_a_client_that_is_gone_owns_nothing() -> None:
+    """An object that has the address of a collected client does not get its connection."""
+    registry, ann = Registry(), Client()
+    one = connection(ann, dedicated=True)
+    registry.add(one)
+    one.owner = weakref.ref(Client())
+    assert registry.find_dedicated(one.config.key, ann) is None
+
+
+def test_dedicated_connections_of_nobody_are_many() -> None:
+    """Without a client each dedicated checkout has a connection of its own."""
+    registry = Registry()
+    for _ in range(3):
+        registry.add(connection(dedicated=True))
+    assert len(registry) == 3
+
+
+def test_an_unshared_connection_ends_with_its_holders() -> None:
+    """New credentials take a connection out of the pool: nobody else may get it, ever.
+
+    Neither now, nor when it lingers, nor when close_all closed it and its client revives it.
+    """
+    manager = ConnectionManager(transport=Script().threads())
+    config, ann, bob = ConnectionConfig.from_uri("http://home:19530"), Client(), Client()
+    handler = manager.get_or_create(config, client=ann)
+    manager.registry.unshare(handler.face.connection)
+    other = manager.get_or_create(config, client=bob)
+    assert other is not handler
+    manager.close_all()
+    handler.rpc()
+    assert manager.get_or_create(config, client=bob) is not handler
+    assert manager.get_stats()["dedicated_connections"] == 1
+    manager.release(handler, ann)
+    assert manager.get_stats()["dedicated_connections"] == 0
+    manager.close_all()
