@@ -67,7 +67,8 @@ class AsyncConnectionManager(Procedures):
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = float("inf")
-        loop.call_later(_NEVER, _Anchor(self).hold)
+        # Known weakly: the loop alone may keep the anchor.
+        self._anchored = weakref.ref(loop.call_later(_NEVER, _Anchor(self).hold))
         on_fork_in_child(self)
 
     # -- public ----------------------------------------------------------------------------
@@ -143,6 +144,9 @@ class AsyncConnectionManager(Procedures):
 
     async def __aexit__(self, *exc: object) -> None:
         await self.close_all()
+        anchored = self._anchored()
+        if anchored is not None and self not in list(self._instances.values()):
+            anchored.cancel()  # a manager of one's own need not wait for the loop's end
 
     def face_of(self, handler: Any) -> AsyncFace:
         """The permanent channel behind a handler. Raises UnknownHandler."""
@@ -288,6 +292,9 @@ class AsyncConnectionManager(Procedures):
     async def _fly(self, connection: ManagedConnection, flight: Flight) -> None:
         try:
             await self.drive(self.fly(connection, flight))
+        except asyncio.CancelledError as cancelled:
+            # asyncio keeps it with the task; its frames hold gRPC's call object.
+            raise cancelled.with_traceback(None) from None
         except Exception as error:
             # The flight is settled as abandoned and on record; a traceback helps nobody.
             connection.last_error = kept(error)

@@ -250,7 +250,10 @@ class _UnaryUnary(_Method):
         if failure is not None:
             # Raised here, without traceback and context: their frames hold gRPC's call object,
             # and whoever keeps the error would keep the socket of a closed channel.
-            raise failure
+            try:
+                raise failure
+            finally:
+                failure = None  # nor may this frame hold an error whose traceback holds it
         face.answered(start, self._method, request, response, metadata)
         return response
 

@@ -14,7 +14,7 @@ from .flight import Flight, FlightKind, Outcome
 from .kept import kept
 from .leases import Leases, Reentered
 from .machine import fire
-from .strategies import Broken, Dispose
+from .strategies import Broken, ConnectionStrategy, Dispose
 from .table import REFUSED, State, Trigger
 from .wire import Binding, Wire
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from .audit import Audit, Emission
     from .config import ConnectionConfig
     from .policy import LifecyclePolicy
-    from .strategies import ConnectionStrategy
 
 
 _ACTIVE = State.ACTIVE
@@ -69,6 +68,8 @@ class ManagedConnection(Leases):
         self.id = uuid.uuid4().hex[:16]
         self.config = config
         self.strategy = strategy
+        if type(strategy).needs_probe is not ConnectionStrategy.needs_probe:
+            self.strict, self.idle_limit = True, -1.0
         self.audit = audit
         self.handler: Any = None
         #: the permanent channel object that the handler was built with
@@ -128,7 +129,8 @@ class ManagedConnection(Leases):
         binding = self.binding
         if binding is None:
             return None
-        if now - self.last_used_at > self.idle_limit and not trusted and self.idle_too_long(now):
+        late = now - self.last_used_at > self.idle_limit
+        if late and not trusted and (self.strict or self.idle_too_long(now)):
             return None
         state = self.state
         if state is _ACTIVE or (state is State.IDLE and self.validated):

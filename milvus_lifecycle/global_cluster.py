@@ -131,7 +131,7 @@ class TopologyBook:
                         news = list(self.engines)
                     self.latest, self.complained, self._heard = found, False, self._started
             except TopologyError as error:
-                outcome = error
+                outcome = TopologyError(error.reason, error.detail, address=self.config.address)
             if self._fetch is fetch:
                 self._fetch = None
         if isinstance(outcome, Topology):

@@ -45,7 +45,7 @@ def _lost(lease: weakref.ref[object]) -> None:
 class Leases(Ledger):
     """The part of a connection that knows its clients, and the mutex of its step."""
 
-    __slots__ = ("__weakref__", "_home", "_mutex", "_owner", "idle_limit", "on_lost")
+    __slots__ = ("__weakref__", "_home", "_mutex", "_owner", "idle_limit", "on_lost", "strict")
 
     def __init__(
         self,
@@ -59,6 +59,8 @@ class Leases(Ledger):
         self.on_lost = on_lost
         #: ``idle_threshold`` as a number
         self.idle_limit = float("inf") if policy.idle_threshold is None else policy.idle_threshold
+        #: the strategy has a ``needs_probe`` of its own: it is asked each time
+        self.strict = False
         self._mutex = threading.RLock()
         #: the thread inside the step, 0 for none
         self._owner = 0
@@ -84,7 +86,7 @@ class Leases(Ledger):
         """The hit path: lease an ACTIVE connection that needs no probe, without a step."""
         if self.state is not _ACTIVE:
             return False
-        if now - self.last_used_at > self.idle_limit and self.idle_too_long(now):
+        if now - self.last_used_at > self.idle_limit and (self.strict or self.idle_too_long(now)):
             return False
         held = self.leases.get(0 if client is None else id(client), _NOBODY)
         if held is None or (held is not _NOBODY and held() is client):

@@ -43,12 +43,14 @@ class ApplicationLog(Sink):
         """One line, no traceback."""
         fields = record.as_dict()
         event = str(fields.pop("event"))
+        context = structlog.contextvars.get_contextvars()
         if structlog.is_configured():
             # A fresh logger each time: a cached one would keep a configuration of yesterday.
             logger: Any = structlog.get_logger(LOGGER_NAME)
-            getattr(logger, _METHODS[level])(event, **fields)
+            # Merged here, so that a request id is there whatever processors were configured.
+            merged = {**{k: v for k, v in context.items() if k != "event"}, **fields}
+            getattr(logger, _METHODS[level])(event, **merged)
         elif _logger.isEnabledFor(level):
-            context = structlog.contextvars.get_contextvars()
             extra = {**{k: v for k, v in context.items() if k not in _RESERVED}, **fields}
             _logger.log(level, "%s", _line(event, fields), extra=extra)
 

@@ -237,7 +237,7 @@ class Procedures(Flights):
             if flight.outcome is Outcome.LANDED:
                 return
             left_last = flight.outcome is Outcome.ABANDONED and self.seams.clock() >= patience
-            if flight.outcome is None or (first and left_last):
+            if flight.outcome is None or left_last:
                 own = until is not None and until < budget_end
                 raise self._late(connection, flight, began, first, not own)
             self._next_flight(connection, flight, began, limit)

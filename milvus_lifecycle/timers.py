@@ -6,6 +6,7 @@ comes too early or too late does nothing.
 
 from __future__ import annotations
 
+import weakref
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
@@ -108,12 +109,14 @@ class Timers:
         connection.refresh_planned = True
         jitter = self.policy.backoff_jitter * (2.0 * self.seams.chance() - 1.0)
         due = self.seams.clock() + every * (1.0 + jitter)
-        self._plan(due, partial(self._refresh, connection))
+        # Weakly: a closed connection is not kept for as long as its next refresh was away.
+        self._plan(due, partial(self._refresh, weakref.ref(connection)))
 
-    def _refresh(self, connection: ManagedConnection) -> None:
-        connection.refresh_planned = False
-        if connection.state is State.CLOSED:
+    def _refresh(self, ref: weakref.ref[ManagedConnection]) -> None:
+        connection = ref()
+        if connection is None or connection.state is State.CLOSED:
             return
+        connection.refresh_planned = False
         if connection.leases and connection.flight is None:
             # No thread to be had, or a loop that is closing: the next one is planned anyway.
             with suppress(RuntimeError, LifecycleError):

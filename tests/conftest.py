@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.network import TcpProxy
 from tests.observe import wait_until
 from tests.servers import FakeMilvus, TlsFiles, make_tls_files
+
+# Two workers share two cores with servers: how long an example takes says nothing.
+settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("here")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -152,13 +152,14 @@ def list_stays(records: Iterable[Record]) -> list[Stay]:
     current: dict[str, tuple[str, float]] = {}
     before: dict[str, float] = {}
     for record in records:
-        name, at, address = record["connection_id"], record["at"], str(record["address"])
+        name, address = str(record["connection_id"]), str(record["address"])
+        at: float = record["at"]
         known = current.get(name)
         moved = record["trigger"] in _LANDINGS and (known is None or known[0] != address)
         if moved:
             if known is not None:
                 stays.append(Stay(known[0], known[1], at))
-            current[name] = (address, before[name] if name in before else at)
+            current[name] = (address, before.get(name, at))
         if record["trigger"] != "retry":
             before[name] = at
     stays.extend(Stay(address, since, None) for address, since in current.values())

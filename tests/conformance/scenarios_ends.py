@@ -132,6 +132,29 @@ SCENARIOS: dict[str, Scenario] = {
             "2: release ACTIVE>IDLE g1",
         ],
     ),
+    "revival for nobody": Scenario(
+        "An RPC of a client that had left revives the connection, and does not hold it.",
+        [
+            CONNECTED,
+            "A release",
+            "close all",
+            "A rpc",
+            "register ok",
+            "A gets ok",
+            "A ok",
+            "pool state=IDLE clients=0",
+        ],
+        [
+            CREATED,
+            "release ACTIVE>IDLE g1",
+            "close IDLE>CLOSED g1",
+            "refused acquire CLOSED",
+            "2: created",
+            "2: acquire IDLE>PROBING g0",
+            "2: probe_passed PROBING>ACTIVE g1",
+            "2: release ACTIVE>IDLE g1",
+        ],
+    ),
     "revival without the one who left": Scenario(
         "A client that released its handler after the close is not brought back.",
         [

@@ -7,6 +7,7 @@ import base64
 import gc
 import threading
 import time
+import weakref
 from typing import Any
 
 import grpc
@@ -361,6 +362,10 @@ async def test_async_with_a_manager_leaves_nothing(aio: AsyncEngine, server: Fak
     assert manager.get_stats()["total_connections"] == 0
     assert await until(lambda: open_sockets_to(server.port) == 0, 5)
     assert other_tasks() == []
+    watched = weakref.ref(manager)
+    del manager, handler
+    gc.collect()
+    assert watched() is None
 
 
 @in_loop
@@ -420,7 +425,8 @@ async def test_close_all_from_another_thread_wakes_the_waiters(
         proxy.set_mode("hang", cut=True)
     calls = [Doing(client.list_collections()) for _ in range(4)]
     wanted = "RECOVERING" if case == "recovery" else "PROBING"
-    assert await until(lambda: [r["state"] for r in aio.stats()["connections"]] == [wanted], 10)
+    # A call may first wait for the cut channel to connect again: connect_timeout, 10 s.
+    assert await until(lambda: [r["state"] for r in aio.stats()["connections"]] == [wanted], 40)
     manager = aio.manager
     closing = threading.Thread(target=lambda: _run_coroutine(manager.close_all()), daemon=True)
     closing.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import Callable
@@ -313,3 +314,26 @@ def test_closing_waits_for_no_fetch(engine: Engine, cluster: GlobalCluster) -> N
     start = time.monotonic()
     engine.manager.close_all()
     assert time.monotonic() - start < 0.5
+
+
+@pytest.mark.policy(topology_refresh=300.0)
+def test_a_closed_connection_is_not_kept_by_its_next_refresh(
+    engine: Engine, cluster: GlobalCluster
+) -> None:
+    """Dedicated clients that come and go leave nothing in memory, though a refresh was planned."""
+    import milvus_lifecycle as ml
+
+    before = {id(thing) for thing in gc.get_objects() if isinstance(thing, ml.ManagedConnection)}
+    for _ in range(5):
+        client = engine.client(cluster.uri, token="root:pw", dedicated=True)
+        client.list_collections()
+        client.close()
+    engine.clients.clear()
+    del client
+
+    def kept() -> int:
+        gc.collect()
+        found = [thing for thing in gc.get_objects() if isinstance(thing, ml.ManagedConnection)]
+        return sum(id(thing) not in before for thing in found)
+
+    assert wait_until(lambda: kept() == 0, 10, every=0.1)

@@ -6,6 +6,7 @@ import gc
 import json
 import logging
 import threading
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from milvus_lifecycle import ConnectionConfig, ConnectionManager
 from milvus_lifecycle.audit import Audit, Emission, Sink, TransitionRecord
+from milvus_lifecycle.facts import Seams
 from milvus_lifecycle.jsonl import JsonLines
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import CapturedAudit, Script, until
@@ -130,24 +132,20 @@ def test_nobody_listens() -> None:
 
 
 def test_created_comes_first() -> None:
-    """However fast others find a new connection, its first record is that it was created."""
-    for _ in range(20):
-        script = Script()
-        manager = ConnectionManager(transport=script.threads())
-        audit = CapturedAudit(manager)
-        barrier = threading.Barrier(4)
+    """A new connection's first record is ready before anybody else can find, and step, it."""
+    found: list[object] = []
 
-        def check_out(manager: Any = manager, barrier: Any = barrier) -> None:
-            barrier.wait(20)
-            manager.get_or_create(CONFIG)
+    def wall() -> datetime:
+        found.append(manager.registry.find(CONFIG.key))
+        return datetime.now(timezone.utc)
 
-        workers = [threading.Thread(target=check_out) for _ in range(4)]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join(20)
-        assert [record.seq for record in audit.records] == [0, 1, 2]
-        manager.close_all()
+    manager = ConnectionManager(transport=Script().threads(), seams=Seams(wall=wall))
+    audit = CapturedAudit(manager)
+    manager.get_or_create(CONFIG)
+    assert [record.seq for record in audit.records] == [0, 1, 2]
+    assert found[0] is None
+    assert found[1] is not None
+    manager.close_all()
 
 
 def test_records_are_flat_and_free_of_logging_names() -> None:
@@ -172,7 +170,7 @@ class _Finalized:
 def test_a_record_inside_of_the_writing_of_a_record(tmp_path: Path) -> None:
     """The collector may run a finalizer while the file is written: no deadlock, no mixed lines."""
     path = tmp_path / "audit.jsonl"
-    record = Core().to(State.ACTIVE).records[0]
+    first, second = Core().to(State.ACTIVE).records
     sink = JsonLines(str(path))
     original = sink._reopen_if_moved
 
@@ -181,12 +179,12 @@ def test_a_record_inside_of_the_writing_of_a_record(tmp_path: Path) -> None:
         original()
 
     sink._reopen_if_moved = reopen  # type: ignore[method-assign]
-    _Finalized(sink, record)
-    worker = threading.Thread(target=sink.write, args=(record, logging.INFO), daemon=True)
+    _Finalized(sink, second)
+    worker = threading.Thread(target=sink.write, args=(first, logging.INFO), daemon=True)
     worker.start()
     worker.join(20)
     assert not worker.is_alive(), "the writer waits for itself"
-    assert len([json.loads(line) for line in path.read_text().splitlines()]) == 2
+    assert [json.loads(line)["seq"] for line in path.read_text().splitlines()] == [1, 2]
 
 
 def test_a_sink_that_is_dropped_closes_its_file(tmp_path: Path) -> None:

@@ -183,6 +183,35 @@ def test_held_between_lease_and_acquire() -> None:
     assert core.connection.state is State.RECOVERING
 
 
+class Cautious(RegularStrategy):
+    """Wants a probe whenever it says so."""
+
+    wants = False
+
+    def needs_probe(self, connection: Any, facts: Facts) -> bool:
+        return self.wants or super().needs_probe(connection, facts)
+
+
+def test_a_strategy_is_asked_on_the_fast_paths_too() -> None:
+    """A ``needs_probe`` of a user's own decides for each checkout and each RPC."""
+    script, cautious = Script(), Cautious(CONFIG)
+    manager = ConnectionManager(transport=script.threads(), strategy_for=lambda config: cautious)
+    handler = manager.get_or_create(CONFIG)
+    handler.rpc()
+    manager.get_or_create(CONFIG)
+
+    def pings() -> int:
+        return sum(operation.kind == "ping" for operation in script.operations)
+
+    assert pings() == 0
+    cautious.wants = True
+    handler.rpc()
+    assert pings() == 1
+    manager.get_or_create(CONFIG)
+    assert pings() == 2
+    manager.close_all()
+
+
 # -- strategies that raise ------------------------------------------------------------------------
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import socket
-import subprocess
-import sys
+import urllib.error
 import urllib.request
 from typing import Any
 
@@ -214,16 +212,3 @@ def test_a_missing_http_library_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     assert problem is not None
     assert "httpx" in problem
     assert "global" in problem
-
-
-def test_the_program_of_a_failover_is_told_so() -> None:
-    """`--failover` reaches the program's process: it refuses nothing of its options."""
-    done = subprocess.run(
-        [sys.executable, "-m", "milvus_lifecycle.demo.workload", "--help"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    assert "--failover" in done.stdout
-    assert json.dumps(done.returncode) == "0"

@@ -8,6 +8,7 @@ from itertools import product
 
 import pytest
 
+from milvus_lifecycle import RegularStrategy
 from milvus_lifecycle.connection import ManagedConnection
 from milvus_lifecycle.errors import ConnectionClosed
 from milvus_lifecycle.facts import Facts
@@ -24,7 +25,7 @@ from milvus_lifecycle.table import (
     Trigger,
 )
 from milvus_lifecycle.testing import FakeClock
-from tests.cores import Core
+from tests.cores import CONFIG, Core
 
 CELLS = list(product(State, Trigger))
 ROW_CELLS = {(row.source, row.trigger) for row in TRANSITIONS}
@@ -172,6 +173,14 @@ def test_outcomes_of_other_flights_are_ignored() -> None:
         assert core.connection.state is state
 
 
+class Nested(RegularStrategy):
+    """Steps another connection inside of each step, as a finalizer may."""
+
+    def needs_probe(self, connection: ManagedConnection, facts: Facts) -> bool:
+        Core().to(State.ACTIVE)
+        return super().needs_probe(connection, facts)
+
+
 class _Nosy(logging.Handler):
     def __init__(self, core: Core) -> None:
         super().__init__()
@@ -184,7 +193,8 @@ class _Nosy(logging.Handler):
 
 def test_no_log_handler_runs_under_a_step() -> None:
     """What ``transitions`` logs at DEBUG does not reach handlers while a mutex is held."""
-    core, logger = Core(), logging.getLogger("transitions")
+    strategy = Nested(CONFIG)
+    core, logger = Core(strategy=strategy), logging.getLogger("transitions")
     nosy, level = _Nosy(core), logger.level
     logger.addHandler(nosy)
     logger.setLevel(logging.DEBUG)

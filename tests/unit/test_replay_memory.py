@@ -1,0 +1,27 @@
+"""``audit verify`` in flat memory: ten times the log, the same memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("resource", reason="memory is not measured on this system")
+
+from tests.benchmarks.replay_speed import make_log, measure
+
+#: What the allocator may do differently; the longer log is 50 MB longer.
+GRACE_MB = 12
+
+
+def test_memory_does_not_grow_with_the_log(tmp_path: Path) -> None:
+    """120,000 records peak where 12,000 did, and far below 300 MB."""
+    peaks = []
+    for count in (12_000, 120_000):
+        path = tmp_path / f"{count}.jsonl"
+        make_log(path, count, connections=200)
+        figures = measure(path)
+        assert (figures["exit_code"], figures["records"]) == (0, count)
+        peaks.append(figures["peak_mb"])
+    assert peaks[1] < peaks[0] + GRACE_MB
+    assert peaks[1] < 300
