@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -17,9 +15,8 @@ from pymilvus.exceptions import MilvusException
 import milvus_lifecycle as ml
 from milvus_lifecycle.errors import LoopMismatch
 from tests.looping import AsyncEngine, Doing, settled, until
-from tests.network import BlackHole, TcpProxy, open_sockets_to
+from tests.network import TcpProxy, open_sockets_to
 from tests.observe import wait_until
-from tests.processes import REPOSITORY
 from tests.servers import FakeMilvus
 
 pytestmark = pytest.mark.timeout(90)
@@ -285,131 +282,3 @@ def test_uninstall_closes_the_connections_of_running_loops(
         assert await until(lambda: open_sockets_to(server.port) == 0, 5)
 
     asyncio.run(main())
-
-
-# -- whole processes, in Python's development mode --------------------------------------------
-
-_END_DURING = """
-import asyncio, sys, time
-import milvus_lifecycle as ml
-ml.install(policy=ml.LifecyclePolicy(idle_threshold=0.3))
-from pymilvus import AsyncMilvusClient
-case, ending, uri, loops = sys.argv[1:]
-records = []
-
-async def first_call(client):
-    return await client.list_collections()
-
-async def main():
-    manager = ml.AsyncConnectionManager.get_instance()
-    manager.subscribe(records.append)
-    client = AsyncMilvusClient(uri)
-    if case != "connect":
-        await client.list_collections()
-    if case in ("rpc", "recovery"):
-        call = asyncio.ensure_future(client.has_partition("demo", "part"))
-    if case != "connect":
-        print("connected", flush=True)
-        await asyncio.to_thread(sys.stdin.readline)
-    if case == "idle":
-        return
-    if case in ("connect", "probe"):
-        call = asyncio.ensure_future(client.list_collections())
-    wanted = {"connect": "PROBING", "probe": "PROBING", "recovery": "RECOVERING"}.get(case)
-    while wanted and [row["state"] for row in manager.get_stats()["connections"]] != [wanted]:
-        await asyncio.sleep(0.01)
-    # Of this program's own task asyncio would rightly complain if its loop were just closed.
-    if ending == "close":
-        call.cancel()
-        await asyncio.wait([call])
-
-if loops == "uvloop":
-    import uvloop
-    new_loop = uvloop.new_event_loop
-else:
-    new_loop = asyncio.new_event_loop
-loop = new_loop()
-loop.set_debug(True)
-loop.slow_callback_duration = 30.0  # a test of its own looks at that
-asyncio.set_event_loop(loop)
-try:
-    task = loop.create_task(main())
-    loop.run_until_complete(task)
-    if ending == "run":  # what asyncio.run does
-        tasks = asyncio.all_tasks(loop)
-        for each in tasks:
-            each.cancel()
-        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.run_until_complete(loop.shutdown_default_executor())
-finally:
-    asyncio.set_event_loop(None)
-    loop.close()
-    del loop, task
-last = {record.connection_id: record.dest for record in records}
-print("ended", sorted(set(last.values())), len(last), flush=True)
-"""
-
-
-def _end(case: str, ending: str, uri: str, loops: str, lose: Callable[[], None]) -> tuple[str, str]:
-    """What the process wrote last to stdout, and all that it wrote to stderr."""
-    process = subprocess.Popen(
-        [sys.executable, "-X", "dev", "-W", "error::ResourceWarning:milvus_lifecycle", "-c",
-         _END_DURING, case, ending, uri, loops],
-        cwd=REPOSITORY,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        if case != "connect":
-            assert process.stdout.readline() == "connected\n", process.communicate(timeout=30)
-            lose()
-            process.stdin.write("go on\n")
-            process.stdin.flush()
-        said, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 0, errors
-    return said.strip(), errors
-
-
-_CASES = ("idle", "connect", "probe", "recovery", "rpc")
-
-
-@pytest.mark.parametrize(
-    ("case", "ending", "loops"),
-    [
-        *((case, ending, "asyncio") for case in _CASES for ending in ("run", "close")),
-        *((case, "run", "uvloop") for case in ("idle", "connect", "recovery")),
-        ("idle", "close", "uvloop"),  # the others: see _of_grpc_in_uvloop
-    ],
-)
-def test_the_loops_end_is_quiet(
-    server: FakeMilvus, proxy: TcpProxy, case: str, ending: str, loops: str
-) -> None:
-    """A loop that ends during anything leaves its connection CLOSED and an empty stderr.
-
-    "run" cancels all tasks first, as asyncio.run does; "close" is a plain loop.close().
-    """
-    if loops == "uvloop":
-        pytest.importorskip("uvloop", reason="uvloop is not to be had on this platform")
-
-    hold = server.hold("GetVersion" if case == "probe" else "HasPartition")
-
-    def lose() -> None:
-        if case == "probe":
-            assert not threading.Event().wait(0.6)  # idle time
-        elif case != "idle":
-            assert wait_until(lambda: hold.waiting == 1, 10)
-        if case == "recovery":
-            proxy.set_mode("hang", cut=True)
-
-    with BlackHole() as hole:
-        uri = hole.uri if case == "connect" else proxy.uri
-        said, errors = _end(case, ending, uri, loops, lose)
-    assert errors == ""
-    assert said == "ended ['CLOSED'] 1"

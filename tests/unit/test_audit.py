@@ -142,6 +142,7 @@ def test_created_comes_first() -> None:
     manager = ConnectionManager(transport=Script().threads(), seams=Seams(wall=wall))
     audit = CapturedAudit(manager)
     manager.get_or_create(CONFIG)
+    audit.wait_for("probe_passed")  # the caller wakes before the record is delivered
     assert [record.seq for record in audit.records] == [0, 1, 2]
     assert found[0] is None
     assert found[1] is not None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -16,6 +18,8 @@ from milvus_lifecycle.logs import LOGGER_NAME, ApplicationLog
 from milvus_lifecycle.testing import FakeClock, Script
 
 CONFIG = ConnectionConfig.from_uri("http://127.0.0.1:19530", token="root:sesame")
+#: how the thread of a first connect is called
+FLIGHT = "milvus-lifecycle-connect"
 #: what one connection says of itself from its creation to close_all
 TRIGGERS = [None, "acquire", "probe_passed", "close"]
 
@@ -36,8 +40,17 @@ def live(*sinks: Sink) -> ConnectionManager:
         transport=Script().threads(), seams=FakeClock().seams(), sinks=(ApplicationLog(), *sinks)
     )
     manager.get_or_create(CONFIG)
+    _landed()
     manager.close_all()
     return manager
+
+
+def _landed() -> None:
+    """Wait for the worker of the first connect: it may still be delivering its records."""
+    deadline = time.monotonic() + 30
+    while any(thread.name.startswith(FLIGHT) for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def log_to(logger: str | None, level: int = logging.DEBUG) -> io.StringIO:
@@ -145,12 +158,14 @@ def test_reconfigured_later() -> None:
         transport=Script().threads(), seams=FakeClock().seams(), sinks=(ApplicationLog(),)
     )
     manager.get_or_create(CONFIG)
+    _landed()
     first: list[dict[str, object]] = []
     _structlog_into(first)
     manager.close_all()
     second: list[dict[str, object]] = []
     _structlog_into(second)
     manager.get_or_create(CONFIG)
+    _landed()
     manager.close_all()
     assert [event["trigger"] for event in first] == ["close"]
     assert [event["trigger"] for event in second] == TRIGGERS

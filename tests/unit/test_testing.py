@@ -26,6 +26,7 @@ def test_by_default_everything_succeeds() -> None:
         assert (sent.request, sent.timeout) == ("hello", 3.0)
         assert sent.metadata == (("identifier", "identifier-1"),)
         manager.close_all()
+        audit.wait_for("close")  # the flight's thread may still be delivering
     assert [record.trigger for record in audit.transitions()] == [
         "acquire",
         "probe_passed",
