@@ -13,6 +13,8 @@ from .errors import ConfigError
 from .forking import on_fork_in_child
 
 ENVIRONMENT = "MILVUS_LIFECYCLE_AUDIT"
+# Built once: json.dumps with separators builds an encoder for each line.
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 RECORDS_LOST = "connection.records_lost"
 
 
@@ -69,7 +71,7 @@ class JsonLines(Sink):
                 self._writing = False
 
     def _write(self, record: TransitionRecord) -> None:
-        line = json.dumps(record.as_dict(), separators=(",", ":")).encode() + b"\n"
+        line = _encode(record.as_dict()).encode() + b"\n"
         try:
             self._reopen_if_moved()
             if self.lost:
@@ -102,7 +104,7 @@ class JsonLines(Sink):
             "pid": os.getpid(),
             "schema": SCHEMA,
         }
-        return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
+        return _encode(fields).encode() + b"\n"
 
     def _reopen_if_moved(self) -> None:
         if self._fd >= 0:

@@ -26,7 +26,7 @@ def _has_real_handler() -> bool:
     logger: logging.Logger | None = _logger
     while logger is not None:
         for handler in logger.handlers:
-            if not isinstance(handler, logging.NullHandler):
+            if type(handler) is not logging.NullHandler:
                 return True
         logger = logger.parent if logger.propagate else None
     return False
