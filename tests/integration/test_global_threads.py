@@ -313,7 +313,7 @@ def test_closing_waits_for_no_fetch(engine: Engine, cluster: GlobalCluster) -> N
     assert wait_until(lambda: len(cluster.asked) > asked, 20)
     start = time.monotonic()
     engine.manager.close_all()
-    assert time.monotonic() - start < 0.5
+    assert time.monotonic() - start < 1.5
 
 
 @pytest.mark.policy(topology_refresh=300.0)

@@ -30,7 +30,7 @@ pytestmark = [
 ]
 
 #: The promise is that the loop never stands still for 50 ms; a test allows ten times that.
-STALL = 0.5
+STALL = 1.5
 
 Break = Callable[[GlobalCluster, contextlib.ExitStack], None]
 

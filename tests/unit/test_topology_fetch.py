@@ -385,7 +385,7 @@ def test_event_loop_keeps_going(serve: Callable[..., Service], behave: Any) -> N
         heart.cancel()
 
     asyncio.run(main())
-    assert max(gaps) < 0.5  # ten times the 0.05 s that the engine is built for
+    assert max(gaps) < 1.0  # far more than the 0.05 s that the engine is built for
 
 
 def test_http_library_is_loaded_late() -> None:
