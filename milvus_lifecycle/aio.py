@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Work = Callable[[], Coroutine[Any, Any, None]]
+Done = Callable[[object], object]
 
 #: The timer that ties a manager to its loop is never due (seconds).
 _NEVER = 10 * 365 * 86_400.0
@@ -264,7 +265,12 @@ class AsyncConnectionManager(Procedures):
         if loop is None or loop.is_closed():
             raise LoopMismatch("the connection's event loop is closed", address=connection.address)
         name = f"milvus-lifecycle-{flight.kind.value}-{connection.id}"
-        self._start(loop, partial(self._fly, connection, flight), name)
+        flown = partial(self._flown, connection, flight)
+        self._start(loop, partial(self._fly, connection, flight), name, flown)
+
+    def _flown(self, connection: ManagedConnection, flight: Flight, _: object) -> None:
+        # A task that is cancelled before its first step never enters its coroutine.
+        self.abandon(connection, flight, None)
 
     def aside(self, connection: ManagedConnection) -> None:
         loop = self.loop
@@ -272,13 +278,17 @@ class AsyncConnectionManager(Procedures):
             name = f"milvus-lifecycle-refresh-{connection.id}"
             self._start(loop, lambda: self.drive(self.refresh(connection)), name)
 
-    def _start(self, loop: asyncio.AbstractEventLoop, work: Work, name: str) -> None:
+    def _start(
+        self, loop: asyncio.AbstractEventLoop, work: Work, name: str, done: Done | None = None
+    ) -> None:
         if self._here():
-            self._spawn(loop, work, name)
+            self._spawn(loop, work, name, done)
         else:
-            loop.call_soon_threadsafe(self._spawn, loop, work, name)
+            loop.call_soon_threadsafe(self._spawn, loop, work, name, done)
 
-    def _spawn(self, loop: asyncio.AbstractEventLoop, work: Work, name: str) -> None:
+    def _spawn(
+        self, loop: asyncio.AbstractEventLoop, work: Work, name: str, done: Done | None
+    ) -> None:
         working = work()
         try:
             task = loop.create_task(working)
@@ -288,6 +298,8 @@ class AsyncConnectionManager(Procedures):
         task.set_name(name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        if done is not None:
+            task.add_done_callback(done)
 
     async def _fly(self, connection: ManagedConnection, flight: Flight) -> None:
         try:

@@ -12,6 +12,7 @@ import grpc.aio
 from .aio import AsyncConnectionManager, AsyncFace
 from .errors import LifecycleError
 from .face import Start
+from .method import Method
 from .wire import WireState
 
 if TYPE_CHECKING:
@@ -178,30 +179,7 @@ class _Running:
         self.call.cancel()
 
 
-class _Method:
-    """A method of the permanent channel; the multi-callable of the channel in use is cached."""
-
-    __slots__ = ("_args", "_face", "_kind", "_kwargs", "_method")
-
-    def __init__(
-        self, face: AsyncLifecycleChannel, kind: str, method: str, args: Any, kwargs: Any
-    ) -> None:
-        self._face = face
-        self._kind = kind
-        self._method = method
-        self._args = args
-        self._kwargs = kwargs
-
-    def target(self, start: Start) -> Any:
-        methods = start.binding.wire.methods
-        target = methods.get(self._method)
-        if target is None:
-            make = getattr(start.binding.wire.channel, self._kind)
-            target = methods[self._method] = make(self._method, *self._args, **self._kwargs)
-        return target
-
-
-class _UnaryUnary(_Method):
+class _UnaryUnary(Method[AsyncLifecycleChannel]):
     __slots__ = ()
 
     def __init__(self, face: AsyncLifecycleChannel, method: str, args: Any, kwargs: Any) -> None:
@@ -258,7 +236,7 @@ class _UnaryUnary(_Method):
         return response
 
 
-class _Streaming(_Method):
+class _Streaming(Method[AsyncLifecycleChannel]):
     """Streaming methods on the channel of the moment; their calls are grpc's own.
 
     Only once the connection is usable: a stream call object cannot wait before it exists.

@@ -10,6 +10,7 @@ import grpc
 
 from .errors import LifecycleError
 from .face import DrainedError, Face, GrpcFuture, Start
+from .method import Method
 
 if TYPE_CHECKING:
     from .connection import ManagedConnection
@@ -108,30 +109,7 @@ class LifecycleChannel(Face, grpc.Channel):
         return f"<LifecycleChannel of {self.connection!r}>"
 
 
-class _Method:
-    """A method of the permanent channel; the multi-callable of the channel in use is cached."""
-
-    __slots__ = ("_args", "_face", "_kind", "_kwargs", "_method")
-
-    def __init__(
-        self, face: LifecycleChannel, kind: str, method: str, args: Any, kwargs: Any
-    ) -> None:
-        self._face = face
-        self._kind = kind
-        self._method = method
-        self._args = args
-        self._kwargs = kwargs
-
-    def _target(self, start: Start) -> Any:
-        methods = start.binding.wire.methods
-        target = methods.get(self._method)
-        if target is None:
-            make = getattr(start.binding.wire.channel, self._kind)
-            target = methods[self._method] = make(self._method, *self._args, **self._kwargs)
-        return target
-
-
-class _UnaryUnary(_Method):
+class _UnaryUnary(Method[LifecycleChannel]):
     __slots__ = ()
 
     def __init__(self, face: LifecycleChannel, method: str, args: Any, kwargs: Any) -> None:
@@ -162,7 +140,7 @@ class _UnaryUnary(_Method):
         face = self._face
         start = face.begin(timeout)
         try:
-            response, call = self._target(start).with_call(
+            response, call = self.target(start).with_call(
                 request,
                 timeout=start.remaining(start.at),
                 metadata=face.metadata(start.binding, metadata),
@@ -189,7 +167,7 @@ class _UnaryUnary(_Method):
         face = self._face
         start = face.begin(timeout)
         try:
-            call = self._target(start).future(
+            call = self.target(start).future(
                 request,
                 timeout=start.remaining(start.at),
                 metadata=face.metadata(start.binding, metadata),
@@ -205,7 +183,7 @@ class _UnaryUnary(_Method):
         return _Future(face, start, call, partial(face.answered, start, self._method, request))
 
 
-class _Streaming(_Method):
+class _Streaming(Method[LifecycleChannel]):
     """Streaming methods: let in and counted like the others; their calls are grpc's own."""
 
     __slots__ = ()
@@ -216,7 +194,7 @@ class _Streaming(_Method):
         face = self._face
         start = face.begin(timeout)
         try:
-            call = self._target(start)(
+            call = self.target(start)(
                 request,
                 timeout=start.remaining(start.at),
                 metadata=face.metadata(start.binding, metadata),
