@@ -14,6 +14,7 @@ import pytest
 from pymilvus import AsyncMilvusClient
 from pymilvus.exceptions import MilvusException
 
+from milvus_lifecycle import global_cluster
 from tests.conftest import Engine
 from tests.global_clusters import GlobalCluster, violated
 from tests.network import free_port, open_sockets_to
@@ -233,9 +234,15 @@ def test_many_connections_of_a_cluster_refresh_like_one(
 
 @pytest.mark.policy(topology_refresh=None)
 def test_one_fetch_serves_threads_and_loops_at_once(
-    engine: Engine, cluster: GlobalCluster, old: FakeMilvus, new: FakeMilvus
+    engine: Engine,
+    cluster: GlobalCluster,
+    old: FakeMilvus,
+    new: FakeMilvus,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Connections of both flavours that lose the primary together join one fetch."""
+    # A busy machine may need longer than a recovery waits for an answer that is held back.
+    monkeypatch.setattr(global_cluster, "FETCH_LIMIT", 60.0)
     clients = [engine.client(cluster.uri, token="root:pw", dedicated=True) for _ in range(4)]
     for client in clients:
         client.list_collections()

@@ -1,0 +1,456 @@
+"""Broken cores: the engine's own code with one line changed, for each law at least one.
+
+A ``Line`` takes the source text of one shipped function, changes one line of it, compiles it in
+its own module and puts it in the function's place. A ``Rows`` changes rows of the table and has
+the machine built from them. If the shipped text does not have the line any more, that is an error
+here, not a passed test.
+"""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from milvus_lifecycle import machine, table
+from milvus_lifecycle.connection import ManagedConnection
+from milvus_lifecycle.engine import Engine
+from milvus_lifecycle.flights import Flights
+from milvus_lifecycle.ledger import Ledger
+from milvus_lifecycle.procedures import Procedures
+from milvus_lifecycle.table import IGNORED, TRANSITIONS, Row, State, Trigger
+from milvus_lifecycle.wire import Wire
+from tests.simulation.setup import Plan, Setup
+from tests.simulation.setups import CALLER, GUEST, READY
+
+T = Trigger
+
+
+@dataclass(frozen=True)
+class Line:
+    """One changed line of one function."""
+
+    owner: type
+    function: str
+    shipped: str
+    broken: str
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        original = vars(self.owner)[self.function]
+        source = textwrap.dedent(inspect.getsource(original))
+        if source.count(self.shipped) != 1:
+            raise LookupError(f"{self.function} does not have this line once: {self.shipped}")
+        module = inspect.getmodule(original)
+        names: dict[str, Any] = {}
+        changed = source.replace(self.shipped, self.broken)
+        # Zero-argument super() would need a class cell: none of these functions uses it.
+        exec(compile(changed, f"<broken {self.function}>", "exec"), vars(module), names)
+        setattr(self.owner, self.function, names[self.function])
+        try:
+            yield
+        finally:
+            setattr(self.owner, self.function, original)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Changed rows of the table. ``change`` returns the row, another one, or None: no such row."""
+
+    change: Callable[[Row], Row | None]
+    more: tuple[Row, ...] = ()
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        rows = tuple(r for r in map(self.change, TRANSITIONS) if r is not None) + self.more
+        ignored = dict(IGNORED)
+        cells = {(row.source, row.trigger) for row in rows}
+        for cell in cells:
+            IGNORED.pop(cell, None)
+        for row in TRANSITIONS:
+            if (row.source, row.trigger) not in cells:
+                IGNORED[row.source, row.trigger] = "a row is missing"
+        events = dict(machine._EVENTS)
+        machine.TRANSITIONS = rows  # type: ignore[attr-defined]
+        built = machine.build_machine()
+        machine._EVENTS.update({t: built.events[t.value] for t in Trigger})
+        try:
+            yield
+        finally:
+            machine.TRANSITIONS = table.TRANSITIONS  # type: ignore[attr-defined]
+            machine._EVENTS.update(events)
+            IGNORED.clear()
+            IGNORED.update(ignored)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A broken core, what is wrong with it, and where the search finds that."""
+
+    name: str
+    laws: tuple[int, ...]
+    patch: Line | Rows
+    setup: Setup
+
+
+def _unless(condition: str, *triggers: Trigger) -> Callable[[Row], Row]:
+    """Rows of ``triggers`` without one of their conditions."""
+
+    def change(row: Row) -> Row:
+        if row.trigger not in triggers:
+            return row
+        left = tuple(name for name in row.conditions if name != condition)
+        return replace(row, conditions=left)
+
+    return change
+
+
+def _without(trigger: Trigger, *sources: State) -> Callable[[Row], Row | None]:
+    return lambda row: None if row.trigger is trigger and row.source in sources else row
+
+
+_ONE = Setup("one caller", (CALLER,), faults=1)
+_TWO = Setup("two callers", (READY, READY), faults=1)
+_CONNECT = Setup("first connect", (Plan(1, ("checkout",)),) * 2, faults=1)
+_CLOSE = Setup("close", (READY,), ("close_all",), faults=1)
+_DEAD = Setup("dead leader", (CALLER,), faults=1, kinds=("dead", "nothread"))
+_CANCELLED = Setup("cancelled", (CALLER, CALLER), faults=1, kinds=("cancelled",))
+_LOCKS = Setup("two threads", (Plan(1, ("checkout",)),) * 2, faults=0, preemptions=1)
+_CONNECTING = Setup("closed while connecting", (Plan(1, ("checkout",)),), ("close_all",), faults=0)
+_DRAIN = Setup("drain", (READY, READY), faults=2, policy={"drain_timeout": 1.0}, stops=(1.5, 3.0))
+_LEAVE = Setup("leaving", (GUEST, Plan(1, ("checkout",))), faults=1)
+_COLLECTED = Setup(
+    "collected inside a step", (Plan(1, ("vanish_in_step",), ready=True), READY), faults=1
+)
+_FINALIZER = Setup(
+    "a finalizer that releases",
+    (Plan(1, ("vanish_in_step",), ready=True, anonymous=True, finalizer=True), READY),
+    faults=1,
+)
+_PATIENT = Setup("little patience", (Plan(1, ("call",), ready=True, limit=1.0),), faults=3)
+_TARGET = Setup("moved target", (READY, READY), ("move",), faults=1, strategy="compass")
+
+MUTANTS: tuple[Mutant, ...] = (
+    # -- law 1: one flight
+    Mutant(
+        "two leaders: who joins flies, too",
+        (1,),
+        Line(
+            Engine,
+            "step",
+            "if result.launch is not None:",
+            "result.launch = connection.flight\n    if result.launch is not None:",
+        ),
+        _CONNECT,
+    ),
+    Mutant(
+        "outcomes of other flights count",
+        (1,),
+        Line(
+            Ledger,
+            "guard_same_flight",
+            "self.flight is not None and self.flight.number == facts.flight",
+            "self.flight is not None",
+        ),
+        Setup(
+            "a late probe",
+            (Plan(2, ("rpc",), ready=True, limit=0.5), Plan(1, ("rpc",), ready=True)),
+            faults=3,
+            stops=(0.25,),
+        ),
+    ),
+    Mutant(
+        "a flight is not ended by the failure that supersedes it",
+        (1, 4),
+        Rows(
+            lambda row: (
+                replace(row, actions=("begin_recovery",))
+                if row.trigger is T.PROBE_FAILED and row.dest is State.RECOVERING
+                else row
+            )
+        ),
+        Setup("probe", (READY, READY), faults=1, policy={"idle_threshold": 0.5}, stops=(1.0,)),
+    ),
+    # -- law 2: no lock during I/O or in a listener
+    Mutant(
+        "lock held over I/O",
+        (2,),
+        Line(
+            Flights,
+            "_probe",
+            "yield Ping(",
+            "with connection._mutex: yield Ping(",
+        ),
+        Setup("probe", (READY,), faults=0, policy={"idle_threshold": 0.5}, stops=(1.0,)),
+    ),
+    Mutant(
+        "listeners are called inside the step",
+        (2,),
+        Line(
+            ManagedConnection,
+            "_step",
+            "self._outbox.append(emission)",
+            "self._outbox.append(emission); self.deliver()",
+        ),
+        _ONE,
+    ),
+    # -- law 3: CLOSED is absorbing, close wins at once
+    Mutant(
+        "CLOSED left: acquire re-opens",
+        (3,),
+        Rows(
+            lambda row: row,
+            (Row(T.ACQUIRE, State.CLOSED, State.IDLE, "re-opened"),),
+        ),
+        _CLOSE,
+    ),
+    Mutant(
+        "close waits for the flight",
+        (3, 7, 4, 9),
+        Rows(_without(T.CLOSE, State.PROBING, State.RECOVERING)),
+        _CONNECTING,
+    ),
+    Mutant(
+        "close leaves the candidate open",
+        (3, 7),
+        Line(
+            ManagedConnection,
+            "_shut",
+            "wires.append(flight.candidate)",
+            "pass",
+        ),
+        _CONNECTING,
+    ),
+    Mutant(
+        "a channel that comes up after close is kept",
+        (7,),
+        Line(Flights, "_candidate", "if wire.sever(cut=False):", "if False:"),
+        Setup("threads: close", (READY,), ("close_all",), faults=1, preemptions=1),
+    ),
+    # -- law 4: every waiter wakes
+    Mutant(
+        "a waiter is lost",
+        (4,),
+        Line(
+            Ledger,
+            "_end",
+            "self.result.wakes.extend(flight.waiters)",
+            "self.result.wakes.extend(flight.waiters[:1])",
+        ),
+        _CONNECT,
+    ),
+    Mutant(
+        "waiters are not woken by close",
+        (1, 4),
+        Line(ManagedConnection, "_shut", "self._end(Outcome.CLOSED)", "self.flight = None"),
+        _CONNECTING,
+    ),
+    Mutant(
+        "the outcome is not set when the leader dies",
+        (4,),
+        Line(Flights, "abandon", "if flight.outcome is None:", "if False:"),
+        _DEAD,
+    ),
+    Mutant(
+        "the outcome is not set when no thread can be had",
+        (4,),
+        Line(
+            Engine,
+            "_launch",
+            "self.step(connection, Trigger.ABANDONED, flight=flight.number, error=error)",
+            "pass",
+        ),
+        _DEAD,
+    ),
+    Mutant(
+        "a cancelled waiter stays on the list",
+        (4,),
+        Line(
+            ManagedConnection,
+            "part",
+            "flight.waiters.remove(wake)",
+            "pass",
+        ),
+        _CANCELLED,
+    ),
+    Mutant(
+        "joining misses a flight that has just ended",
+        (4,),
+        Line(ManagedConnection, "join", "if flight.outcome is not None:", "if False:"),
+        _LOCKS,
+    ),
+    # -- law 5: generations
+    Mutant(
+        "generation guard dropped",
+        (5,),
+        Line(
+            Ledger,
+            "guard_same_generation",
+            "facts.generation is None or facts.generation == self.generation",
+            "True",
+        ),
+        Setup("two callers, three faults", (READY, READY), faults=2),
+    ),
+    Mutant(
+        "a failure of an older generation recovers again",
+        (5,),
+        Rows(_unless("same_generation", T.FAIL)),
+        Setup("two callers, three faults", (READY, READY), faults=2),
+    ),
+    Mutant(
+        "a failure of an older generation waits for a flight that is none of its business",
+        (5,),
+        Line(
+            Procedures,
+            "_settle",
+            "if generation is not None and generation < connection.generation:",
+            "if False:",
+        ),
+        Setup("two callers, three faults", (READY, READY), faults=3),
+    ),
+    # -- law 6: the handler is for ever
+    Mutant(
+        "a landing makes a new handler",
+        (6,),
+        Line(
+            Engine,
+            "_follow_up",
+            "connection.face.rebound()",
+            "self.transport.equip(self, connection)",
+        ),
+        _ONE,
+    ),
+    # -- law 7: no channel is lost, none closed under an RPC
+    Mutant(
+        "channel not disposed of",
+        (7,),
+        Line(Engine, "finish", "self.dispose(wire)", "pass"),
+        _ONE,
+    ),
+    Mutant(
+        "the old channel is forgotten at a swap",
+        (7,),
+        Line(Ledger, "action_bind", "self._retire_current()", "pass"),
+        _TARGET,
+    ),
+    Mutant(
+        "a retired channel is closed under its RPCs",
+        (7,),
+        Line(Ledger, "_retire", "if wire.retire():", "if wire.sever(cut=False):"),
+        _TWO,
+    ),
+    Mutant(
+        "RPCs are not counted in",
+        (7,),
+        Line(Wire, "enter", "self.in_flight += 1", "pass"),
+        _TWO,
+    ),
+    Mutant(
+        "a drained channel is not closed",
+        (7,),
+        Line(Engine, "rpc_left", "self.dispose(wire)", "pass"),
+        _TWO,
+    ),
+    Mutant(
+        "drain_timeout is forgotten",
+        (7,),
+        Line(Engine, "finish", "for wire in result.draining:", "for wire in ():"),
+        _DRAIN,
+    ),
+    Mutant(
+        "an attempt's channel is dropped for the next",
+        (7,),
+        Line(
+            Flights,
+            "_candidate",
+            "self.finish(connection, connection.withdraw(flight))",
+            "flight.candidate = None",
+        ),
+        Setup("late answers", (READY,), faults=3, policy={"recovery_budget": 4.0}),
+    ),
+    # -- law 8: one record for each change
+    Mutant(
+        "record skipped",
+        (8,),
+        Line(
+            ManagedConnection,
+            "_step",
+            "if moved or refused:",
+            "if (moved and trigger is not Trigger.RETRY) or refused:",
+        ),
+        Setup("late answers", (READY,), faults=3),
+    ),
+    Mutant(
+        "seq has gaps",
+        (8,),
+        Line(ManagedConnection, "_step", "self.seq += 1", "self.seq += 1 + result.moved"),
+        Setup("two callers", (READY, READY), faults=2),
+    ),
+    Mutant(
+        "the newest record is delivered first",
+        (8,),
+        Line(ManagedConnection, "deliver", "self._outbox.popleft()", "self._outbox.pop()"),
+        Setup("threads: close", (READY,), ("close_all",), faults=1, preemptions=1),
+    ),
+    # -- law 9: deadlines, and what callers see
+    Mutant(
+        "a caller's own limit is not looked at",
+        (9,),
+        Line(
+            Procedures,
+            "ride_out",
+            "limit = budget_end if until is None else min(until, budget_end)",
+            "limit = budget_end",
+        ),
+        _PATIENT,
+    ),
+    Mutant(
+        "a flight that gives up is the end for everybody in it",
+        (9,),
+        Line(
+            Procedures,
+            "_next_flight",
+            "(permanent or self.seams.clock() >= limit)",
+            "True",
+        ),
+        Setup("joined late", (READY, READY), faults=3),
+    ),
+    # -- law 12: a collector inside the step
+    Mutant(
+        "a finalizer works at once",
+        (12,),
+        Line(
+            Engine,
+            "_on_lost",
+            "engine.post(partial(engine._lost, connection, key, ref))",
+            "engine._lost(connection, key, ref)",
+        ),
+        _COLLECTED,
+    ),
+    Mutant(
+        "lease lost: a release inside the step is dropped",
+        (12,),
+        Line(
+            Engine,
+            "give_back",
+            "self.post(partial(self.give_back, connection, client))",
+            "pass",
+        ),
+        _FINALIZER,
+    ),
+    Mutant(
+        "a lease is not given back when the checkout fails",
+        (12,),
+        Line(Procedures, "check_out", "self.give_back(connection, client)", "pass"),
+        Setup("cancelled", (replace(CALLER, anonymous=True), CALLER), kinds=("cancelled",)),
+    ),
+    Mutant(
+        "the last one out does not move the connection",
+        (12,),
+        Line(Engine, "give_back", "self.step(connection, Trigger.RELEASE)", "pass"),
+        _LEAVE,
+    ),
+)

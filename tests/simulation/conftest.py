@@ -1,0 +1,34 @@
+"""What the simulation looked at, printed at the end of every run of the tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+#: properties of tests that are added up over all of them, and how they are said
+_SUMS = {
+    "states": "states of the model",
+    "moves": "moves between them",
+    "mutants": "broken cores rejected",
+    "schedules": "schedules of the real drivers",
+    "bugs": "seeded driver bugs found",
+    "rows": "rows of the table travelled",
+    "cells": "ignored and impossible cells tried",
+}
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    sums: dict[str, int] = {}
+    lines: list[str] = []
+    for report in terminalreporter.stats.get("passed", []):
+        for name, value in getattr(report, "user_properties", ()):
+            if name in _SUMS:
+                sums[name] = sums.get(name, 0) + int(value)
+            elif name == "figures":
+                lines.append(str(value))
+    if sums or lines:
+        terminalreporter.section("simulation")
+        for line in sorted(lines):
+            terminalreporter.write_line(line)
+        for name, text in _SUMS.items():
+            if name in sums:
+                terminalreporter.write_line(f"{sums[name]:>9,} {text}")

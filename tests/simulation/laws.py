@@ -1,0 +1,349 @@
+"""The laws of the design, as checks of a run: while a step is made, after it, and at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from milvus_lifecycle.errors import (
+    ConnectFailed,
+    ConnectionClosed,
+    DeadlineExceeded,
+    PermanentFailure,
+    RecoveryExhausted,
+)
+from milvus_lifecycle.procedures import VERDICT_GRACE
+from milvus_lifecycle.table import Row, State, Trigger
+from milvus_lifecycle.wire import WireState
+from tests.simulation.kernel import Blocked
+
+if TYPE_CHECKING:
+    from tests.simulation.world import Actor, Channel, World
+
+_FLYING = (State.PROBING, State.RECOVERING)
+_ABOUT_A_GENERATION = (Trigger.FAIL, Trigger.DOUBT, Trigger.SERVED)
+_OUTCOMES = (
+    Trigger.PROBE_PASSED,
+    Trigger.PROBE_FAILED,
+    Trigger.RETRY,
+    Trigger.RECOVERED,
+    Trigger.STAND_DOWN,
+    Trigger.GIVE_UP,
+    Trigger.ABANDONED,
+)
+
+
+class Broken(BaseException):
+    """A law does not hold. No handler of the engine's own may swallow it."""
+
+    def __init__(self, law: int, what: str) -> None:
+        super().__init__(f"law {law}: {what}")
+        self.law = law
+
+
+class Watch:
+    """What the machine was seen to do in one run, beside what it says in its records."""
+
+    #: over all runs: (state, trigger) cells that were tried, rows that were travelled
+    cells: ClassVar[dict[tuple[State, Trigger], int]] = {}
+    rows: ClassVar[dict[Row, int]] = {}
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        #: connection -> [(trigger, source, dest)], since it was made or forked
+        self.moved: dict[Any, list[tuple[str, str, str]]] = {}
+        self.checked: dict[str, int] = {}
+        #: channel -> since when it drains
+        self.draining: dict[int, float] = {}
+        #: processes that a fork left behind
+        self.orphans: list[Any] = []
+
+    def forked(self) -> None:
+        """Records of the parent stay in the parent."""
+        self.moved.clear()
+        self.world.records.clear()
+        self.checked.clear()
+
+
+def watched(fire: Callable[..., bool]) -> Callable[..., bool]:
+    """The machine's ``fire``, looked at from both sides."""
+
+    def fire_and_watch(connection: Any, trigger: Trigger, facts: Any) -> bool:
+        source, generation, flight = connection.state, connection.generation, connection.flight
+        cell = (source, trigger)
+        Watch.cells[cell] = Watch.cells.get(cell, 0) + 1
+        moved = fire(connection, trigger, facts)
+        if moved:
+            row = connection.row
+            Watch.rows[row] = Watch.rows.get(row, 0) + 1
+        watch, dest = connection.face.engine.world.watch, connection.state
+        if moved:
+            steps = watch.moved.setdefault(connection, [])
+            steps.append((trigger.value, source.value, dest.value))
+            for wire in connection.draining:
+                watch.draining.setdefault(wire.channel.number, facts.now)
+            _check_step(connection, trigger, facts, source, generation, flight)
+        elif dest is not source:
+            raise Broken(8, f"{source} became {dest} without a row")
+        return moved
+
+    return fire_and_watch
+
+
+def _check_step(
+    connection: Any, trigger: Trigger, facts: Any, source: State, generation: int, flight: Any
+) -> None:
+    if source is State.CLOSED:
+        raise Broken(3, f"{trigger} led out of CLOSED")
+    if trigger in _ABOUT_A_GENERATION and facts.generation not in (None, generation):
+        raise Broken(5, f"{trigger} of generation {facts.generation} moved generation {generation}")
+    if trigger in _OUTCOMES and (flight is None or facts.flight != flight.number):
+        number = flight.number if flight is not None else "none"
+        raise Broken(1, f"{trigger} of flight {facts.flight} decided flight {number}")
+    flying = connection.state in _FLYING
+    if flying is not (connection.flight is not None):
+        raise Broken(1, f"{connection.state} with flight {connection.flight}")
+
+
+# -- what a single piece of I/O or a call must keep to ----------------------------------------
+
+
+def check_no_lock(world: World, what: str) -> None:
+    """Law 2: nothing waits, closes or tells anybody with a lock in its hand."""
+    process = world.kernel.running
+    if process is not None and process.locks and not world.kernel.dead:
+        raise Broken(2, f"{what} while a lock is held")
+
+
+def check_channel_close(world: World, channel: Channel) -> None:
+    """Law 7: not under a running RPC, unless the connection was closed or the drain is over."""
+    if world.kernel.dead or not channel.rpcs:
+        return
+    wire = _wire_of(world, channel)
+    owner = next((c for c in world.connections if wire in _wires(c)), None)
+    closed = owner is None or owner.state is State.CLOSED
+    if wire is not None and not wire.cut and not closed:
+        raise Broken(7, f"channel {channel.number} was closed under a running RPC")
+
+
+def check_identity(world: World, actor: Actor, handler: Any) -> None:
+    """Law 6: one connection, one handler."""
+    connection = handler.face.connection
+    if connection.handler is not handler:
+        raise Broken(6, f"{actor.name} was given a handler that is not its connection's")
+
+
+def check_call(
+    world: World, actor: Actor, what: str, began: float, limit: float | None, error: Any
+) -> None:
+    """Law 9: how long a call waited, and which errors it may see."""
+    if world.kernel.dead:
+        return
+    took = world.kernel.now - began
+    budget = world.manager.policy.recovery_budget
+    # Without a limit of its own a call may run, fail and be waited for again and again.
+    if limit is not None and took > limit + VERDICT_GRACE + 1e-6:
+        raise Broken(9, f"the {what} of {actor.name} took {took:g} s of {limit:g} s")
+    least = budget if limit is None else min(limit, budget)
+    if isinstance(error, RecoveryExhausted) and took < least - 1e-6:
+        raise Broken(9, f"RecoveryExhausted after {took:g} s of {least:g} s")
+    if isinstance(error, DeadlineExceeded) and (limit is None or took < limit * 0.9):
+        raise Broken(9, f"DeadlineExceeded after {took:g} s of {limit} s")
+    if isinstance(error, PermanentFailure) and "refused" not in world.setup.kinds:
+        raise Broken(9, "PermanentFailure without a refusal")
+    if isinstance(error, ConnectFailed) and not any(
+        c.closed_by in (Trigger.PROBE_FAILED, Trigger.ABANDONED) or not c.validated
+        for c in world.connections
+    ):
+        raise Broken(9, "ConnectFailed although every first connect was good")
+    closed = any(c.state is State.CLOSED for c in world.connections)
+    if isinstance(error, ConnectionClosed) and not closed:
+        raise Broken(9, "ConnectionClosed although no connection is")
+
+
+def check_closed(connections: list[Any]) -> None:
+    """Law 3: close wins at once, whatever is under way."""
+    for connection in connections:
+        if connection.state is not State.CLOSED:
+            raise Broken(3, f"{connection.state} after close")
+
+
+def check_wait(world: World, began: float) -> None:
+    """Law 9: no wait for the engine lasts longer than the budget."""
+    process = world.kernel.running
+    if process is None or world.kernel.dead or not hasattr(process.about, "plan"):
+        return
+    took, budget = world.kernel.now - began, world.manager.policy.recovery_budget
+    if took > budget + VERDICT_GRACE + 1e-6:
+        raise Broken(9, f"{process.name} waited {took:g} s; the budget is {budget:g} s")
+
+
+# -- what holds whenever nobody is in the middle of something -----------------------------------
+
+
+def check(world: World) -> None:
+    """Everything that can be seen from outside. Cheap: it runs after every move."""
+    kernel = world.kernel
+    between = any(p.pending.between or p.locks for p in kernel.processes if p.pending)
+    for process in kernel.processes:
+        if process.failed is not None:
+            raise process.failed
+    for connection in world.connections:
+        _check_records(world, connection, complete=not between)
+        if not between:
+            _check_flight(world, connection)
+    if not between:
+        _check_channels(world)
+        _check_leases(world)
+
+
+def check_end(world: World) -> None:
+    """Nothing can happen any more: nobody waits, and nothing is left over."""
+    for process in world.kernel.processes:
+        if process.name != "timekeeper":
+            raise Broken(4, f"{process.name} waits for ever")
+
+
+def _check_flight(world: World, connection: Any) -> None:
+    state, flight = connection.state, connection.flight
+    if (state in _FLYING) is not (flight is not None):
+        raise Broken(1, f"{state} with flight {flight}")
+    flying = [
+        process
+        for process in world.kernel.processes
+        if isinstance(process.about, tuple) and process.about[0] is connection
+    ]
+    deciding = [process for process in flying if process.about[1].outcome is None]
+    if len(deciding) > 1:
+        raise Broken(1, f"{len(deciding)} leaders of one connection")
+    if flight is not None and not deciding and not world.manager.mailbox:
+        raise Broken(4, f"flight {flight.number} has no leader and no outcome")
+    if flight is None and deciding:
+        raise Broken(1, "a leader without a flight")
+    waiting = 0
+    for process in world.kernel.processes:
+        pending = process.pending
+        if not isinstance(pending, Blocked) or pending.about is None:
+            continue
+        if pending.ready() or world.kernel.now >= pending.due:
+            continue
+        if pending.about.outcome is not None:
+            raise Broken(4, f"{process.name} was not woken by the end of its flight")
+        if all(pending.about is not known.flight for known in world.connections):
+            raise Broken(4, f"{process.name} waits for a flight that nobody flies")
+        waiting += pending.about is flight
+    if flight is not None and len(flight.waiters) > waiting + _ripe(world, flight):
+        raise Broken(4, "a waiter that has gone is still to be woken")
+    if state is State.ACTIVE:
+        if not connection.validated or not connection.has_channel:
+            raise Broken(7, "ACTIVE without a validated channel")
+        if not connection.leases and not world.manager.mailbox:
+            raise Broken(12, "ACTIVE and held by nobody")
+    if connection.handler is not world.handlers[connection]:
+        raise Broken(6, "the handler was exchanged")
+
+
+def _ripe(world: World, flight: Any) -> int:
+    """Waiters whose own time is over, but who have not run yet."""
+    return sum(
+        isinstance(p.pending, Blocked)
+        and p.pending.about is flight
+        and (bool(p.pending.ready()) or world.kernel.now >= p.pending.due)
+        for p in world.kernel.processes
+    )
+
+
+def _wires(connection: Any) -> list[Any]:
+    flight, binding = connection.flight, connection.binding
+    wires = list(connection.draining)
+    if binding is not None:
+        wires.append(binding.wire)
+    if flight is not None:
+        wires.extend(wire for wire in (flight.candidate, flight.standby) if wire is not None)
+    return wires
+
+
+def _wire_of(world: World, channel: Channel) -> Any:
+    for connection in world.connections:
+        for wire in _wires(connection):
+            if wire.channel is channel:
+                return wire
+    return None
+
+
+def _check_channels(world: World) -> None:
+    """Law 7: every channel is candidate, current, draining or closed, and known to somebody."""
+    for channel in world.channels:
+        if channel.closed or channel in world.inherited:
+            continue
+        wire = _wire_of(world, channel)
+        if wire is None:
+            raise Broken(7, f"channel {channel.number} is open and nobody knows it")
+        if wire.state is WireState.CLOSED:
+            raise Broken(7, f"channel {channel.number} counts as closed and is open")
+        if wire.in_flight != channel.rpcs:
+            raise Broken(
+                7, f"channel {channel.number} runs {channel.rpcs} RPCs, counted {wire.in_flight}"
+            )
+        if wire.state is WireState.DRAINING and not wire.in_flight:
+            raise Broken(7, f"channel {channel.number} has drained and is open")
+    _check_drains(world)
+    for connection in world.connections:
+        if connection.state is State.CLOSED and any(
+            not w.channel.closed for w in _wires(connection)
+        ):
+            raise Broken(3, "a channel of a closed connection is open")
+
+
+def _check_drains(world: World) -> None:
+    """Law 7: ``drain_timeout`` is the most that a retired channel lives."""
+    timeout, now = world.manager.policy.drain_timeout, world.kernel.now
+    if timeout is None:
+        return
+    for connection in world.connections:
+        for wire in connection.draining:
+            since = world.watch.draining.get(wire.channel.number, now)
+            if not wire.channel.closed and now > since + timeout + 1e-6:
+                raise Broken(7, f"channel {wire.channel.number} drains after drain_timeout")
+
+
+def _check_leases(world: World) -> None:
+    """Law 12: whoever holds a connection is known to, and nobody else is."""
+    if world.manager.mailbox or world.watch.orphans:
+        return
+    busy = [actor for actor in world.actors if actor.busy]
+    for actor in world.actors:
+        if not actor.holds or actor.busy:
+            continue
+        connection = actor.face.connection
+        if connection.state is not State.CLOSED and actor.lease not in connection.leases:
+            raise Broken(12, f"the lease of {actor.name} was lost")
+    if busy:
+        return
+    holders = {actor.lease for actor in world.actors if actor.holds}
+    for connection in world.connections:
+        if connection.state is State.CLOSED:
+            continue
+        if any(key not in holders for key in connection.leases):
+            raise Broken(12, "a lease outlives its client")
+        if connection.dedicated and not connection.leases and connection.flight is None:
+            raise Broken(12, "a dedicated connection outlives its client")
+
+
+def _check_records(world: World, connection: Any, *, complete: bool) -> None:
+    """Law 8: exactly one record a change, gap-free, in order."""
+    steps = world.watch.moved.get(connection, [])
+    records = [record for record in world.records if record.connection_id == connection.id]
+    start = world.watch.checked.get(connection.id, 0)
+    if len(records) > len(steps) or (complete and len(records) < len(steps)):
+        raise Broken(8, f"{len(steps)} changes, {len(records)} records")
+    for at in range(start, len(records)):
+        record = records[at]
+        told = (record.trigger, record.source, record.dest)
+        if record.seq != at + 1:
+            raise Broken(8, f"record {at + 1} has seq {record.seq}")
+        if told != steps[at]:
+            raise Broken(8, f"change {steps[at]} is on record as {told}")
+    world.watch.checked[connection.id] = len(records)
+    if complete and steps and steps[-1][2] != connection.state.value:
+        raise Broken(8, f"the last record says {steps[-1][2]}, the state is {connection.state}")

@@ -1,0 +1,84 @@
+"""Model check: every run of the real core, and a search that is known to find what is broken.
+
+``MILVUS_LIFECYCLE_SEARCH=deep`` adds larger set-ups (hours); ``=1800`` gives each of those so
+many seconds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+from tests.simulation.broken import MUTANTS, Mutant
+from tests.simulation.explore import Outcome, search
+from tests.simulation.setup import Setup
+from tests.simulation.setups import BETWEEN_LOCKS, CORNERS, DEEP, SETUPS
+
+Record = Callable[[str, object], None]
+_OPTION = os.environ.get("MILVUS_LIFECYCLE_SEARCH", "")
+_DEEP_SECONDS = float(_OPTION) if _OPTION.replace(".", "", 1).isdigit() else 86_400.0
+
+
+def _report(outcome: Outcome, record: Record) -> None:
+    print(outcome.line())
+    record("figures", outcome.line())
+    record("states", outcome.states)
+    record("moves", outcome.moves)
+
+
+@pytest.mark.parametrize("setup", [*SETUPS, *CORNERS, *BETWEEN_LOCKS], ids=lambda s: s.name)
+def test_the_laws_hold_in_every_run(setup: Setup, record_property: Record) -> None:
+    """No order of steps and no outcome of I/O within the bound breaks a law."""
+    outcome = search(setup)
+    assert outcome.broken is None, outcome.trace
+    assert outcome.whole, f"not searched to the end: {outcome.line()}"
+    _report(outcome, record_property)
+
+
+@pytest.mark.skipif(not _OPTION, reason="MILVUS_LIFECYCLE_SEARCH is not set")
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("setup", DEEP, ids=lambda s: s.name)
+def test_the_laws_hold_in_deeper_runs(setup: Setup, record_property: Record) -> None:
+    """By option: no run within a larger bound, or within the time given, breaks a law."""
+    outcome = search(setup, seconds=_DEEP_SECONDS)
+    assert outcome.broken is None, outcome.trace
+    _report(outcome, record_property)
+
+
+# A finalizer that works at once is one of the broken cores: it raises where nobody can catch it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
+def test_a_broken_core_is_rejected(mutant: Mutant, record_property: Record) -> None:
+    """The search rejects the core with this one line changed, by the law that the line is for."""
+    with mutant.patch.applied():
+        outcome = search(mutant.setup)
+    assert outcome.broken is not None, f"not rejected: {outcome.line()}"
+    assert outcome.broken.law in mutant.laws, outcome.trace
+    print(f"{mutant.name}\n{outcome.trace}")
+    record_property("mutants", 1)
+
+
+def test_every_law_that_can_be_searched_has_a_broken_core() -> None:
+    """Laws 10 (secrets) and 11 (which clock) are not about steps; every other law has a patch."""
+    covered = {law for mutant in MUTANTS for law in mutant.laws}
+    assert covered == set(range(1, 13)) - {10, 11}
+
+
+def test_the_bound_reaches_what_is_promised() -> None:
+    """Three generations and two flights are within the bound of the searches of every day."""
+    outcome = search(next(setup for setup in SETUPS if setup.name == "two outages"))
+    assert outcome.generations >= 3
+    assert outcome.flights >= 2
+    assert outcome.bounded == 0
+
+
+def test_a_counterexample_is_shortest_and_replays() -> None:
+    """The printed run is the shortest there is, and running it again breaks the same law."""
+    mutant = next(mutant for mutant in MUTANTS if mutant.name == "a waiter is lost")
+    with mutant.patch.applied():
+        first, again = search(mutant.setup), search(mutant.setup)
+    assert first.path == again.path
+    assert first.trace == again.trace
+    assert f"after {len(first.path)} moves" in first.trace

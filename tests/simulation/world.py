@@ -1,0 +1,421 @@
+"""One run: the real engine, actors that use it, and a driver that only hands control back."""
+
+from __future__ import annotations
+
+import gc
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from functools import partial
+from typing import Any
+
+from milvus_lifecycle import connection as connection_module
+from milvus_lifecycle import leases as leases_module
+from milvus_lifecycle import wire as wire_module
+from milvus_lifecycle.audit import CREATED, REFUSED, TransitionRecord
+from milvus_lifecycle.channel import LifecycleChannel
+from milvus_lifecycle.errors import LifecycleError
+from milvus_lifecycle.face import stamp_of
+from milvus_lifecycle.facts import Seams
+from milvus_lifecycle.procedures import Procedures
+from milvus_lifecycle.requests import Locate, Open, Pause, Ping, Register, Wait
+from milvus_lifecycle.testing import FakeHandler, rpc_error
+from tests.simulation import laws
+from tests.simulation.actors import AWAY, HOME, Actor, Client, Died
+from tests.simulation.kernel import NEVER, Blocked, Chance, Choice, Kernel, SimLock, SimThreading
+from tests.simulation.kernel import Pause as KernelPause
+from tests.simulation.setup import Setup, strategy
+
+WALL = datetime(2030, 1, 1, tzinfo=timezone.utc)
+
+
+class Io(KernelPause):
+    """A piece of I/O: ends well, badly, or by its time-out, whichever the search picks."""
+
+    __slots__ = ("channel", "kind", "world")
+
+    def __init__(self, world: World, kind: str, channel: Channel | None, timeout: float | None):
+        due = NEVER if timeout is None else world.kernel.now + timeout
+        super().__init__(kind if channel is None else f"{kind} on channel {channel.number}", due)
+        self.world, self.kind, self.channel = world, kind, channel
+
+    def answers(self, now: float) -> list[tuple[Any, str]]:
+        if self.channel is not None and self.channel.closed:
+            return [("CANCELLED", f"{self.label}: CANCELLED")]
+        if now >= self.due:
+            return [("DEADLINE_EXCEEDED", f"{self.label}: DEADLINE_EXCEEDED")]
+        setup, answers = self.world.setup, [("ok", f"{self.label}: good")]
+        if self.world.faults >= setup.faults:
+            return answers
+        patient = self.kind == "patient register"
+        for fault, answer, able in (
+            ("unavailable", "UNAVAILABLE", not patient),
+            ("refused", "UNAUTHENTICATED", self.kind != "rpc"),
+            ("dead", "died", self.kind != "rpc"),
+        ):
+            if fault in setup.kinds and able:
+                answers.append((answer, f"{self.label}: {answer}"))
+        return answers
+
+    def urgent(self, now: float) -> bool:
+        # Time may pass while I/O runs; beyond its time-out only if that fault is left.
+        if now >= self.due or (self.channel is not None and self.channel.closed):
+            return True
+        setup = self.world.setup
+        spent = "late" not in setup.kinds or self.world.faults >= setup.faults
+        return spent and self.due < NEVER
+
+
+class Channel:
+    """A gRPC channel without a network."""
+
+    def __init__(self, world: World, number: int, address: str) -> None:
+        self.world, self.number, self.address = world, number, address
+        self.closed = False
+        self.rpcs = 0
+
+    def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Channel:
+        return self
+
+    def with_call(self, request: Any, timeout: float | None, **about: Any) -> Any:
+        if self.closed:
+            raise ValueError("Cannot invoke RPC on closed channel!")
+        self.rpcs += 1
+        try:
+            return self.world.io("rpc", self, timeout), None
+        finally:
+            self.rpcs -= 1
+
+    def close(self) -> None:
+        if not self.closed:
+            laws.check_channel_close(self.world, self)
+        self.closed = True
+
+
+class SearchManager(Procedures):
+    """A driver that performs nothing: every request is the search's to answer."""
+
+    flavour = "threads"
+
+    def __init__(self, world: World) -> None:
+        seams = Seams(clock=lambda: world.kernel.now, wall=world.in_step_hook, chance=lambda: 0.5)
+        super().__init__(
+            world.setup.lifecycle_policy(),
+            transport=world,  # type: ignore[arg-type]
+            strategy_for=strategy(world.setup.strategy, lambda: world.target),
+            seams=seams,
+        )
+        self.world = world
+        self.mailbox: deque[Callable[[], object]] = deque()
+
+    def register(self, connection: Any) -> Any:
+        self.world.connections.append(connection)
+        self.world.handlers[connection] = connection.handler
+        pooled = super().register(connection)
+        if pooled is not connection:  # another thread was first
+            self.world.connections.remove(connection)
+        return pooled
+
+    def drive(self, procedure: Any) -> Any:
+        began = self.world.kernel.now
+        try:
+            return self._drive(procedure)
+        finally:
+            laws.check_wait(self.world, began)
+
+    def _drive(self, procedure: Any) -> Any:
+        try:
+            request = next(procedure)
+            while True:
+                try:
+                    result = self.perform(request)
+                except BaseException as error:
+                    request = procedure.throw(error)
+                else:
+                    request = procedure.send(result)
+        except StopIteration as stop:
+            return stop.value
+
+    def on_error(self, face: Any, error: Exception) -> Any:
+        start = stamp_of(error)
+        asked = super().on_error(face, error)
+        if start is None or start.binding.generation >= start.connection.generation:
+            return (yield from asked)
+        # Law 5: whoever failed in an older generation is not delayed.
+        try:
+            request = next(asked)
+        except StopIteration as stop:
+            return stop.value
+        raise laws.Broken(5, f"a failure of an older generation waits: {type(request).__name__}")
+
+    def perform(self, request: Any) -> Any:
+        laws.check_no_lock(self.world, type(request).__name__)
+        if isinstance(request, Wait):
+            return self._wait(request)
+        if isinstance(request, Open):
+            return self.world.open(request.address)
+        if isinstance(request, Register):
+            kind = "patient register" if request.patient else "register"
+            return self.world.io(kind, request.wire.channel, request.timeout)
+        if isinstance(request, Ping):
+            return self.world.io("ping", request.wire.channel, request.timeout)
+        if isinstance(request, Locate):
+            return request.locator.locate(request.connection, None, request.timeout)
+        assert isinstance(request, Pause)
+        return self.world.kernel.pause(
+            Blocked("pauses", _never, self.world.kernel.now + request.seconds)
+        )
+
+    def _wait(self, request: Wait) -> None:
+        woken: list[bool] = []
+        wake = partial(woken.append, True)
+        if not request.connection.join(request.flight, wake, request.until):
+            return
+        try:
+            waiting = Waiting(self.world, request, woken)
+            if self.world.kernel.pause(waiting) == "cancelled":
+                self.world.faults += 1
+                raise Died
+        finally:
+            self.parted(request.connection, request.flight, wake)
+
+    def step(self, connection: Any, trigger: Any, **facts: Any) -> bool:
+        return False if self.world.kernel.dead else super().step(connection, trigger, **facts)
+
+    def launch(self, connection: Any, flight: Any) -> None:
+        world = self.world
+        if "nothread" in world.setup.kinds and world.faults < world.setup.faults:
+            answer = world.kernel.pause(Chance("gets a thread", "gets no thread"))
+            if answer == "gets no thread":
+                world.faults += 1
+                raise RuntimeError("can't start new thread")
+        name = f"leader of flight {flight.number}"
+        world.kernel.spawn(name, partial(self._fly, connection, flight), (connection, flight))
+
+    def _fly(self, connection: Any, flight: Any) -> None:
+        try:
+            self.drive(self.fly(connection, flight))
+        except Died:
+            return
+
+    def post(self, job: Callable[[], object]) -> None:
+        self.mailbox.append(job)
+
+    def wind(self) -> None:
+        """The keeper of the model sees by itself what is due."""
+
+    def aside(self, connection: Any) -> None:
+        self.world.kernel.spawn("refresh", lambda: self.drive(self.refresh(connection)))
+
+    def dispose(self, wire: Any) -> None:
+        laws.check_no_lock(self.world, "close of a channel")
+        wire.methods.clear()
+        wire.channel.close()
+
+    def discharge(self, connection: Any, locator: Any) -> None:
+        locator.release(connection)
+
+    def keep_time(self) -> None:
+        """Runs what is due and what finalizers have put off."""
+        while True:
+            self.world.kernel.pause(Blocked("timekeeper", self._work_waits))
+            if self.mailbox:
+                self.mailbox.popleft()()
+            else:
+                self.run_due()
+
+    def _work_waits(self) -> bool:
+        due = self.agenda.next_due()
+        return bool(self.mailbox) or (due is not None and due <= self.world.kernel.now)
+
+
+def _never() -> bool:
+    return False
+
+
+class Waiting(Blocked):
+    """A caller in a flight; may be cancelled, where that is among the faults."""
+
+    __slots__ = ("woken", "world")
+
+    def __init__(self, world: World, request: Wait, woken: list[bool]) -> None:
+        due = request.until + request.grace
+        super().__init__("wakes", woken.__len__, due, about=request.flight)
+        self.world, self.woken = world, woken
+
+    def answers(self, now: float) -> list[tuple[Any, str]]:
+        answers = list(super().answers(now))
+        setup = self.world.setup
+        if "cancelled" in setup.kinds and self.world.faults < setup.faults:
+            answers.append(("cancelled", "is cancelled"))
+        return answers
+
+    def urgent(self, now: float) -> bool:
+        return bool(super().answers(now))
+
+
+def _goes_well(move: Any) -> bool:
+    return move.process is not None and type(move.process.pending) is not Choice
+
+
+class World:
+    """Everything of one run; also the transport."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.kernel = Kernel()
+        self.target = HOME
+        self.faults = 0
+        self.channels: list[Channel] = []
+        self.connections: list[Any] = []
+        #: the handler that each connection had when it was pooled
+        self.handlers: dict[Any, Any] = {}
+        #: channels of the parent process
+        self.inherited: list[Channel] = []
+        self.records: list[TransitionRecord] = []
+        self.traps: list[Actor] = []
+        self.watch = laws.Watch(self)
+        self.manager = SearchManager(self)
+        self.manager.listen(self.hear)
+        self.kernel.spawn("timekeeper", self.manager.keep_time, start=True)
+        self.kernel.alarms = [self.manager.agenda.next_due, self._next_stop]
+        grain, SimLock.grain = SimLock.grain, False
+        self.actors = [
+            Actor(self, name, plan) for name, plan in zip("ABC", setup.actors, strict=False)
+        ]
+        self.prologue()
+        SimLock.grain = grain
+        if setup.closer:
+            self.kernel.spawn("closer", self.close, start=True)
+
+    def prologue(self) -> None:
+        """Check out whoever is to have a connection from the start, and let all go well."""
+        kernel = self.kernel
+        while any(actor.busy for actor in self.actors):
+            kernel.take(next(m for m in kernel.moves() if _goes_well(m)))
+        kernel.cut, kernel.preemptions = None, 0
+
+    # -- the closer -------------------------------------------------------------------------
+
+    def close(self) -> None:
+        getattr(self, "close_" + self.kernel.pause(Choice(*self.setup.closer)))()
+
+    def close_close_all(self) -> None:
+        pooled = self.manager.registry.all()
+        self.manager.shut_all("close_all")
+        laws.check_closed(pooled)
+
+    def close_close_handler(self) -> None:
+        pooled = self.manager.registry.all()
+        for connection in pooled:
+            connection.face.close()
+        laws.check_closed(pooled)
+
+    def close_fork(self) -> None:
+        """In the child only the thread that forked lives on."""
+        for process in list(self.kernel.processes):
+            about = process.about
+            idle = isinstance(about, Actor) and not about.busy
+            if process is not self.kernel.running and process.name != "timekeeper" and not idle:
+                self.watch.orphans.append(process)
+                self.kernel.processes.remove(process)
+        self.watch.forked()
+        self.inherited = list(self.channels)
+        self.manager.fork_child()
+
+    def close_move(self) -> None:
+        self.target = AWAY
+        self.manager.reroute_all()
+
+    # -- what the engine meets --------------------------------------------------------------
+
+    def check(self, config: Any) -> None:
+        """Everything is usable."""
+
+    def equip(self, engine: Any, connection: Any) -> None:
+        connection.face = LifecycleChannel(engine, connection)
+        connection.handler = FakeHandler(connection.face)
+
+    def translate(self, error: LifecycleError) -> Exception:
+        return error
+
+    def open(self, address: str) -> Channel:
+        channel = Channel(self, len(self.channels) + 1, address)
+        self.channels.append(channel)
+        return channel
+
+    def io(self, kind: str, channel: Channel | None, timeout: float | None) -> str:
+        """Some I/O: its result, or its error."""
+        if channel is not None and channel.closed and kind != "rpc":
+            raise ValueError("Cannot invoke RPC on closed channel!")
+        laws.check_no_lock(self, kind)
+        answer = self.kernel.pause(Io(self, kind, channel, timeout))
+        if answer in ("ok", None):
+            return f"identifier of channel {channel.number}" if channel is not None else ""
+        if answer != "CANCELLED":
+            self.faults += 1
+        if answer == "died":
+            raise Died
+        raise rpc_error(answer)
+
+    def hear(self, record: TransitionRecord) -> None:
+        """A listener of the records."""
+        laws.check_no_lock(self, "a listener")
+        if record.event not in (REFUSED, CREATED):
+            self.records.append(record)
+
+    def in_step_hook(self) -> datetime:
+        """Asked for the date inside a step: where a collector may strike."""
+        for actor in list(self.traps):
+            if actor.holds and not actor.busy:
+                self.traps.remove(actor)
+                actor.do_vanish()
+        return WALL
+
+    def finalize(self, client: Client) -> None:
+        """What a user's ``__del__`` does: give back what it holds."""
+        if not self.kernel.dead and self.connections:
+            client.on_end = None
+            self.manager.let_go(self.connections[-1], None)
+
+    def _next_stop(self) -> float | None:
+        passed = self.kernel.now - 1000.0
+        return min((1000.0 + stop for stop in self.setup.stops if stop > passed), default=None)
+
+    # -- for the explorer -------------------------------------------------------------------
+
+    def moves(self) -> list[Any]:
+        return self.kernel.moves()
+
+    def take(self, move: Any) -> None:
+        self.kernel.take(move)
+
+    def end(self) -> None:
+        self.kernel.end()
+        for actor in self.actors:
+            if actor.client is not None:
+                actor.client.on_end = None
+
+
+@contextmanager
+def simulated(setup: Setup) -> Iterator[None]:
+    """The engine's locks are the search's; what the machine does is watched; nothing collects."""
+    modules = (leases_module, connection_module, wire_module)
+    before = [module.threading for module in modules]
+    fire = connection_module.fire
+    SimLock.grain = setup.preemptions is not None
+    for module in modules:
+        module.threading = SimThreading  # type: ignore[assignment]
+    connection_module.fire = laws.watched(fire)  # type: ignore[assignment]
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        for module, threading in zip(modules, before, strict=True):
+            module.threading = threading
+        connection_module.fire = fire
+        SimLock.grain = False
+        if collecting:
+            gc.enable()
