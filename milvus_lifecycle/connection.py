@@ -203,6 +203,20 @@ class ManagedConnection(Leases):
                 self._retire(wire)
             return self.result
 
+    def recall(self) -> StepResult:
+        """Take a channel away that still connects: the leader of its flight makes another one."""
+        with self._mutex:
+            if self._owner:  # somebody forks inside a step, in a finalizer
+                return StepResult()
+            self.result = StepResult()
+            flight, wire = self.flight, None
+            if flight is not None:
+                wire = flight.candidate
+            if flight is not None and wire is not None and not wire.validated:
+                flight.candidate, wire.recalled = None, True
+                self._retire(wire)
+            return self.result
+
     def drop_standby(self, flight: Flight) -> StepResult:
         """The channel that failed is of no use: retire it."""
         with self._mutex:
@@ -270,14 +284,16 @@ class ManagedConnection(Leases):
         """PROBING, RECOVERING or CLOSED was entered: ask the strategy for the effect."""
         if self.state is State.CLOSED:
             self._shut(facts)
-        elif self.flight is not None:
-            ask = self.strategy.on_recovering
-            if self.state is State.PROBING:
-                ask = self.strategy.on_probing
-            try:
-                self.flight.plan = ask(self, facts)
-            except Exception as error:  # a strategy's fault fails the flight, not the engine
-                self.flight.plan = Broken(error)
+            return
+        flight = self.flight
+        assert flight is not None, "the row's action has begun it"
+        ask = self.strategy.on_recovering
+        if self.state is State.PROBING:
+            ask = self.strategy.on_probing
+        try:
+            flight.plan = ask(self, facts)
+        except Exception as error:  # a strategy's fault fails the flight, not the engine
+            flight.plan = Broken(error)
 
     def _shut(self, facts: Facts) -> None:
         self.closed_by = self.row.trigger if self.row is not None else None

@@ -201,6 +201,12 @@ class ConnectionClosed(LifecycleError):
     advice = "Create a new client."
 
 
+class Interrupted(LifecycleError):
+    """An attempt to connect was taken back because the process forks. Callers never see it."""
+
+    headline = "the process forks while the connection is made"
+
+
 class UnknownHandler(LifecycleError):
     """A handler that this manager did not hand out, or has already let go."""
 

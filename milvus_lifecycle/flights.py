@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .engine import Engine
-from .errors import ConnectionClosed, Failure, classify
+from .errors import ConnectionClosed, Failure, Interrupted, classify
 from .flight import Flight, FlightKind
 from .kept import kept
 from .ledger import CHANNELS_PER_OUTAGE
@@ -83,6 +83,8 @@ class Flights(Engine):
                 left = max(0.001, limit - self.seams.clock())
                 again = flight.attempts > 0
                 identifier = yield Register(connection, wire, left, again)
+            except Interrupted:
+                continue
             except Exception as error:
                 if not self._connect_again(connection, flight, error, limit):
                     self.step(connection, Trigger.PROBE_FAILED, flight=flight.number, error=error)
@@ -123,6 +125,8 @@ class Flights(Engine):
                 if wire is None:
                     return
                 identifier = yield from self._validate(connection, flight, wire, located)
+            except Interrupted:
+                continue
             except Exception as error:
                 self._attempt_failed(connection, flight, error, started)
             else:

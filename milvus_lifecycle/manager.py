@@ -18,10 +18,10 @@ from .audit import Listener
 from .config import ConnectionConfig, ForeignConfig
 from .connection import ManagedConnection
 from .engine import look
-from .errors import LifecycleError, UnknownHandler
+from .errors import Interrupted, LifecycleError, UnknownHandler
 from .face import FACE, Face
 from .facts import Located
-from .forking import on_fork_in_child
+from .forking import ForkGate, around_fork, on_fork_in_child
 from .kept import kept
 from .policy import LifecyclePolicy
 from .procedures import Procedures
@@ -59,8 +59,10 @@ class ConnectionManager(Procedures):
         # Re-entrant: a finalizer may set a timer while the timekeeper is started.
         self._keeper_lock = threading.RLock()
         self._starting = False
+        self._gate = ForkGate()
         _MANAGERS.add(self)
         on_fork_in_child(self)
+        around_fork(self)
 
     # -- public ----------------------------------------------------------------------------
 
@@ -158,15 +160,15 @@ class ConnectionManager(Procedures):
         if isinstance(request, Wait):
             return self._wait(request)
         if isinstance(request, Register):
-            return self.transport.register(
-                request.connection, request.wire, request.timeout, request.patient
-            )
+            return self._register(request)
         if isinstance(request, Ping):
-            return self.transport.ping(request.connection, request.wire, request.timeout)
+            with self._gate.inside():
+                return self.transport.ping(request.connection, request.wire, request.timeout)
         if isinstance(request, Open):
-            return self.transport.open(
-                request.connection, request.address, request.secure, request.window
-            )
+            with self._gate.inside():
+                return self.transport.open(
+                    request.connection, request.address, request.secure, request.window
+                )
         if isinstance(request, Locate):
             located: Located = request.locator.locate(
                 request.connection, request.last_error, request.timeout
@@ -174,6 +176,23 @@ class ConnectionManager(Procedures):
             return located
         assert isinstance(request, Pause)
         return self.seams.wait(threading.Event(), self.seams.clock() + request.seconds)
+
+    def _register(self, request: Register) -> Any:
+        wire = request.wire
+        try:
+            with self._gate.inside():
+                identifier = self.transport.register(
+                    request.connection, wire, request.timeout, request.patient
+                )
+                # Whoever forks closes the gate, then looks at this: either he sees it, or this
+                # thread stays in here until the fork is over, and sees that it was recalled.
+                wire.validated = True
+        except Exception:
+            if not wire.recalled:
+                raise
+        if wire.recalled:
+            raise Interrupted(address=wire.address)
+        return identifier
 
     def _wait(self, request: Wait) -> None:
         flight, landed = request.flight, threading.Event()
@@ -267,7 +286,28 @@ class ConnectionManager(Procedures):
     def _busy(self) -> bool:
         return len(self.registry) > 0 or not self._mailbox.empty()
 
+    def fork_begins(self) -> bool:
+        """Let no flight be inside gRPC while the process forks: channels that connect are closed.
+
+        Their flights open others afterwards. RPCs of callers are left alone.
+        """
+        self._gate.close()
+        recalled = [connection.recall() for connection in self.registry.all()]
+        for result in recalled:
+            for wire in result.dispose:
+                self.dispose(wire)
+        return any(result.dispose for result in recalled)
+
+    def fork_waits(self, until: float) -> None:
+        """A flight may be on its way out of gRPC; a ping ends by itself."""
+        self._gate.wait(until)
+
+    def fork_is_over(self) -> None:
+        """In the parent: flights go on."""
+        self._gate.open()
+
     def fork_child(self) -> None:
+        self._gate = ForkGate()
         ConnectionManager._instance_lock = threading.RLock()
         self._mailbox = queue.SimpleQueue()
         self._keeper = None

@@ -38,8 +38,10 @@ class Wire:
         "in_flight",
         "methods",
         "opened_at",
+        "recalled",
         "slow",
         "state",
+        "validated",
     )
 
     def __init__(self, channel: Any, address: str, opened_at: float, *, slow: bool) -> None:
@@ -50,6 +52,10 @@ class Wire:
         self.slow = slow
         #: closed under running RPCs because ``drain_timeout`` ran out
         self.cut = False
+        #: its Connect call was answered
+        self.validated = False
+        #: closed before that because the process forks: no fault of the server
+        self.recalled = False
         self.in_flight = 0
         self.state = WireState.CANDIDATE
         self.methods: dict[Any, Any] = {}
