@@ -53,6 +53,12 @@ class Timers:
         if self.agenda.push(due, job):
             self.wind()
 
+    def _look_at(
+        self, connection: ManagedConnection, due: float, job: Callable[..., object], *args: Any
+    ) -> None:
+        # Weakly: a closed connection is not kept for as long as its next timer was away.
+        self._plan(due, partial(_if_it_is_there, weakref.ref(connection), job, *args))
+
     def plan_expiry(self, connection: ManagedConnection) -> None:
         """Close the connection once it has lingered unused."""
         if connection.expiry_planned:
@@ -60,7 +66,7 @@ class Timers:
         due = connection.linger_due()
         if due is not None and connection.state is State.IDLE:
             connection.expiry_planned = True
-            self._plan(due, partial(self._expire, connection))
+            self._look_at(connection, due, self._expire)
 
     def _expire(self, connection: ManagedConnection) -> None:
         connection.expiry_planned = False
@@ -81,7 +87,7 @@ class Timers:
         )
         # A moment later than due: the guard wants "older than", not "as old as".
         due = max(due + 0.001, not_before)
-        self._plan(due, partial(self._recycle, connection, generation))
+        self._look_at(connection, due, self._recycle, generation)
 
     def _recycle(self, connection: ManagedConnection, generation: int) -> None:
         if connection.recycle_planned == generation:
@@ -99,7 +105,7 @@ class Timers:
         """A move stood down: look again, but not at once, or a refusal would make us spin."""
         self._plan_recycle(connection, self._not_too_soon())
         again = self.seams.clock() + max(1.0, self.policy.backoff_ceiling)
-        self._plan(again, partial(self.step, connection, Trigger.REROUTE))
+        self._look_at(connection, again, self.step, Trigger.REROUTE)
 
     def _plan_refresh(self, connection: ManagedConnection) -> None:
         """Ask the locator anew every so often, with jitter; one entry a connection."""
@@ -109,12 +115,10 @@ class Timers:
         connection.refresh_planned = True
         jitter = self.policy.backoff_jitter * (2.0 * self.seams.chance() - 1.0)
         due = self.seams.clock() + every * (1.0 + jitter)
-        # Weakly: a closed connection is not kept for as long as its next refresh was away.
-        self._plan(due, partial(self._refresh, weakref.ref(connection)))
+        self._look_at(connection, due, self._refresh)
 
-    def _refresh(self, ref: weakref.ref[ManagedConnection]) -> None:
-        connection = ref()
-        if connection is None or connection.state is State.CLOSED:
+    def _refresh(self, connection: ManagedConnection) -> None:
+        if connection.state is State.CLOSED:
             return
         connection.refresh_planned = False
         if connection.leases and connection.flight is None:
@@ -140,6 +144,14 @@ class Timers:
         for job in self.agenda.take_due(self.seams.clock()):
             attempt(job)
         return self.agenda.next_due()
+
+
+def _if_it_is_there(
+    ref: weakref.ref[ManagedConnection], job: Callable[..., object], *args: Any
+) -> None:
+    connection = ref()
+    if connection is not None:
+        job(connection, *args)
 
 
 def attempt(job: Callable[[], object]) -> None:

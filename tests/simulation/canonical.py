@@ -8,6 +8,7 @@ now; names of actors do not count (actors with equal plans are interchangeable).
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from enum import Enum
 from functools import partial
@@ -233,6 +234,8 @@ class Canon:
         if isinstance(value, (Facts, *_REQUESTS)):
             fields = value.__slots__ if hasattr(value, "__slots__") else ()
             return tuple(self.value(getattr(value, name)) for name in fields)
+        if isinstance(value, weakref.ref):
+            return self.value(value())
         if isinstance(value, partial):
             return (self.value(value.func), self.value(value.args), self.value(value.keywords))
         if isinstance(value, MethodType):

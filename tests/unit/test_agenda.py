@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from functools import partial
 from typing import Any
 
@@ -144,3 +146,23 @@ def test_one_timer_for_the_age_of_a_channel(clock: FakeClock) -> None:
     assert handler.face.connection.state is State.ACTIVE
     assert len(manager.agenda) == 1
     manager.close_all()
+
+
+@pytest.mark.parametrize("policy", [{"linger": 9.0}, {"max_age": 9.0, "linger": None}], ids=str)
+def test_a_closed_connection_is_not_kept_until_its_next_timer(
+    policy: dict[str, float | None],
+) -> None:
+    """Its timers stay on the agenda until they are due; the connection is free at once."""
+    manager = ConnectionManager(
+        LifecyclePolicy(**policy), transport=Script().threads(), seams=FakeClock().seams()
+    )
+    client = Client()
+    handler = manager.get_or_create(CONFIG, client=client)
+    manager.release(handler, client)
+    connection = weakref.ref(manager.registry.all()[0])
+    assert len(manager.agenda) == 1
+    manager.close_all()
+    del handler
+    gc.collect()
+    until(lambda: connection() is None, 10, "the closed connection is kept")
+    assert len(manager.agenda) == 1
