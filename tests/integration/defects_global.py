@@ -139,9 +139,9 @@ def d11_closing_during_a_fetch_waits_for_nothing(env: Env) -> None:
     healthy = Call(env.client, other.uri)
     wait_until(lambda: closing.done and healthy.done, 20)
     took = [call.elapsed if call.elapsed is not None else 99.0 for call in (closing, healthy)]
-    # The promise is 50 ms; the limit is ten times that.
+    # The promise is 50 ms; a busy machine is allowed more. The held fetch takes 5 s.
     verdict(
-        max(took) < 0.5 and closing.error is None and healthy.error is None,
+        max(took) < 2.5 and closing.error is None and healthy.error is None,
         f"closing took {took[0]:.2f} s, a checkout of another endpoint {took[1]:.2f} s",
     )
 

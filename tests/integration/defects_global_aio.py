@@ -16,8 +16,9 @@ from tests.observe import ChannelCount, wait_until
 from tests.servers import FakeMilvus, RpcFailure
 from tests.stock import Env, defect, verdict
 
-#: The promise is that the loop never stands still for 50 ms (seconds); the limit is ten times that.
-STALL = 1.0
+#: The promise is that the loop never stands still for 50 ms (seconds);
+#: a busy machine is allowed more. What stock blocks for is 2.5 s and longer.
+STALL = 2.0
 
 
 @defect(topology_refresh=REFRESH)
@@ -162,10 +163,10 @@ def d12_one_failure_of_many_calls_is_one_fetch(env: Env) -> None:
 
 @defect()
 def d13_a_slow_topology_service_stalls_no_loop(env: Env) -> None:
-    """A first connect, and a failover, by a topology that takes 1.5 s leave the loop running."""
+    """A first connect, and a failover, by a topology that takes 2.5 s leave the loop running."""
     old, new = env.server(), env.server(collections=["new"])
     cluster = env.enter(GlobalCluster(old, new))
-    cluster.delay = 1.5
+    cluster.delay = 2.5
 
     async def main() -> tuple[list[Any], list[float]]:
         client = AsyncMilvusClient(cluster.uri, token="root:pw")

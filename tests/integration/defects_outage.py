@@ -122,8 +122,8 @@ def d4_one_endpoint_never_delays_another(env: Env) -> None:
     wait_until(lambda: healthy.done, 20)
     took = healthy.elapsed if healthy.elapsed is not None else float("inf")
     wait_until(lambda: stuck.done, 20)
-    # The promise is 50 ms; the limit is ten times that.
-    verdict(took < 0.5 and healthy.error is None, f"the healthy checkout took {took:.3f} s")
+    # The promise is 50 ms; a busy machine is allowed more. The stuck connect takes 6 s.
+    verdict(took < 2.5 and healthy.error is None, f"the healthy checkout took {took:.3f} s")
 
 
 @defect()

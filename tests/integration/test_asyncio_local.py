@@ -51,7 +51,7 @@ async def test_the_loop_runs_while_the_server_starts(aio: AsyncEngine, path: Pat
     """The first connect to a `.db` path starts the server; a ticking task is never held up.
 
     Starting takes about 0.1 s of blocking work and imports that hold the interpreter's lock; a
-    start on the loop itself would be one gap of all of it. Ten times 50 ms is the limit.
+    start on the loop itself would be one gap of all of it. The limit is far above 50 ms.
     """
     _ = aio.manager
     async with Ticker() as ticker:
@@ -59,7 +59,7 @@ async def test_the_loop_runs_while_the_server_starts(aio: AsyncEngine, path: Pat
         assert not _running(path)
         assert await Doing(client.list_collections()).value(30) == []
     assert _running(path)
-    assert ticker.longest < 1.0
+    assert ticker.longest < 2.0
     assert {record.strategy for record in aio.records} == {"local"}
 
 
@@ -67,14 +67,14 @@ async def test_the_loop_runs_while_the_server_starts(aio: AsyncEngine, path: Pat
 async def test_a_slow_start_blocks_nobody(
     aio: AsyncEngine, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that takes 1.5 s to start holds up its own client, and no other task."""
-    _slow_start(monkeypatch, 1.5)
+    """A server that takes 3 s to start holds up its own client, and no other task."""
+    _slow_start(monkeypatch, 3.0)
     async with Ticker() as ticker:
         call = Doing(aio.client(str(path)).list_collections())
         assert await call.value(30) == []
         assert call.elapsed is not None
-        assert call.elapsed > 1.5
-    assert ticker.longest < 1.0
+        assert call.elapsed > 3.0
+    assert ticker.longest < 2.0
 
 
 @in_loop
@@ -86,7 +86,7 @@ async def test_a_dead_server_is_restarted_in_recovery(aio: AsyncEngine, path: Pa
         assert await Doing(client.list_collections(timeout=30)).value(40) == []
     assert _running(path)
     assert aio.transitions("recovered")
-    assert ticker.longest < 1.0
+    assert ticker.longest < 2.0
 
 
 @pytest.mark.policy(linger=0.2)

