@@ -90,7 +90,8 @@ class ForkGate:
 
 
 _TOLD: weakref.WeakSet[Forked] = weakref.WeakSet()
-_ASKED: weakref.WeakSet[Forking] = weakref.WeakSet()
+#: Not a set: other threads may add to it while one that forks goes through it.
+_ASKED: weakref.WeakValueDictionary[int, Forking] = weakref.WeakValueDictionary()
 
 
 def on_fork_in_child(manager: Forked) -> None:
@@ -100,7 +101,7 @@ def on_fork_in_child(manager: Forked) -> None:
 
 def around_fork(manager: Forking) -> None:
     """Have ``manager`` keep out of gRPC during every fork, as long as it lives."""
-    _ASKED.add(manager)
+    _ASKED[id(manager)] = manager
 
 
 #: who was asked before the fork that is under way, in each thread that forks
@@ -108,8 +109,13 @@ _forking = threading.local()
 
 
 def _before_fork() -> None:
-    _forking.asked = asked = list(_ASKED)
-    ended = [manager.fork_begins() for manager in asked]
+    asked: list[Forking] = []
+    _forking.asked, ended = asked, []
+    for ref in _ASKED.valuerefs():
+        manager = ref()
+        if manager is not None:
+            asked.append(manager)  # first: whatever happens, it is told when the fork is over
+            ended.append(manager.fork_begins())
     until = time.monotonic() + FORK_LIMIT
     for manager in asked:
         manager.fork_waits(until)
