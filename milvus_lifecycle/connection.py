@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 import weakref
 from collections import deque
@@ -339,6 +340,15 @@ class ManagedConnection(Leases):
                     self.audit.emit(self._outbox.popleft())
             finally:
                 self._delivering.release()
+
+    def flush(self, until: float) -> None:
+        """The process ends: hand out what is left, after whoever delivers, or at ``until``.
+
+        That thread may be a daemon, which never gets to it. ``until``: ``time.monotonic()`` s.
+        """
+        if self._delivering.acquire(timeout=max(0.0, until - time.monotonic())):
+            self._delivering.release()
+        self.deliver()
 
     def connecting(self) -> bool:
         """Is a first connect in flight that may fail at the first refusal?"""

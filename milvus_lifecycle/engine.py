@@ -237,8 +237,7 @@ class Engine(Timers):
             self.step(connection, Trigger.RELEASE)
             return
         if trigger in _LANDINGS:
-            if connection.face is not None:
-                connection.face.rebound()
+            connection.face.rebound()
             if trigger is Trigger.STAND_DOWN and not facts.get("unchanged"):
                 self._plan_second_try(connection)
             else:

@@ -10,6 +10,7 @@
         ├── PermanentFailure       the server or the TLS files refuse us: waiting will not help
         ├── DeadlineExceeded       the caller's own timeout ended before the engine was done
         ├── ConnectionClosed       the connection was closed under its user
+        ├── Interrupted            an attempt taken back for a fork; callers never see it
         ├── UnknownHandler         a handler that this manager did not hand out
         ├── LoopMismatch           an asyncio connection used outside its event loop
         ├── TopologyError          a global cluster's topology is unusable; see TopologyReason

@@ -241,8 +241,8 @@ class Flights(Engine):
         channel = yield Open(connection, address, secure, window)
         wire = Wire(channel, address, self.seams.clock(), slow=late)
         if not connection.offer(flight, wire):
-            if wire.sever(cut=False):
-                self.dispose(wire)
+            wire.sever(cut=False)  # nobody else knows this channel
+            self.dispose(wire)
             return None
         return wire
 

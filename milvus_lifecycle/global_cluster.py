@@ -309,8 +309,7 @@ async def _join(fetch: Future[Topology], timeout: float) -> None:
 
 def _retrieve(future: asyncio.Future[Topology]) -> None:
     """Look at an outcome that nobody waits for any more, so that asyncio does not complain."""
-    if not future.cancelled():
-        future.exception()
+    future.exception()
 
 
 class GlobalStrategy(ConnectionStrategy):

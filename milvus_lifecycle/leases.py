@@ -71,6 +71,13 @@ class Leases(Ledger):
         held = self.leases.get(0 if client is None else id(client), _NOBODY)
         return held is None or (held is not _NOBODY and held() is client)
 
+    def holders(self) -> list[object | None]:
+        """Everybody alive who has a lease; None stands for the anonymous ones."""
+        with self._mutex:
+            anonymous = 0 in self.leases
+            held = [ref() for ref in self.leases.values() if ref is not None]
+        return [client for client in held if client is not None] + [None] * anonymous
+
     def lease(self, client: object | None) -> bool:
         """Add ``client`` to those who hold the connection. False if it is closed.
 

@@ -163,6 +163,9 @@ class Ledger:
     def guard_same_generation(self, facts: Facts) -> bool:
         return facts.generation is None or facts.generation == self.generation
 
+    def guard_has_channel(self, facts: Facts) -> bool:
+        return self.has_channel
+
     def guard_silent_since(self, facts: Facts) -> bool:
         return self.last_success < facts.started
 
@@ -190,7 +193,9 @@ class Ledger:
     def action_begin_recovery(self, row: Row, facts: Facts) -> None:
         now, budget = facts.now, self.policy.recovery_budget
         flight = self._begin(FlightKind.RECOVERY, row.trigger, now, now + budget)
-        flight.mandatory = row.trigger in (Trigger.FAIL, Trigger.PROBE_FAILED)
+        # Without a channel (its last recovery was abandoned) nothing serves while it moves.
+        failed = row.trigger in (Trigger.FAIL, Trigger.PROBE_FAILED)
+        flight.mandatory = failed or not self.has_channel
         if flight.mandatory:
             self.press(flight, facts)
 
@@ -208,7 +213,8 @@ class Ledger:
             age = facts.now - outage.began
             flight.not_before = facts.now + self.policy.gap(outage.flaps, age, self.seams.chance)
         binding = self.binding
-        if binding is None or flight.candidate is not None:
+        assert binding is not None, "a validated connection has a channel, if only a closed one"
+        if flight.candidate is not None:
             self._retire_current()
         elif binding.identifier is None or outage.channels >= CHANNELS_PER_OUTAGE:
             # Never validated (kept by a give_up), or channels are spent: validate this one anew.
@@ -240,8 +246,7 @@ class Ledger:
 
     def action_count_attempt(self, row: Row, facts: Facts) -> None:
         flight = self.flight
-        if flight is None:
-            return
+        assert flight is not None, "its rows ask for same_flight"
         flight.attempts += 1
         flight.error = kept(facts.error) or flight.error
         self.last_error = flight.error
@@ -318,8 +323,7 @@ class Ledger:
 
     def _end(self, outcome: Outcome) -> None:
         flight, self.flight = self.flight, None
-        if flight is None:
-            return
+        assert flight is not None, "whoever ends a flight has seen it"
         flight.outcome = outcome
         self.last_error = flight.error or self.last_error
         self.result.wakes.extend(flight.waiters)
@@ -338,8 +342,8 @@ class Ledger:
         return self.outage
 
     def _retire_current(self) -> None:
-        if self.binding is not None:
-            self._retire(self.binding.wire)
+        assert self.binding is not None, "whoever replaces a channel has seen it"
+        self._retire(self.binding.wire)
 
     def _retire(self, wire: Wire) -> None:
         """Close the channel once nothing runs on it any more: now, or when it has drained."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from .wire import Wire
 
 T = TypeVar("T")
+
+#: So long (seconds) the end of the process waits for records that another thread hands out.
+EXIT_LIMIT = 1.0
 
 
 class ConnectionManager(Procedures):
@@ -354,8 +358,12 @@ _MANAGERS: weakref.WeakSet[ConnectionManager] = weakref.WeakSet()
 
 
 def _at_exit() -> None:
+    until = time.monotonic() + EXIT_LIMIT
     for manager in list(_MANAGERS):
+        connections = manager.registry.all()
         manager.close_all()
+        for connection in connections:
+            connection.flush(until)
 
 
 atexit.register(_at_exit)

@@ -75,22 +75,23 @@ class Procedures(Flights):
     ) -> Procedure[bool]:
         """Lease ``connection`` and see it usable. False if it is closed: look it up anew.
 
-        If this raises, a lease that it took is given back; one that the client had stays.
+        If this raises, the client has the lease that it had before, or none.
         """
-        had = connection.is_held_by(client)
-        if not connection.lease(client):
+        # While it waits, the call has a lease of its own: another call of the same client may
+        # give up meanwhile, and must not take this one's lease away.
+        caller = _Caller()
+        if not connection.lease(caller):
             self.step(connection, Trigger.ACQUIRE)
             self.registry.remove(connection)
             return False
         try:
             self.step(connection, Trigger.ACQUIRE, until=until)
             yield from self.ride_out(connection, began, until)
-        except BaseException:
-            if not had:
-                self.give_back(connection, client)
-            raise
+            usable = not _deserted(connection) and connection.lease(client)
+        finally:
+            self.give_back(connection, caller)
         connection.touch()
-        return not _deserted(connection)
+        return usable
 
     def admit(
         self, face: Face, timeout: float | None, began: float, until: float | None
@@ -128,26 +129,34 @@ class Procedures(Flights):
 
     def _revive(self, face: Face, until: float | None) -> Procedure[None]:
         old = face.connection
-        if not face.revivable or old.closed_by is Trigger.RELEASE:
+        let_go = old.closed_by is Trigger.RELEASE or (old.dedicated and not old.leases)
+        if let_go or not face.revivable:
             raise ConnectionClosed(address=old.address)
         self.step(old, Trigger.ACQUIRE)  # refused, and on record as such
         began = self.seams.clock()
         if until is not None and began >= until:
             raise DeadlineExceeded(address=old.address, last_error=old.last_error)
-        clients = list(old.clients) or [None]
+        caller, closed = _Caller(), [old]
         while True:
             connection = None if old.dedicated else self.registry.find(old.config.key)
             if connection is None:
                 connection = self.register(self.renew(old, face))
-            usable = yield from self.check_out(connection, clients[0], began, until)
-            if usable:
+            usable = yield from self.check_out(connection, caller, began, until)
+            # Those who hold the old one now: somebody may have let go while this call waited.
+            heirs = [holder for each in closed for holder in each.holders()]
+            added = [heir for heir in heirs if not connection.is_held_by(heir)]
+            if usable and all(connection.lease(heir) for heir in added):
                 break
-        # The first of them again, too: another thread of it may have given up, and its lease back.
-        for client in clients:
-            connection.lease(client)
+            if connection.face is face:  # closed again: who came to it meanwhile moves on, too
+                closed.append(connection)
         face.connection = connection
-        if not old.leases:
-            self.give_back(connection, None)
+        self.give_back(connection, caller)
+        if not face.revivable:  # closed by its handler meanwhile, and that is for good
+            if connection.face is face:
+                self.shut(connection, "its handler was closed")
+            for heir in added:
+                self.give_back(connection, heir)
+            raise ConnectionClosed(address=old.address)
 
     def on_error(self, face: Face, error: Exception) -> Procedure[bool]:
         """The retry decorator asks whether to retry: waits until a retry makes sense."""
@@ -186,7 +195,10 @@ class Procedures(Flights):
             return False
         if generation is not None and generation < connection.generation:
             return True
-        self.report_failure(connection, error, generation)
+        # An RPC reports its own failure when it fails; a connection that is ACTIVE has been
+        # validated since (a channel that answers again keeps its generation).
+        if generation is None or connection.state is not State.ACTIVE:
+            self.report_failure(connection, error, generation)
         yield from self.ride_out(connection, began, until)
         return True
 
@@ -307,6 +319,12 @@ class Procedures(Flights):
         alone = connection.part(flight, wake)
         if alone and flight.kind is FlightKind.CONNECT and not connection.validated:
             self.step(connection, Trigger.ABANDONED, flight=flight.number)
+
+
+class _Caller:
+    """Holds a connection for one call, while that waits."""
+
+    __slots__ = ("__weakref__",)
 
 
 def _deserted(connection: ManagedConnection) -> bool:

@@ -145,7 +145,7 @@ TRANSITIONS: tuple[Row, ...] = (
         _IDLE,
         _ACTIVE,
         "an RPC of the current generation succeeded",
-        ("held", "same_generation"),
+        ("held", "same_generation", "has_channel"),
         (),
         ("clear_suspicion",),
         "held",

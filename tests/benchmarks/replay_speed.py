@@ -19,17 +19,24 @@ VERIFY = """
 import json, resource, sys, time
 from milvus_lifecycle.replay.verify import verify_logs
 
+def peak():
+    # Not ru_maxrss, where it can be helped: Linux hands the parent's on to its children.
+    try:
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
 if __name__ == "__main__":
     began = time.process_time()
     verdict = verify_logs([sys.argv[1]], jobs=int(sys.argv[2]))
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(json.dumps({
         "exit_code": verdict.exit_code,
         "records": verdict.records,
         "seconds": verdict.seconds,
         "cpu_seconds": time.process_time() - began + children.ru_utime + children.ru_stime,
-        "peak_mb": kilobytes / 1024,
+        "peak_mb": peak() / 1024,
         "peak_mb_of_a_worker": children.ru_maxrss / 1024,
     }))
 """

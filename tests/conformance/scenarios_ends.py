@@ -57,6 +57,20 @@ SCENARIOS: dict[str, Scenario] = {
         [FAILED, "close RECOVERING>CLOSED g1"],
         strategy="compass",
     ),
+    "close while locating for a first connect": Scenario(
+        "Who waits for a first connect wakes at once; the place that is found later is not used.",
+        [
+            "hold locate",
+            "A checkout",
+            "close all",
+            "A raises ConnectionClosed",
+            "locate ok",
+            "idle",
+            "channel 1 closed",
+        ],
+        ["created", "acquire IDLE>PROBING g0", "close PROBING>CLOSED g0"],
+        strategy="compass",
+    ),
     "close while attempts pause": Scenario(
         "Close ends the pause between two attempts.",
         [DOWN, "attempt fails UNAVAILABLE", "close all", "idle", "channel 2 closed"],

@@ -88,6 +88,22 @@ SCENARIOS: dict[str, Scenario] = {
         ],
         policy=AGING,
     ),
+    "recycle whose leader dies": Scenario(
+        "An optional recovery that is abandoned leaves the channel that serves, and nothing else.",
+        [
+            CONNECTED,
+            "advance 91",
+            "register dies",
+            "channel 1 open",
+            "channel 2 closed",
+            "pool state=IDLE generation=1",
+            "A rpc",
+            "A gets ok",
+            "A ok",
+        ],
+        [RECYCLED, "abandoned RECOVERING>IDLE g1", "served IDLE>ACTIVE g1"],
+        policy=AGING,
+    ),
     "a failure during recycle": Scenario(
         "A failure of the current channel makes an optional flight mandatory.",
         [

@@ -227,7 +227,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a channel that comes up after close is kept",
         (7,),
-        Line(Flights, "_candidate", "if wire.sever(cut=False):", "if False:"),
+        Line(Flights, "_candidate", "self.dispose(wire)", "pass"),
         Setup("threads: close", (READY,), ("close_all",), faults=1, preemptions=1),
     ),
     # -- law 4: every waiter wakes
@@ -444,7 +444,12 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a lease is not given back when the checkout fails",
         (12,),
-        Line(Procedures, "check_out", "self.give_back(connection, client)", "pass"),
+        Line(
+            Procedures,
+            "check_out",
+            "if not connection.lease(caller):",
+            "if not (connection.lease(client) and connection.lease(caller)):",
+        ),
         Setup("cancelled", (replace(CALLER, anonymous=True), CALLER), kinds=("cancelled",)),
     ),
     Mutant(

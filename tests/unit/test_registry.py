@@ -74,6 +74,20 @@ def test_dedicated_connections_of_nobody_are_many() -> None:
     assert len(registry) == 3
 
 
+def test_only_a_pooled_connection_is_unshared() -> None:
+    """A connection whose key somebody else has by now leaves that one in the pool."""
+    registry, one, two = Registry(), connection(), connection()
+    registry.add(one)
+    registry.remove(one)
+    registry.add(two)
+    registry.unshare(one)
+    assert registry.all() == [two]
+    assert not one.dedicated
+    registry.unshare(two)
+    assert registry.find(two.config.key) is None
+    assert two.dedicated
+
+
 def test_an_unshared_connection_ends_with_its_holders() -> None:
     """New credentials take a connection out of the pool: nobody else may get it, ever.
 

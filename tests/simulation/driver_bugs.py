@@ -1,0 +1,115 @@
+"""Broken drivers: each has one line changed, as one could write it; schedules have to find it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from milvus_lifecycle.aio import AsyncConnectionManager
+from milvus_lifecycle.manager import ConnectionManager
+from tests.simulation.broken import Line
+
+
+@dataclass(frozen=True)
+class DriverBug:
+    """What is wrong, in which driver, and the laws by which that shows."""
+
+    flavour: str
+    name: str
+    laws: tuple[int, ...]
+    patch: Line
+
+
+BUGS: tuple[DriverBug, ...] = (
+    # -- threads ----------------------------------------------------------------------------
+    DriverBug(
+        "threads",
+        "lost wakeup: a flight may end before its waiter is on the list",
+        (4,),
+        Line(
+            ConnectionManager,
+            "_wait",
+            "if not request.connection.join(flight, wake, request.until):",
+            "if request.connection.join(flight, wake, request.until) is None:",
+        ),
+    ),
+    DriverBug(
+        "threads",
+        "late close: a timekeeper that sleeps is not told of an earlier job",
+        (7,),
+        Line(
+            ConnectionManager,
+            "wind",
+            "if keeper is not threading.current_thread():",
+            "if keeper is threading.current_thread():",
+        ),
+    ),
+    DriverBug(
+        "threads",
+        "late close: a channel is left to a timekeeper that may have gone",
+        (2, 7),
+        Line(
+            ConnectionManager,
+            "dispose",
+            "wire.channel.close()",
+            "self.post(wire.channel.close)",
+        ),
+    ),
+    DriverBug(
+        "threads",
+        "two leaders: a waiter whose time is over takes the lead",
+        (1,),
+        Line(
+            ConnectionManager,
+            "_wait",
+            "self.seams.wait(landed, request.until + request.grace)",
+            "self.seams.wait(landed, request.until + request.grace)"
+            "; landed.is_set() or self._fly(request.connection, flight)",
+        ),
+    ),
+    # -- asyncio ----------------------------------------------------------------------------
+    DriverBug(
+        "asyncio",
+        "late close: a timer that is armed is not moved forward",
+        (7,),
+        Line(
+            AsyncConnectionManager,
+            "_arm",
+            "due >= self._timer_due",
+            "self._timer is not None",
+        ),
+    ),
+    DriverBug(
+        "asyncio",
+        "late close: channels are closed in the loop's next round, which may not come",
+        (7,),
+        Line(
+            AsyncConnectionManager,
+            "_in_loop",
+            "if loop is None or not loop.is_running() or self._here():",
+            "if loop is None:",
+        ),
+    ),
+    DriverBug(
+        "asyncio",
+        "two leaders: a waiter whose time is over launches the flight again",
+        (1,),
+        Line(
+            AsyncConnectionManager,
+            "_wait",
+            "await asyncio.wait({landed}, timeout=max(0.0, left))",
+            "await asyncio.wait({landed}, timeout=max(0.0, left))"
+            "; landed.done() or self.launch(request.connection, request.flight)",
+        ),
+    ),
+    DriverBug(
+        "asyncio",
+        "lost wakeup: a leader that is cancelled before its first step settles nothing",
+        (4,),
+        Line(
+            AsyncConnectionManager,
+            "_spawn",
+            "if done is not None:",
+            "if False:",
+        ),
+    ),
+)

@@ -1,0 +1,86 @@
+"""Schedules of the real drivers: the seed decides who runs next, and every one keeps the laws.
+
+``MILVUS_LIFECYCLE_SCHEDULES=100000`` runs so many (10,000 by default, half of them for each
+driver); ``MILVUS_LIFECYCLE_SEED=1234`` runs that seed alone, and prints its trace.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+from tests.simulation.aio_schedules import AioWorld
+from tests.simulation.campaign import campaign, collected_by_hand, play
+from tests.simulation.driver_bugs import BUGS, DriverBug
+from tests.simulation.laws import Broken
+from tests.simulation.schedules import World
+from tests.simulation.threads_schedules import ThreadsWorld
+
+Record = Callable[[str, object], None]
+_TOTAL = int(os.environ.get("MILVUS_LIFECYCLE_SCHEDULES", "10000"))
+_SEED = os.environ.get("MILVUS_LIFECYCLE_SEED", "")
+_FLAVOURS: dict[str, type[World]] = {"threads": ThreadsWorld, "asyncio": AioWorld}
+#: seeds of each driver, and into how many tests they are dealt
+_EACH = max(1, _TOTAL // 2)
+_CHUNKS = min(10, _EACH)
+
+
+def _seeds(chunk: int) -> range:
+    if _SEED:
+        return range(int(_SEED), int(_SEED) + 1)
+    return range(_EACH * chunk // _CHUNKS, _EACH * (chunk + 1) // _CHUNKS)
+
+
+@pytest.mark.timeout(0 if _TOTAL > 20_000 else 180)
+@pytest.mark.parametrize("chunk", range(1 if _SEED else _CHUNKS))
+@pytest.mark.parametrize("flavour", _FLAVOURS)
+def test_the_laws_hold_in_every_schedule(flavour: str, chunk: int, record_property: Record) -> None:
+    """No order in which the seeds let threads, callbacks and I/O run breaks a law."""
+    done = campaign(_FLAVOURS[flavour], _seeds(chunk))
+    if _SEED:
+        print("\n".join(done.last))
+    assert done.finding is None, str(done.finding)
+    record_property("schedules", done.schedules)
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: f"{bug.flavour}: {bug.name}")
+def test_a_broken_driver_is_found(bug: DriverBug, record_property: Record) -> None:
+    """The schedules of every day find a driver with this one line changed, by the right law."""
+    with bug.patch.applied():
+        done = campaign(_FLAVOURS[bug.flavour], range(5000))
+    assert done.finding is not None, f"not found in {done.schedules} schedules"
+    broken = done.finding.broken
+    assert isinstance(broken, Broken), done.finding
+    assert broken.law in bug.laws, done.finding
+    said = f"{bug.flavour}: {bug.name}: seed {done.finding.seed}, {broken}"
+    print(said)
+    record_property("figures", said)
+    record_property("bugs", 1)
+
+
+@pytest.mark.parametrize("flavour", _FLAVOURS)
+def test_a_seed_replays_exactly(flavour: str) -> None:
+    """A seed is a run: the second time, everybody does the same, and the records are the same."""
+    with collected_by_hand():
+        for seed in range(100):
+            (first, broken), (again, still) = (play(_FLAVOURS[flavour], seed) for _ in range(2))
+            assert broken is None
+            assert still is None
+            assert first.trace == again.trace
+            assert first.records == again.records
+            assert first.moves == again.moves
+
+
+@pytest.mark.parametrize("flavour", _FLAVOURS)
+def test_a_failing_seed_replays_exactly(flavour: str) -> None:
+    """What a campaign prints of a broken driver is what its seed alone shows again."""
+    bug = next(bug for bug in BUGS if bug.flavour == flavour)
+    with bug.patch.applied():
+        finding = campaign(_FLAVOURS[flavour], range(5000)).finding
+        assert finding is not None
+        again = campaign(_FLAVOURS[flavour], [finding.seed]).finding
+    assert again is not None
+    assert str(again) == str(finding)
+    assert f"MILVUS_LIFECYCLE_SEED={finding.seed} pytest" in str(finding)

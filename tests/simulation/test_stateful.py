@@ -1,0 +1,99 @@
+"""Stateful search: any use of a manager, by its public names, against a simple reference model.
+
+``MILVUS_LIFECYCLE_EXAMPLES=N`` runs N random examples of each flavour instead of the same few.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+from hypothesis import Phase, settings
+from hypothesis.errors import Flaky
+from hypothesis.stateful import run_state_machine_as_test
+
+from milvus_lifecycle.engine import Engine
+from milvus_lifecycle.procedures import Procedures
+from milvus_lifecycle.timers import Timers
+from tests.simulation.broken import Line
+from tests.simulation.pools import Pools
+
+#: Examples of each flavour, unless the option says otherwise.
+EXAMPLES = 50
+Record = Callable[[str, object], None]
+_OPTION = os.environ.get("MILVUS_LIFECYCLE_EXAMPLES", "")
+FLAVOURS = ("threads", "asyncio")
+
+
+def search(flavour: str, examples: int, *, random: bool = False) -> type[Pools]:
+    """Run ``examples``: the same ones each time, unless they are to be ``random``.
+
+    No database: nothing is left behind. A failing example is made shorter only in a random run,
+    which has the time.
+    """
+    pools = type(f"Pools_{flavour}", (Pools,), {"flavour": flavour, "examples": 0, "steps": 0})
+    how = settings(
+        max_examples=examples,
+        stateful_step_count=40,
+        derandomize=not random,
+        database=None,
+        deadline=None,
+        report_multiple_bugs=False,
+        phases=(Phase.generate, Phase.shrink) if random else (Phase.generate,),
+    )
+    run_state_machine_as_test(pools, settings=how)
+    return pools
+
+
+@pytest.mark.timeout(0 if _OPTION else 180)
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_the_pool_is_as_its_users_expect(flavour: str, record_property: Record) -> None:
+    """Whatever users, servers and time do, the pool is what the reference model says."""
+    pools = search(flavour, int(_OPTION or EXAMPLES), random=bool(_OPTION))
+    figures = f"stateful, {flavour}: {pools.examples:,} examples, {pools.steps:,} steps"
+    print(figures)
+    record_property("figures", figures)
+
+
+BUGS = {
+    "a release does not give the lease back": Line(
+        Engine, "give_back", "connection.unlease(client)", "False"
+    ),
+    "what nobody uses is kept for ever": Line(
+        Timers, "plan_expiry", "due is not None and connection.state is State.IDLE", "False"
+    ),
+    "a collected client keeps its lease": Line(
+        Engine, "_lost", "connection.lose(key, ref)", "False"
+    ),
+    "a failed checkout keeps its lease": Line(
+        Procedures,
+        "check_out",
+        "if not connection.lease(caller):",
+        "if not (connection.lease(client) and connection.lease(caller)):",
+    ),
+    "a dedicated connection is the shared one": Line(
+        Engine, "find_or_create", "if dedicated:", "if False:"
+    ),
+    "close_all forgets one": Line(
+        Engine, "shut_all", "self.registry.all()", "self.registry.all()[1:]"
+    ),
+    "a retired channel is left open": Line(Engine, "finish", "self.dispose(wire)", "pass"),
+    "a caller's own deadline is not looked at": Line(
+        Procedures,
+        "ride_out",
+        "limit = budget_end if until is None else min(until, budget_end)",
+        "limit = budget_end",
+    ),
+}
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_seeded_bug_is_found(bug: str, flavour: str, record_property: Record) -> None:
+    """The same search rejects a manager with this one line changed."""
+    # Threads may end otherwise when Hypothesis runs the example again: found all the same.
+    with BUGS[bug].applied(), pytest.raises((AssertionError, Flaky)) as found:
+        search(flavour, 3 * EXAMPLES)
+    print(f"{bug}: {found.value}")
+    record_property("stateful bugs", 1)

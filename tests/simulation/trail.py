@@ -1,0 +1,68 @@
+"""The records of all connections, read as they come: each story has to be a legal one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from milvus_lifecycle import TransitionRecord
+from milvus_lifecycle.audit import CREATED, REFUSED, TRANSITION
+from milvus_lifecycle.table import TRANSITIONS
+
+ROWS = {(row.trigger.value, row.source.value, row.dest.value) for row in TRANSITIONS}
+#: what may leave a connection IDLE though somebody holds it
+LOST = ("give_up", "abandoned")
+
+
+class Trail:
+    """What the records so far say of each connection."""
+
+    def __init__(self, records: list[TransitionRecord]) -> None:
+        self._records = records
+        self._read = 0
+        #: id of the connection -> its latest record of a change
+        self._last: dict[str, TransitionRecord] = {}
+        self._recoveries: dict[str, int] = {}
+
+    @property
+    def ids(self) -> list[str]:
+        """Every connection that there was, in the order of their creation."""
+        return list(self._last)
+
+    def generation(self, identity: str) -> int:
+        """How often a channel was swapped in."""
+        return self._last[identity].generation
+
+    def read(self) -> None:
+        """Go on to the newest record; each is a row of the table, and follows the one before."""
+        for record in self._records[self._read :]:
+            last = self._last.get(record.connection_id)
+            if record.event == CREATED:
+                assert (last, record.seq, record.dest) == (None, 0, "IDLE"), record
+            elif record.event == REFUSED:
+                assert (record.seq, record.source) == (None, "CLOSED"), record
+                continue
+            else:
+                assert record.event == TRANSITION
+                assert last is not None, record
+                assert (record.seq, record.source) == ((last.seq or 0) + 1, last.dest), record
+                assert (record.trigger, record.source, record.dest) in ROWS, record
+                swapped = record.trigger in ("recovered", "probe_passed")
+                grown = record.generation - last.generation
+                assert grown == 0 or (swapped and grown == 1), record
+                recovered = record.trigger == "recovered"
+                count = self._recoveries.get(record.connection_id, 0) + recovered
+                self._recoveries[record.connection_id] = count
+            self._last[record.connection_id] = record
+        self._read = len(self._records)
+
+    def check(self, row: dict[str, Any], *, calm: bool) -> None:
+        """A row of ``get_stats`` tells the same; with a good server nothing is under way."""
+        last, state = self._last[row["id"]], row["state"]
+        told = (last.dest, last.generation, self._recoveries.get(row["id"], 0))
+        assert told == (state, row["generation"], row["recoveries"]), (row, last)
+        if state in ("PROBING", "RECOVERING"):
+            assert not calm, f"{row} though its server is well"
+        elif row["clients"]:
+            assert state == "ACTIVE" or last.trigger in LOST, (row, last)
+        else:
+            assert state == "IDLE", (row, last)

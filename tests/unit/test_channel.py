@@ -1,0 +1,274 @@
+"""The permanent channel of the threads flavour: subscriptions, streams, futures and cuts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import pytest
+
+from milvus_lifecycle.errors import ConnectionClosed
+from milvus_lifecycle.face import DrainedError
+from milvus_lifecycle.table import State
+from milvus_lifecycle.testing import FakeChannel, rpc_error
+from tests.rigs import Rig
+
+KINDS = ("unary_stream", "stream_unary", "stream_stream")
+
+
+def test_a_cut_rpc_is_an_error_a_call_and_a_finished_future() -> None:
+    """Whatever grpc's interceptors and pymilvus's decorator ask of an error, it answers."""
+    cut = DrainedError("home:19530", 30.0)
+    assert cut.code() is grpc.StatusCode.UNAVAILABLE
+    assert "drain_timeout=30.0" in cut.details()
+    assert (cut.done(), cut.running(), cut.cancelled(), cut.cancel()) == (True, False, False, False)
+    assert (cut.is_active(), cut.time_remaining(), cut.add_callback(print)) == (False, 0.0, False)
+    assert (cut.initial_metadata(), cut.trailing_metadata()) == ((), ())
+    assert cut.debug_error_string() == ""
+    assert cut.exception() is cut
+    assert cut.traceback() is None
+    seen: list[Any] = []
+    cut.add_done_callback(seen.append)
+    assert seen == [cut]
+    with pytest.raises(DrainedError):
+        cut.result()
+
+
+def test_a_subscription_follows_the_channel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who watches a handler's channel watches the one in use, also after a recovery."""
+    log: list[tuple[str, int]] = []
+
+    def note(what: str) -> Callable[..., None]:
+        return lambda channel, callback, connect=False: log.append((what, channel.number))
+
+    for what in ("subscribe", "unsubscribe"):
+        monkeypatch.setattr(FakeChannel, what, note(what), raising=False)
+    with Rig() as rig:
+        handler = rig.connected()
+        face = handler.face
+        face.subscribe(print, True)
+        face.rebound()  # the channel is the same: nothing to do
+        rig.script.plan("rpc", rpc_error("UNAVAILABLE"))
+        handler.call()
+        face.unsubscribe(print)
+        assert log == [("subscribe", 1), ("unsubscribe", 1), ("subscribe", 2), ("unsubscribe", 2)]
+    with Rig() as rig:
+        del log[:]
+        early = rig.manager.create(rig.connected().face.connection.config, dedicated=True).face
+        early.subscribe(print)
+        early.rebound()
+        early.unsubscribe(print)
+        assert log == [], "it has no channel yet"
+
+
+def test_a_channel_is_a_context() -> None:
+    """Leaving it closes the connection for good; it shows which one that is."""
+    with Rig() as rig:
+        handler = rig.connected()
+        with handler.face as face:
+            assert handler.face.connection.id in repr(face)
+        assert handler.face.connection.state is State.CLOSED
+        with pytest.raises(ConnectionClosed):
+            handler.rpc()
+
+
+class Running(DrainedError):
+    """A stream that goes on until it is told to end."""
+
+    end: Callable[[], None]
+
+    def add_callback(self, callback: Any) -> bool:
+        self.end = callback
+        return True
+
+
+def streams(monkeypatch: pytest.MonkeyPatch, outcome: Any) -> None:
+    """Let streaming methods of every channel return, or raise, this."""
+
+    def make(channel: Any, method: str) -> Callable[..., Any]:
+        def call(request: Any, **about: Any) -> Any:
+            if isinstance(outcome, BaseException) and not isinstance(outcome, grpc.Call):
+                raise outcome
+            return outcome
+
+        return call
+
+    for kind in KINDS:
+        monkeypatch.setattr(FakeChannel, kind, make, raising=False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stream_counts_until_it_ends(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Its channel is not closed under it: it is one RPC in flight till its last callback."""
+    running = Running("home:19530", None)
+    streams(monkeypatch, running)
+    with Rig() as rig:
+        face = rig.connected().face
+        assert getattr(face, kind)("/method")("request", timeout=5.0) is running
+        assert face.connection.in_flight == 1
+        running.end()
+        assert face.connection.in_flight == 0
+
+
+@pytest.mark.parametrize(
+    "outcome", [DrainedError("home:19530", None), iter(())], ids=["over", "unwatched"]
+)
+def test_a_stream_that_is_over_counts_no_more(
+    monkeypatch: pytest.MonkeyPatch, outcome: Any
+) -> None:
+    """One that has ended before anybody could watch it, or cannot be watched."""
+    streams(monkeypatch, outcome)
+    with Rig() as rig:
+        face = rig.connected().face
+        assert face.unary_stream("/method")("request") is outcome
+        assert face.connection.in_flight == 0
+
+
+@pytest.mark.parametrize("error", [rpc_error("UNAVAILABLE"), TypeError("bad request")], ids=str)
+def test_a_stream_that_does_not_begin(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Its failure is the caller's, counted as one of the connection if it is grpc's."""
+    streams(monkeypatch, error)
+    with Rig() as rig:
+        face = rig.connected().face
+        with pytest.raises(type(error)):
+            face.unary_stream("/method")("request")
+        assert face.connection.in_flight == 0
+        assert face.connection.failures == isinstance(error, grpc.RpcError)
+
+
+class Pending(grpc.RpcError):
+    """grpc's future of one RPC."""
+
+    def __init__(self) -> None:
+        self.callbacks: list[Callable[[Any], None]] = []
+        self.status, self.answer = grpc.StatusCode.OK, "answer"
+        self.error: Any = None
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        self.callbacks.append(callback)
+
+    def end(self, error: Any = None) -> None:
+        if error is not None:
+            self.status, self.error = grpc.StatusCode.UNAVAILABLE, error
+        for callback in self.callbacks:
+            callback(self)
+
+    def code(self) -> grpc.StatusCode:
+        return self.status
+
+    def details(self) -> str:
+        return "of grpc"
+
+    def result(self, timeout: float | None = None) -> Any:
+        if self.error is not None:
+            raise self.error
+        return self.answer
+
+    def exception(self, timeout: float | None = None) -> Any:
+        if isinstance(self.error, grpc.FutureCancelledError):
+            raise self.error
+        return self.error
+
+    def cancel(self) -> bool:
+        self.error = grpc.FutureCancelledError()
+        return True
+
+    def cancelled(self) -> bool:
+        return isinstance(self.error, grpc.FutureCancelledError)
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args: name
+
+
+def pending(rig: Rig, pend: Any) -> Any:
+    """A future of the engine's over one of grpc's."""
+    face = rig.connected().face
+
+    class Method:
+        def future(self, request: Any, **about: Any) -> Any:
+            if not isinstance(pend, Pending):
+                raise pend
+            return pend
+
+    face.connection.binding.wire.methods["/method"] = Method()
+    return face.unary_unary("/method").future("request", timeout=5.0)
+
+
+def test_a_future_counts_until_it_is_done() -> None:
+    """It is one RPC in flight; its answer and grpc's own facts about it are passed on."""
+    call = Pending()
+    with Rig() as rig:
+        future = pending(rig, call)
+        connection = rig.manager.registry.all()[0]
+        assert connection.in_flight == 1
+        seen: list[Any] = []
+        future.add_done_callback(seen.append)
+        call.end()
+        assert (connection.in_flight, seen) == (0, [future])
+        assert (future.result(1), future.exception(1)) == ("answer", None)
+        assert (future.code(), future.details()) == (grpc.StatusCode.OK, "of grpc")
+        assert (future.cancelled(), future.running(), future.done()) == (False, True, True)
+        assert future.initial_metadata() == "initial_metadata"
+        assert future.trailing_metadata() == "trailing_metadata"
+        assert future.time_remaining() == "time_remaining"
+        assert future.traceback(1) == "traceback"
+        assert (future.is_active(), future.add_callback(print)) == (True, True)
+
+
+@pytest.mark.parametrize("first", ["callback", "result", "exception"])
+def test_a_future_reports_its_failure_once(first: str) -> None:
+    """Whoever is first, grpc's callback or the caller: one failure, and everybody sees it."""
+    call, error = Pending(), rpc_error("UNAVAILABLE")
+    with Rig() as rig:
+        future = pending(rig, call)
+        call.status, call.error = grpc.StatusCode.UNAVAILABLE, error
+        if first == "result":
+            with pytest.raises(grpc.RpcError):
+                future.result()
+        elif first == "exception":
+            assert future.exception() is error
+        call.end(error)
+        assert future.exception() is not None
+        assert rig.triggers().count("fail") == 1
+
+
+def test_a_future_that_its_caller_cancels_is_no_failure() -> None:
+    """It is cancelled, to its caller too, and nothing is recovered."""
+    call = Pending()
+    with Rig() as rig:
+        future = pending(rig, call)
+        assert future.cancel()
+        call.end(grpc.FutureCancelledError())
+        assert future.cancelled()
+        for ask in (future.result, future.exception):
+            with pytest.raises(grpc.FutureCancelledError):
+                ask()
+        assert "fail" not in rig.triggers()
+
+
+def test_a_future_that_is_cut_is_unavailable() -> None:
+    """What drain_timeout cancels is never a cancellation to its caller."""
+    call = Pending()
+    with Rig() as rig:
+        future = pending(rig, call)
+        binding = rig.manager.registry.all()[0].binding
+        assert binding is not None
+        binding.wire.sever(cut=True)
+        call.error = grpc.FutureCancelledError()
+        assert isinstance(future.exception(), DrainedError)
+        assert future.code() is grpc.StatusCode.UNAVAILABLE
+        assert "replaced" in future.details()
+
+
+@pytest.mark.parametrize("error", [rpc_error("UNAVAILABLE"), TypeError("bad")], ids=str)
+def test_a_future_that_does_not_begin(error: Exception) -> None:
+    """It counts as nothing in flight; grpc's error as a failure."""
+    with Rig() as rig:
+        with pytest.raises(type(error)):
+            pending(rig, error)
+        connection = rig.manager.registry.all()[0]
+        assert (connection.in_flight, connection.failures) == (
+            0,
+            isinstance(error, grpc.RpcError),
+        )

@@ -1,0 +1,162 @@
+"""Flights where no scenario goes: channels that come back, locators, and outcomes that race."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from milvus_lifecycle import ConnectionManager
+from milvus_lifecycle.errors import ConnectionClosed, PermanentFailure
+from milvus_lifecycle.facts import Facts, Located
+from milvus_lifecycle.table import State, Trigger
+from milvus_lifecycle.testing import rpc_error
+from tests.rigs import HOME, Faithful, Rig, Roamer, Signpost
+
+UNAVAILABLE = rpc_error("UNAVAILABLE")
+CONNECTED = ["acquire", "probe_passed"]
+
+
+def faithful() -> tuple[Rig, Faithful, Any]:
+    """A validated connection whose strategy asks the channel that failed first."""
+    strategy = Faithful()
+    rig = Rig(strategy)
+    strategy.where = Signpost(rig.script)
+    return rig, strategy, rig.connected()
+
+
+def test_a_channel_that_answers_again_serves_on() -> None:
+    """Where the target has not moved, the channel that failed is asked before another is opened."""
+    rig, _, handler = faithful()
+    with rig:
+        call = rig.failing(handler, "ping")
+        rig.script.let_go()
+        call.value(20)
+        assert rig.triggers() == [*CONNECTED, "fail", "stand_down"]
+        assert handler.face.connection.generation == 1
+        assert [channel.closed for channel in rig.script.channels] == [False]
+
+
+def test_a_channel_that_does_not_answer_is_replaced() -> None:
+    """If the old channel is dead a fresh one is opened, and the old one closed, in one flight."""
+    rig, _, handler = faithful()
+    with rig:
+        rig.script.plan("rpc", UNAVAILABLE)
+        rig.script.plan("ping", rpc_error("DEADLINE_EXCEEDED"))
+        handler.call()
+        assert rig.triggers() == [*CONNECTED, "fail", "recovered"]
+        assert [channel.closed for channel in rig.script.channels] == [True, False]
+
+
+def test_one_failure_is_one_recovery() -> None:
+    """A decorator that asks after the channel has answered again is to retry, and nothing else."""
+    rig, _, handler = faithful()
+    with rig:
+        error = rpc_error("UNAVAILABLE")
+        rig.script.plan("rpc", error)
+        with pytest.raises(type(error)):
+            handler.rpc()
+        rig.audit.wait_for("stand_down")
+        assert rig.manager.handle_error(handler, error) is True
+        assert rig.triggers() == [*CONNECTED, "fail", "stand_down"]
+        assert handler.face.connection.failures == 1
+
+
+def test_a_target_that_moved_is_not_asked_at_its_old_place() -> None:
+    """The old address is not even pinged: it may answer, and be a secondary now."""
+    rig, strategy, handler = faithful()
+    with rig:
+        strategy.target = "north:19530"
+        strategy.where = Signpost(rig.script, strategy.target)
+        rig.script.plan("rpc", UNAVAILABLE)
+        handler.call()
+        assert rig.count("ping") == 0
+        assert handler.face.connection.address == "north:19530"
+        assert [channel.closed for channel in rig.script.channels] == [True, False]
+
+
+def test_a_close_while_the_old_channel_is_asked() -> None:
+    """Close wins: the waiter has the closed error, no channel is opened, the old one is closed."""
+    rig, _, handler = faithful()
+    with rig:
+        call = rig.failing(handler, "ping")
+        rig.manager.close_all()
+        with pytest.raises(ConnectionClosed):
+            call.value(20)
+        assert rig.triggers() == [*CONNECTED, "fail", "close"]
+        assert [channel.closed for channel in rig.script.channels] == [True]
+
+
+def test_a_refusal_is_not_the_end_of_an_attempt() -> None:
+    """After a first refusal the attempt waits for its channel to come up: one channel, no retry."""
+    with Rig() as rig:
+        handler = rig.connected()
+        rig.script.plan("rpc", UNAVAILABLE)
+        rig.script.plan("register", UNAVAILABLE)
+        handler.call()
+        assert rig.triggers() == [*CONNECTED, "fail", "recovered"]
+        assert len(rig.script.channels) == 2
+        assert rig.count("register") == 3
+
+
+def test_a_server_that_comes_up_and_refuses() -> None:
+    """A permanent error while an attempt waits is told at once, and not the refusal before it."""
+    with Rig() as rig:
+        handler = rig.connected()
+        call = rig.failing(handler, "register")
+        rig.script.plan("register", rpc_error("UNAUTHENTICATED"))
+        rig.script.wait_held("register").fail(UNAVAILABLE)
+        with pytest.raises(PermanentFailure, match="UNAUTHENTICATED"):
+            call.value(20)
+        assert rig.triggers() == [*CONNECTED, "fail", "give_up"]
+
+
+@pytest.mark.parametrize(("revisit", "slice_"), [(0.4, 0.4), (0.0, 0.2), (50.0, 1.0)])
+def test_an_attempt_ends_where_locating_again_makes_sense(revisit: float, slice_: float) -> None:
+    """A locator says when it will know more; an attempt lasts till then, within its bounds."""
+    strategy = Roamer()
+    with Rig(strategy) as rig:
+        handler = rig.connected()
+        strategy.where = Signpost(rig.script)
+        rig.script.plan("locate", Located(HOME, revisit=rig.clock() + revisit))
+        call = rig.failing(handler, "register")
+        assert rig.script.wait_held("register").timeout == pytest.approx(slice_)
+        rig.script.let_go()
+        call.value(20)
+
+
+class Hasty(ConnectionManager):
+    """Somebody closes everything in the moment in which a flight gives up."""
+
+    def step(self, connection: Any, trigger: Trigger, **facts: Any) -> bool:
+        if trigger is Trigger.GIVE_UP:
+            super().step(connection, Trigger.CLOSE)
+        return super().step(connection, trigger, **facts)
+
+
+def test_a_close_as_a_flight_gives_up() -> None:
+    """Close was first: it is the last record, and what the waiter is told."""
+    with Rig(manager=Hasty) as rig:
+        handler = rig.connected()
+        rig.script.plan("rpc", UNAVAILABLE)
+        rig.script.plan("register", rpc_error("PERMISSION_DENIED"))
+        with pytest.raises(ConnectionClosed):
+            handler.call()
+        assert rig.triggers() == [*CONNECTED, "fail", "close"]
+
+
+def test_a_probe_that_finds_itself_in_a_forked_child() -> None:
+    """Its connection has no channel there, and a flight of the parent's decides nothing."""
+    with Rig() as rig:
+        handler = rig.connected()
+        connection = handler.face.connection
+        rig.clock.advance(31)
+        result = connection.step(Trigger.ACQUIRE, Facts(now=rig.clock()))
+        assert result.launch is not None
+        leader = rig.manager.fly(connection, result.launch)
+        rig.manager.fork_child()
+        with pytest.raises(StopIteration):
+            next(leader)
+        assert connection.state is State.IDLE
+        assert rig.count("ping") == 0
+        assert rig.triggers()[-1] == "forked"

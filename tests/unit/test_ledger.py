@@ -1,0 +1,155 @@
+"""The books of a connection, stepped by hand, where no scenario goes."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from milvus_lifecycle.connection import ManagedConnection
+from milvus_lifecycle.facts import Facts, StepResult
+from milvus_lifecycle.strategies import Effect, Probe, RegularStrategy
+from milvus_lifecycle.table import State, Trigger
+from milvus_lifecycle.testing import rpc_error
+from milvus_lifecycle.wire import Wire, WireState
+from tests.cores import CONFIG, Core
+from tests.observe import Call
+
+
+def recovering() -> tuple[Core, Wire]:
+    """A mandatory recovery under way, with its candidate."""
+    core = Core().to(State.RECOVERING)
+    flight, wire = core.connection.flight, core.wire()
+    assert flight is not None
+    assert core.connection.offer(flight, wire)
+    return core, wire
+
+
+def test_a_candidate_that_did_not_land_is_not_lost() -> None:
+    """If another channel is swapped in, the flight's candidate is handed over to be closed."""
+    core, candidate = recovering()
+    flight, other = core.connection.flight, core.wire()
+    assert flight is not None
+    result = core.step(Trigger.RECOVERED, flight=flight.number, wire=other, identifier="i")
+    assert core.connection.binding is not None
+    assert core.connection.binding.wire is other
+    assert candidate in result.dispose
+    assert candidate.state is WireState.CLOSED
+
+
+def test_a_late_success_does_not_end_an_outage() -> None:
+    """An RPC that is answered while its connection recovers proves nothing of the next channel."""
+    core, _ = recovering()
+    outage = core.connection.outage
+    assert outage is not None
+    assert not core.connection.succeeded(1, core.clock())
+    assert core.connection.outage is outage
+    core.land(Trigger.RECOVERED)
+    core.connection.succeeded(2, core.clock())
+    assert core.connection.outage is None
+
+
+def test_a_channel_is_withdrawn_once() -> None:
+    """A candidate that a fork has recalled is not handed over a second time by its leader."""
+    core, candidate = recovering()
+    flight = core.connection.flight
+    assert flight is not None
+    assert core.connection.recall().dispose == [candidate]
+    assert candidate.recalled
+    assert core.connection.withdraw(flight).dispose == []
+
+
+@pytest.mark.parametrize("case", ["no flight", "no candidate", "validated"])
+def test_a_fork_recalls_only_channels_that_connect(case: str) -> None:
+    """Without a flight, without a candidate, or once its Connect was answered: nothing to do."""
+    core = Core().to(State.ACTIVE if case == "no flight" else State.RECOVERING)
+    flight, wire = core.connection.flight, core.wire()
+    if case == "validated":
+        assert flight is not None
+        assert core.connection.offer(flight, wire)
+        wire.validated = True
+    assert core.connection.recall().dispose == []
+    assert not wire.recalled
+    assert case != "validated" or (flight is not None and flight.candidate is wire)
+
+
+class Forking(RegularStrategy):
+    """Forks inside of a step, as a finalizer might."""
+
+    recalled: StepResult | None = None
+
+    def on_recovering(self, connection: ManagedConnection, facts: Facts) -> Effect:
+        self.recalled = connection.recall()
+        return super().on_recovering(connection, facts)
+
+
+def test_a_fork_inside_of_a_step_leaves_the_step_alone() -> None:
+    """What the step has decided so far is not lost: its flight is launched, its channel closed."""
+    strategy = Forking(CONFIG)
+    core = Core(strategy=strategy).to(State.ACTIVE)
+    result = core.step(Trigger.FAIL, error=rpc_error("UNAVAILABLE"), generation=1)
+    assert strategy.recalled == StepResult()
+    assert result.launch is core.connection.flight
+    assert len(result.dispose) == 1
+
+
+class Stubborn(RegularStrategy):
+    """Answers a close with something that makes no sense there."""
+
+    def on_closed(self, connection: object, facts: object) -> Effect:
+        return Probe()
+
+
+def test_an_odd_answer_to_a_close_changes_nothing() -> None:
+    """A strategy that says anything but Dispose has nothing released; the close is complete."""
+    core = Core(strategy=Stubborn(CONFIG)).to(State.ACTIVE)
+    result = core.step(Trigger.CLOSE)
+    assert core.connection.state is State.CLOSED
+    assert result.locator is None
+    assert [wire.state for wire in result.dispose] == [WireState.CLOSED]
+
+
+def test_idle_time_is_since_the_last_use() -> None:
+    """Seconds since the last RPC or checkout, and none while an RPC runs."""
+    core = Core().to(State.ACTIVE)
+    core.clock.advance(7)
+    assert core.connection.idle_time == 7.0
+    assert core.connection.enter(core.clock()) is not None
+    core.clock.advance(7)
+    assert core.connection.idle_time == 0.0
+
+
+def test_a_connection_shows_where_it_stands() -> None:
+    """Its repr has what a log line needs: id, address, state, generation and clients."""
+    core = Core().to(State.ACTIVE)
+    shown = repr(core.connection)
+    for part in (core.connection.id, "home:19530", "ACTIVE", "generation=1", "clients=1"):
+        assert part in shown
+
+
+def test_the_end_does_not_wait_for_a_listener_for_ever() -> None:
+    """Records that another thread never finishes handing out are left to it."""
+    core = Core().to(State.ACTIVE)
+    entered, leave = threading.Event(), threading.Event()
+
+    def listener(record: object) -> None:
+        entered.set()
+        leave.wait(20)
+
+    core.audit.subscribe(listener)
+    call = Call(core.step, Trigger.CLOSE)
+    assert entered.wait(20)
+    core.connection.flush(time.monotonic())
+    assert not call.done
+    leave.set()
+    core.connection.flush(time.monotonic() + 20)
+    call.value(20)
+
+
+def test_a_failure_is_counted_with_its_error() -> None:
+    """What callers are told, and the statistics, come from the failure that began the outage."""
+    core = Core().to(State.ACTIVE)
+    core.step(Trigger.FAIL, error=rpc_error("UNAVAILABLE", "gone"), generation=1)
+    assert core.connection.failures == 1
+    assert "gone" in str(core.connection.last_error)

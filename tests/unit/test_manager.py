@@ -1,0 +1,376 @@
+"""The threads driver: one manager a process, its handlers, its timekeeper and its forks."""
+
+from __future__ import annotations
+
+import gc
+import queue
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+
+from milvus_lifecycle import ConnectionManager, LifecyclePolicy
+from milvus_lifecycle.errors import ConnectFailed, UnknownHandler
+from milvus_lifecycle.registry import Registry
+from milvus_lifecycle.requests import Procedure, Wait
+from milvus_lifecycle.table import State, Trigger
+from milvus_lifecycle.testing import FakeClock, Script, rpc_error, until
+from tests.cores import CONFIG
+from tests.observe import Call
+from tests.processes import REPOSITORY
+from tests.rigs import Client, Rig, Roamer, Unraisable
+
+UNAVAILABLE = rpc_error("UNAVAILABLE")
+KEEPER = "milvus-lifecycle-timekeeper"
+
+
+# -- one for the process --------------------------------------------------------------------------
+
+
+class Alone(ConnectionManager):
+    """Instances of its own, so that nobody else's are touched."""
+
+    _instance: ClassVar[ConnectionManager | None] = None
+
+
+def test_the_process_has_one_manager() -> None:
+    """``get_instance`` gives the same one until it is dropped, which closes it; then a new one."""
+    one = Alone.get_instance()
+    try:
+        assert Alone.get_instance() is one
+        assert type(one.transport).__name__ == "ThreadsTransport"
+    finally:
+        Alone.drop_instance()
+    Alone.drop_instance()  # there is none: nothing happens
+    two = Alone.get_instance()
+    assert two is not one
+    Alone.drop_instance()
+
+
+def test_of_two_threads_that_ask_at_once_both_get_the_first() -> None:
+    """Whoever waited while another thread made the manager takes that one."""
+    winner = ConnectionManager(transport=Script().threads())
+
+    class Late(ConnectionManager):
+        _instance: ClassVar[ConnectionManager | None] = None
+
+    class Lock:
+        def __enter__(self) -> None:
+            Late._instance = winner
+
+        def __exit__(self, *exc: object) -> None:
+            """Let go."""
+
+    Late._instance_lock = Lock()  # type: ignore[assignment]  # the other thread came before us
+    assert Late.get_instance() is winner
+
+
+_AT_EXIT = """
+import time
+from milvus_lifecycle import ConnectionConfig, ConnectionManager
+from milvus_lifecycle.testing import Script
+manager = ConnectionManager(transport=Script().threads())
+def listener(record):
+    if record.trigger == "probe_passed":
+        time.sleep(0.3)  # it is still under way, on a daemon thread, when the process ends
+    print(record.trigger, record.reason, flush=True)
+manager.subscribe(listener)
+handler = manager.get_or_create(ConnectionConfig.from_uri("http://home:19530"))
+"""
+
+
+def test_the_end_of_the_process_closes_what_is_open() -> None:
+    """An exit is a close; its record comes last, after those that are still on their way."""
+    done = subprocess.run(
+        [sys.executable, "-c", _AT_EXIT],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    said = [line.split(" ")[0] for line in done.stdout.splitlines()]
+    assert said[1:] == ["acquire", "probe_passed", "close"]
+    assert done.stderr == ""
+
+
+def test_a_manager_that_could_not_be_made_is_nothing() -> None:
+    """Bad arguments raise, and the half-made object goes without a complaint."""
+    with Unraisable() as errors:
+        with pytest.raises(TypeError):
+            ConnectionManager(transport=Script().threads(), nonsense=1)
+        gc.collect()
+    assert errors.seen == []
+
+
+# -- handlers -------------------------------------------------------------------------------------
+
+
+def test_a_handler_of_somebody_else_is_refused() -> None:
+    """Releasing or asking with an object that this manager did not hand out names its type."""
+    with Rig() as rig, Rig() as other:
+        theirs = other.connected()
+        for handler in (object(), theirs, SimpleNamespace()):
+            with pytest.raises(UnknownHandler, match=type(handler).__name__):
+                rig.manager.release(handler)
+            with pytest.raises(UnknownHandler):
+                rig.manager.handle_error(handler, UNAVAILABLE)
+        assert theirs.face.connection.state is State.ACTIVE
+
+
+def test_whoever_releases_a_dedicated_handler_ends_it() -> None:
+    """Without saying who: every lease of that connection is given back, and it is closed."""
+    with Rig() as rig:
+        ann = Client()
+        handler = rig.connected(ann, dedicated=True)
+        assert handler.face.connection.clients == {ann}
+        rig.manager.release(handler)
+        assert handler.face.connection.state is State.CLOSED
+        assert rig.triggers()[-1] == "release"
+        assert rig.manager.get_stats()["total_connections"] == 0
+
+
+def test_an_rpc_that_fails_as_its_connection_is_closed() -> None:
+    """Its failure is nobody's business any more: nothing is raised, moved or recorded."""
+    with Rig() as rig:
+        connection = rig.connected().face.connection
+        rig.manager.close_all()
+        before = list(rig.audit.records)
+        rig.manager.rpc_failed(connection, UNAVAILABLE, 1, rig.clock())
+        rig.manager.rpc_failed(connection, rpc_error("DEADLINE_EXCEEDED"), 1, rig.clock())
+        assert rig.audit.records == before
+
+
+def test_a_client_that_outlives_its_manager() -> None:
+    """Its lease ends with nobody to tell, and without a word."""
+    manager, client = ConnectionManager(transport=Script().threads()), Client()
+    connection = manager.create(CONFIG, dedicated=False)
+    connection.handler = connection.face = None  # they would keep the manager
+    connection.lease(client)
+    watched = weakref.ref(manager)
+    del manager
+    gc.collect()
+    assert watched() is None
+    with Unraisable() as errors:
+        del client
+        gc.collect()
+    assert errors.seen == []
+    assert connection.clients == frozenset()
+
+
+# -- flights --------------------------------------------------------------------------------------
+
+
+class Unsure(Roamer):
+    """Raises when it is told of a swap."""
+
+    def committed(self, connection: Any, located: Any) -> None:
+        raise LookupError("what was that place")
+
+
+def test_a_strategy_that_cannot_take_a_channel() -> None:
+    """Its fault is the connection's last error; the flight is settled and the channel closed."""
+    with Rig(Unsure()) as rig:
+        with pytest.raises(ConnectFailed, match="what was that place"):
+            rig.connected()
+        assert rig.triggers() == ["acquire", "abandoned"]
+        assert [channel.closed for channel in rig.script.channels] == [True]
+
+
+def test_a_flight_that_is_over_is_not_waited_for() -> None:
+    """Whoever comes to join when the outcome is there already goes on at once."""
+    with Rig() as rig:
+        connection = rig.connected().face.connection
+        rig.clock.advance(31)
+        rig.script.hold("ping")
+        rig.manager.step(connection, Trigger.ACQUIRE)
+        flight = connection.flight
+
+        def come_late() -> Procedure[str]:
+            rig.script.let_go()
+            rig.sees(lambda: flight.outcome is not None, "the probe did not end")
+            yield Wait(connection, flight, rig.clock() + 1000)
+            return "went on"
+
+        assert rig.manager.drive(come_late()) == "went on"
+        assert rig.clock.sleeping() == 0
+
+
+# -- fork -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["first connect", "recovery"])
+def test_a_fork_does_not_meet_a_connecting_channel(what: str) -> None:
+    """Channels that connect are closed before a fork; their flights go on after it, in the parent.
+
+    Nobody sees a failure for it, and no attempt is counted.
+    """
+    with Rig() as rig:
+        if what == "recovery":
+            call = rig.failing(rig.connected(), "register")
+        else:
+            rig.script.hold("register")
+            call = Call(rig.connected)
+            rig.script.wait_held("register")
+        rig.manager.fork_begins()
+        rig.manager.fork_waits(time.monotonic() + 20)
+        connecting = rig.script.channels[-1]
+        assert connecting.closed
+        rig.script.let_go()
+        assert not call.done
+        rig.manager.fork_is_over()
+        call.value(20)
+        assert [channel.closed for channel in rig.script.channels][-2:] == [True, False]
+        assert "retry" not in rig.triggers()
+        assert "probe_failed" not in rig.triggers()
+
+
+def test_a_fork_leaves_validated_channels_alone() -> None:
+    """What serves is not touched: the parent goes on with its channels, and its RPCs run on."""
+    with Rig() as rig:
+        handler = rig.connected()
+        rig.manager.fork_begins()
+        rig.manager.fork_waits(time.monotonic() + 20)
+        rig.manager.fork_is_over()
+        handler.rpc()
+        assert len(rig.script.channels) == 1
+
+
+@pytest.mark.parametrize("connections", [0, 1])
+def test_a_child_keeps_time_only_for_connections(connections: int) -> None:
+    """After a fork there is a timekeeper where there is something to keep time for."""
+    manager = ConnectionManager(transport=Script().threads(), seams=FakeClock().seams())
+    if connections:
+        manager.get_or_create(CONFIG)
+    manager.fork_child()
+    assert (manager._keeper is not None) == bool(connections)
+    assert manager.get_stats()["total_connections"] == connections
+    manager.close_all()
+
+
+# -- the timekeeper -------------------------------------------------------------------------------
+
+
+class Starts:
+    """Counts starts of timekeepers, and does something before each of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, before: Any) -> None:
+        self.count = 0
+        original = threading.Thread.start
+
+        def start(thread: threading.Thread) -> None:
+            if thread.name == KEEPER:
+                self.count += 1
+                before()
+            original(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", start)
+
+
+def test_a_finalizer_while_the_timekeeper_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The collector may run one there that sets a timer: it does not start a second timekeeper."""
+    with Rig() as rig:
+        starts = Starts(monkeypatch, rig.manager.wind)
+        rig.connected()
+        assert starts.count == 1
+        done = threading.Event()
+        rig.manager.post(done.set)
+        assert done.wait(20)
+
+
+def test_no_thread_for_the_timekeeper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls are served all the same, and the next timer tries again."""
+    refuse = [True]
+
+    def before() -> None:
+        if refuse:
+            raise RuntimeError("can't start new thread")
+
+    with Rig() as rig:
+        starts = Starts(monkeypatch, before)
+        handler = rig.connected()
+        handler.rpc()
+        assert starts.count > 0
+        assert rig.manager._keeper is None
+        refuse.clear()
+        rig.manager.wind()
+        done = threading.Event()
+        rig.manager.post(done.set)
+        assert done.wait(20)
+
+
+class Filling(Registry):
+    """Empty at the first look, and not at the second."""
+
+    looks = 0
+
+    def __len__(self) -> int:
+        self.looks += 1
+        return self.looks - 1
+
+
+def test_a_connection_that_comes_as_the_timekeeper_goes() -> None:
+    """It looks once more after it has said that it goes, and stays."""
+    manager = ConnectionManager(transport=Script().threads())
+    keeper = manager._keeper = threading.current_thread()
+    manager.registry = Filling()
+    assert not manager.keeper_may_end()
+    assert manager._keeper is keeper
+
+
+def lonely() -> tuple[Any, queue.SimpleQueue[Any], threading.Thread]:
+    """A manager with a pooled connection: (weak reference, mailbox, timekeeper)."""
+    manager = ConnectionManager(
+        LifecyclePolicy(linger=None), transport=Script().threads(), seams=FakeClock().seams()
+    )
+    manager.get_or_create(CONFIG)
+    keeper = manager._keeper
+    assert keeper is not None
+    return weakref.ref(manager), manager._mailbox, keeper
+
+
+def test_a_timekeeper_ends_with_its_manager() -> None:
+    """A manager that nobody has any more is collected though its thread waits, and ends it."""
+    watched, _, keeper = lonely()
+
+    def gone() -> bool:
+        gc.collect()
+        return watched() is None
+
+    until(gone, 20, "the manager is kept")
+    keeper.join(20)
+    assert not keeper.is_alive()
+
+
+def test_a_timekeeper_that_is_busy_as_its_manager_goes() -> None:
+    """It ends after the job that it has in hand."""
+    watched, mailbox, keeper = lonely()
+    inside, go_on = threading.Event(), threading.Event()
+
+    def job() -> None:
+        inside.set()
+        go_on.wait(20)
+
+    mailbox.put(job)
+    assert inside.wait(20)
+    gc.collect()
+    assert watched() is None
+    go_on.set()
+    keeper.join(20)
+    assert not keeper.is_alive()
+
+
+def test_a_timer_that_comes_due_needs_no_letter() -> None:
+    """The timekeeper wakes by itself for what is on the agenda."""
+    script, done = Script(), threading.Event()
+    manager = ConnectionManager(transport=script.threads())
+    manager.get_or_create(CONFIG)
+    manager.agenda.push(time.monotonic() + 0.05, done.set)
+    manager.wind()
+    assert done.wait(20)
+    manager.close_all()

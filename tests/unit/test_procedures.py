@@ -1,0 +1,256 @@
+"""What callers go through, where calls meet in ways that no scenario can arrange."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from milvus_lifecycle import ConnectionManager
+from milvus_lifecycle.errors import (
+    REPLICATE_VIOLATION_MARK,
+    ConnectionClosed,
+    DeadlineExceeded,
+    RecoveryExhausted,
+)
+from milvus_lifecycle.facts import Facts
+from milvus_lifecycle.requests import Pause, Wait
+from milvus_lifecycle.table import State, Trigger
+from milvus_lifecycle.testing import rpc_error
+from tests.cores import CONFIG
+from tests.observe import Call
+from tests.rigs import Client, Rig
+
+UNAVAILABLE = rpc_error("UNAVAILABLE")
+
+
+def shut_behind_its_back(rig: Rig, connection: Any) -> None:
+    """Close a connection so that it is still pooled: as in the middle of somebody's close."""
+    connection.step(Trigger.CLOSE, Facts(now=rig.clock()))
+    assert rig.manager.registry.find(CONFIG.key) is connection
+
+
+def test_a_checkout_that_finds_a_closed_connection_gets_another() -> None:
+    """Whoever comes in the middle of a close is refused there, on record, and served anew."""
+    with Rig() as rig:
+        first = rig.connected()
+        shut_behind_its_back(rig, first.face.connection)
+        second = rig.connected()
+        assert second is not first
+        assert second.face.connection.state is State.ACTIVE
+        refused = [r for r in rig.audit.records if r.event == "connection.refused"]
+        assert [r.connection_id for r in refused] == [first.face.connection.id]
+
+
+def test_a_revival_that_finds_a_closed_connection_makes_another() -> None:
+    """The successor of a closed connection may be closed itself by then: its client is served."""
+    with Rig() as rig:
+        handler = rig.connected()
+        rig.manager.close_all()
+        other = rig.connected()
+        shut_behind_its_back(rig, other.face.connection)
+        handler.rpc()
+        assert handler.face.connection.state is State.ACTIVE
+        assert rig.manager.get_stats()["total_connections"] == 1
+
+
+def test_a_revival_is_not_begun_without_time() -> None:
+    """An RPC whose time is over when it finds its connection closed opens nothing."""
+    with Rig() as rig:
+        handler = rig.connected()
+        rig.manager.close_all()
+        opened = len(rig.script.channels)
+        with pytest.raises(DeadlineExceeded):
+            handler.rpc(timeout=0)
+        assert len(rig.script.channels) == opened
+        assert rig.manager.get_stats()["total_connections"] == 0
+
+
+def test_a_handler_that_is_closed_while_it_revives_takes_nobody_along() -> None:
+    """Its call ends as closed; the connection that it had found is another client's, and lives."""
+    with Rig() as rig:
+        ann, bob = Client(), Client()
+        old = rig.connected(ann)
+        rig.manager.close_all()
+        rig.script.hold("register")
+        new = Call(rig.connected, bob)
+        rig.script.wait_held("register")
+        call = Call(old.rpc)
+        rig.sees(lambda: rig.clock.sleeping() == 2, "the call does not wait for the other's")
+        old.face.close()
+        rig.script.let_go()
+        with pytest.raises(ConnectionClosed):
+            call.value(20)
+        connection = new.value(20).face.connection
+        assert connection.state is State.ACTIVE
+        assert connection.clients == {bob}
+
+
+def test_no_time_no_wait() -> None:
+    """A caller whose time is over when it meets a flight does not join it."""
+    with Rig() as rig:
+        handler = rig.connected()
+        call = rig.failing(handler, "register")
+        with pytest.raises(DeadlineExceeded):
+            handler.rpc(timeout=0)
+        assert rig.clock.sleeping() == 1
+        rig.script.let_go()
+        call.value(20)
+
+
+def waiting(rig: Rig, timeout: float | None) -> tuple[Any, Any, Any]:
+    """A caller, driven by hand, that waits for a recovery: (connection, procedure, its wait)."""
+    handler = rig.connected()
+    rig.script.hold("register")
+    connection, now = handler.face.connection, rig.clock()
+    rig.manager.step(connection, Trigger.FAIL, error=UNAVAILABLE, generation=1)
+    until = None if timeout is None else now + timeout
+    caller = rig.manager.admit(handler.face, timeout, now, until)
+    request = next(caller)
+    assert isinstance(request, Wait)
+    return connection, caller, request
+
+
+def land(rig: Rig, connection: Any) -> None:
+    generation = connection.generation
+    rig.script.finish(rig.script.wait_held("register"))
+    rig.sees(lambda: connection.generation > generation, "it did not recover")
+
+
+def test_a_flight_that_lands_too_late_for_its_caller() -> None:
+    """A deadline that passes while the flight lands is a deadline: no RPC with no time is sent."""
+    with Rig() as rig:
+        connection, caller, _ = waiting(rig, 5.0)
+        rig.clock.advance(5)
+        land(rig, connection)
+        with pytest.raises(DeadlineExceeded):
+            caller.send(None)
+        assert rig.count("rpc") == 0
+
+
+def test_a_flight_that_lands_and_fails_before_its_caller_wakes() -> None:
+    """The caller joins the next flight at once, within the time that it has left."""
+    with Rig() as rig:
+        connection, caller, first = waiting(rig, 50.0)
+        land(rig, connection)
+        rig.manager.step(connection, Trigger.FAIL, error=UNAVAILABLE, generation=2)
+        second = caller.send(None)
+        assert isinstance(second, Wait)
+        assert second.flight is connection.flight
+        assert second.flight is not first.flight
+        assert second.until == first.until
+        caller.close()
+
+
+class Lonely(ConnectionManager):
+    """There is no thread to be had for a flight."""
+
+    alone = False
+
+    def launch(self, connection: Any, flight: Any) -> None:
+        if self.alone:
+            raise RuntimeError("can't start new thread")
+        super().launch(connection, flight)
+
+
+def test_without_workers_a_caller_waits_no_longer_than_the_budget() -> None:
+    """Where no flight can be started its caller tries again, and gives up with the cause."""
+    with Rig(manager=Lonely) as rig:
+        handler, manager = rig.connected(), rig.manager
+        assert isinstance(manager, Lonely)
+        manager.alone = True
+        connection, now = handler.face.connection, rig.clock()
+        manager.step(connection, Trigger.FAIL, error=UNAVAILABLE, generation=1)
+        caller = manager.admit(handler.face, None, now, None)
+        request = next(caller)
+        assert isinstance(request, Pause)
+        assert request.seconds == pytest.approx(0.1)
+        rig.clock.advance(60)
+        with pytest.raises(RecoveryExhausted, match="can't start new thread"):
+            caller.send(None)
+
+
+# -- what the retry decorator asks ----------------------------------------------------------------
+
+
+class Status(Exception):
+    """What pymilvus raises for a response that carries a status: a code and a message."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code, self.message = code, message
+
+
+NOT_LOADED = Status(101, "collection not loaded")
+SEARCH = SimpleNamespace(collection_name="demo")
+
+
+def answer(rig: Rig, handler: Any, error: Status, timeout: float | None) -> None:
+    """An RPC that the server answers with this status."""
+    rig.script.plan("rpc", SimpleNamespace(code=error.code, reason=error.message))
+    handler.rpc(SEARCH, timeout=timeout)
+
+
+def restarted(rig: Rig) -> Any:
+    """A handler that searched, lost its server, and has it back (generation 2)."""
+    handler = rig.connected()
+    handler.rpc(SEARCH)
+    rig.script.plan("rpc", UNAVAILABLE)
+    handler.call(SEARCH)
+    assert handler.face.connection.generation == 2
+    return handler
+
+
+def test_not_ready_is_waited_out_after_a_restart() -> None:
+    """What was served before the outage and is "not loaded" now is tried again in its own time."""
+    with Rig() as rig:
+        handler = restarted(rig)
+        answer(rig, handler, NOT_LOADED, 10.0)
+        asked = rig.manager.on_error(handler.face, NOT_LOADED)
+        request = next(asked)
+        assert isinstance(request, Pause)
+        rig.clock.advance(request.seconds)
+        with pytest.raises(StopIteration) as ended:
+            asked.send(None)
+        assert ended.value.value is True
+        handler.rpc(SEARCH, timeout=10.0)
+        assert rig.script.operations[-1].timeout == pytest.approx(10.0 - request.seconds)
+
+
+@pytest.mark.parametrize("timeout", [0.2, None])
+def test_not_ready_is_told_when_time_is_over(timeout: float | None) -> None:
+    """Neither its own timeout nor the budget of a recovery is overstepped by waiting."""
+    with Rig() as rig:
+        handler = restarted(rig)
+        answer(rig, handler, NOT_LOADED, timeout)
+        if timeout is None:
+            rig.clock.advance(60)
+        assert rig.manager.handle_error(handler, NOT_LOADED) is False
+
+
+def test_not_ready_that_never_was_ready_is_the_callers() -> None:
+    """A collection that was not loaded before any outage is not waited for."""
+    with Rig() as rig:
+        handler = rig.connected()
+        answer(rig, handler, NOT_LOADED, None)
+        assert rig.manager.handle_error(handler, NOT_LOADED) is False
+
+
+def test_writing_to_a_secondary_is_the_callers_where_there_is_no_cluster() -> None:
+    """Only a global cluster's strategy knows a better place; elsewhere nothing is recovered."""
+    error = Status(5, f"{REPLICATE_VIOLATION_MARK}: not the primary")
+    with Rig() as rig:
+        handler = rig.connected()
+        answer(rig, handler, error, None)
+        assert rig.manager.handle_error(handler, error) is False
+        assert rig.triggers() == ["acquire", "probe_passed"]
+
+
+def test_an_error_brought_in_by_hand_counts_for_the_channel_in_use() -> None:
+    """An RPC error that went through nobody's channel is recovered from, and to be retried."""
+    with Rig() as rig:
+        handler = rig.connected()
+        assert rig.manager.handle_error(handler, rpc_error("UNAVAILABLE")) is True
+        assert rig.triggers()[2:] == ["fail", "recovered"]
+        assert rig.manager.handle_error(handler, ValueError("mine")) is False
