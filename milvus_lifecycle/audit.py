@@ -90,6 +90,9 @@ class Sink:
     def write(self, record: TransitionRecord, level: int) -> None:
         """Deliver one record. May raise: that is counted, never the caller's trouble."""
 
+    def end(self) -> None:
+        """The engine was uninstalled: hold nothing open from now on."""
+
 
 class Audit:
     """The record stream of one manager: prepares, then hands to listeners and sinks."""

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from .facts import Facts, Seams, StepResult
 from .flight import Flight, FlightKind, Outcome
 from .kept import kept
-from .leases import Leases, Reentered
+from .leases import Leases
 from .machine import fire
+from .mutex import Mutex, check_outside
 from .strategies import Broken, ConnectionStrategy, Dispose
 from .table import REFUSED, State, Trigger
 from .wire import Binding, Wire
@@ -206,9 +207,8 @@ class ManagedConnection(Leases):
 
     def recall(self) -> StepResult:
         """Take a channel away that still connects: the leader of its flight makes another one."""
+        check_outside()
         with self._mutex:
-            if self._owner:  # somebody forks inside a step, in a finalizer
-                return StepResult()
             self.result = StepResult()
             flight, wire = self.flight, None
             if flight is not None:
@@ -232,17 +232,12 @@ class ManagedConnection(Leases):
     def step(self, trigger: Trigger, facts: Facts) -> StepResult:
         """Decide. Nothing here waits; what is left to do comes back in the result.
 
-        Raises Reentered if this thread is inside this connection's step already (a finalizer
-        ran there), ConnectionClosed for a failure of a closed connection.
+        Raises Reentered if this thread is inside a critical section of any connection (a
+        finalizer ran there), ConnectionClosed for a failure of a closed connection.
         """
+        check_outside()
         with self._mutex:
-            if self._owner:
-                raise Reentered
-            self._owner = threading.get_ident()
-            try:
-                return self._step(trigger, facts)
-            finally:
-                self._owner = 0
+            return self._step(trigger, facts)
 
     def _step(self, trigger: Trigger, facts: Facts) -> StepResult:
         source, self.result = self.state, StepResult()
@@ -319,8 +314,7 @@ class ManagedConnection(Leases):
 
     def reset_after_fork(self) -> None:
         """In the child: locks that another thread of the parent may have held are new."""
-        self._mutex = threading.RLock()
-        self._owner = 0
+        self._mutex = Mutex()
         self._delivering = threading.Lock()
         self._outbox.clear()
 

@@ -17,7 +17,7 @@ from .config import ConnectionConfig
 from .connection import ManagedConnection
 from .errors import ConnectionClosed, Failure, classify
 from .facts import Facts, Seams, StepResult
-from .leases import Reentered
+from .mutex import Reentered
 from .policy import LifecyclePolicy
 from .registry import Registry
 from .strategies import ConnectionStrategy, LocalStrategy, RegularStrategy

@@ -55,6 +55,7 @@ _SCAN_LIMIT = 2048
 """Characters of a foreign text that are looked at: servers send pages of debug output."""
 
 _CODE_LIMIT = 64
+_TAIL = 90
 
 REPLICATE_VIOLATION_MARK = "STREAMING_CODE_REPLICATE_VIOLATION"
 """How Milvus says, inside a message, that a client writes to a secondary (issue 4)."""
@@ -359,7 +360,10 @@ def brief(error: BaseException) -> str:
     line = " ".join(redact(str(text)[:_SCAN_LIMIT]).split()) if isinstance(text, str) else ""
     line = "".join(char for char in line if char.isprintable())
     line = f"{name}: {line}" if line else name
-    return line if len(line) <= BRIEF_LIMIT else line[: BRIEF_LIMIT - 3] + "..."
+    if len(line) <= BRIEF_LIMIT:
+        return line
+    # gRPC says last what happened ("... CERTIFICATE_VERIFY_FAILED: unable to get issuer ...").
+    return line[: BRIEF_LIMIT - _TAIL - 5] + " ... " + line[-_TAIL:]
 
 
 def _status(error: grpc.RpcError) -> grpc.StatusCode | None:

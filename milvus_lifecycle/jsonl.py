@@ -47,6 +47,7 @@ class JsonLines(Sink):
         self.lost = 0
         self._identity: tuple[int, int] | None = None
         self._torn = False
+        self._ended = False
         # Re-entrant: the collector may run a finalizer in here that loses a lease, which is a
         # record too. It waits until the one under way is written.
         self._lock = threading.RLock()
@@ -69,6 +70,8 @@ class JsonLines(Sink):
                     self._write(self._waiting.popleft())
             finally:
                 self._writing = False
+                if self._ended:
+                    self._close()
 
     def _write(self, record: TransitionRecord) -> None:
         line = _encode(record.as_dict()).encode() + b"\n"
@@ -87,13 +90,42 @@ class JsonLines(Sink):
         with self._lock:
             self._close()
 
+    def end(self) -> None:
+        """Close the file for good: a record that comes late does not leave it open again."""
+        with self._lock:
+            self._ended = True
+            if not self._writing:
+                self._close()
+
     def _append(self, line: bytes) -> None:
         # A write that the disk cut short must not swallow the next line.
         data = b"\n" + line if self._torn else line
         written = os.write(self._fd, data)
-        self._torn = written != len(data) and not (self._torn and written <= 0)
-        if written != len(data):
-            raise OSError("short write")
+        if written == len(data):
+            self._torn = False
+            return
+        if written > 0:
+            self._torn = not self._blank(written)
+        raise OSError("short write")
+
+    def _blank(self, written: int) -> bool:
+        """Make an empty line of what the disk has cut short. Writing over it takes no room."""
+        end = os.lseek(self._fd, 0, os.SEEK_CUR)  # of what this process wrote, whoever came after
+        try:
+            # Not through the file's own descriptor: what is written there is appended.
+            fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            found = os.fstat(fd)
+            if (found.st_dev, found.st_ino) != self._identity:
+                return False
+            empty = b" " * (written - 1) + b"\n"
+            return os.pwrite(fd, empty, end - written) == written
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
 
     def _confession(self) -> bytes:
         fields = {

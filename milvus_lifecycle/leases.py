@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from .errors import ConfigError
 from .ledger import Ledger
+from .mutex import Mutex, check_outside
 from .table import State
 
 if TYPE_CHECKING:
@@ -18,10 +18,6 @@ if TYPE_CHECKING:
 
 _ACTIVE = State.ACTIVE
 _NOBODY: Any = object()
-
-
-class Reentered(RuntimeError):
-    """A finalizer ran inside this very connection's step: do the work later instead."""
 
 
 class Lease(weakref.ref[object]):
@@ -45,7 +41,7 @@ def _lost(lease: weakref.ref[object]) -> None:
 class Leases(Ledger):
     """The part of a connection that knows its clients, and the mutex of its step."""
 
-    __slots__ = ("__weakref__", "_home", "_mutex", "_owner", "idle_limit", "on_lost", "strict")
+    __slots__ = ("__weakref__", "_home", "_mutex", "idle_limit", "on_lost", "strict")
 
     def __init__(
         self,
@@ -61,9 +57,7 @@ class Leases(Ledger):
         self.idle_limit = float("inf") if policy.idle_threshold is None else policy.idle_threshold
         #: the strategy has a ``needs_probe`` of its own: it is asked each time
         self.strict = False
-        self._mutex = threading.RLock()
-        #: the thread inside the step, 0 for none
-        self._owner = 0
+        self._mutex = Mutex()
         self._home = cast("weakref.ref[ManagedConnection]", weakref.ref(self))
 
     def is_held_by(self, client: object | None) -> bool:
@@ -133,9 +127,8 @@ class Leases(Ledger):
         return self._drop(key, ref)
 
     def _drop(self, key: int, ref: weakref.ref[object] | None) -> bool:
+        check_outside()
         with self._mutex:
-            if self._owner == threading.get_ident():
-                raise Reentered
             leases = self.leases
             held = leases.get(key, _NOBODY)
             # By identity: weak references to dead clients compare equal to nothing else.

@@ -24,6 +24,7 @@ from .face import FACE, Face
 from .facts import Located
 from .forking import ForkGate, around_fork, on_fork_in_child
 from .kept import kept
+from .mutex import Reentered
 from .policy import LifecyclePolicy
 from .procedures import Procedures
 from .requests import Locate, Open, Pause, Ping, Procedure, Register, Request, Wait
@@ -296,7 +297,10 @@ class ConnectionManager(Procedures):
         Their flights open others afterwards. RPCs of callers are left alone.
         """
         self._gate.close()
-        recalled = [connection.recall() for connection in self.registry.all()]
+        try:
+            recalled = [connection.recall() for connection in self.registry.all()]
+        except Reentered:  # a finalizer forks, of all things
+            return False
         for result in recalled:
             for wire in result.dispose:
                 self.dispose(wire)

@@ -64,6 +64,9 @@ _DEFAULT_OPTIONS: dict[str, int] = {
     "grpc.keepalive_time_ms": 10_000,
     "grpc.keepalive_timeout_ms": 5_000,
     "grpc.keepalive_permit_without_calls": 1,
+    # Not pymilvus's. grpcio 1.85.1 lets its pings time out after this (60 s by default) and not
+    # after keepalive_timeout_ms: a half-open connection held its calls for a minute.
+    "grpc.http2.ping_timeout_ms": 20_000,
 }
 
 

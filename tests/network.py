@@ -102,6 +102,13 @@ def _close(connection: socket.socket, *, reset: bool = False) -> None:
         connection.close()
 
 
+def _swallow(source: socket.socket) -> None:
+    """Read and drop until the other end gives up."""
+    with contextlib.suppress(OSError):
+        while source.recv(65536):
+            pass
+
+
 @dataclass(frozen=True)
 class Accepted:
     """One accepted connection: when (seconds of time.monotonic) and from which port."""
@@ -119,7 +126,10 @@ class TcpProxy:
       they go on (a process that was stopped and continued);
     - reset: answers every connection with RST;
     - latency: forwards each chunk `delay` seconds late;
-    - drip: forwards one byte every `delay` seconds.
+    - drip: forwards one byte every `delay` seconds, until the mode changes.
+
+    Besides, `cut` resets, `tear` resets in the middle of an answer and `forget` leaves half-open
+    the connections of now, whatever the mode.
     """
 
     def __init__(self, target_port: int, mode: Mode = "pass", delay: float = 0.05) -> None:
@@ -130,6 +140,9 @@ class TcpProxy:
         self._mode: Mode = mode
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
+        self._upstreams: set[socket.socket] = set()
+        self._torn: set[socket.socket] = set()
+        self._forgotten: set[socket.socket] = set()
         self._listener: socket.socket | None = None
         self._closed = False
 
@@ -182,6 +195,24 @@ class TcpProxy:
                 victim.shutdown(socket.SHUT_RD)
             _close(victim, reset=True)
 
+    def tear(self) -> None:
+        """Reset each connection that is open now once half of its next answer has gone through."""
+        with self._lock:
+            self._torn |= self._upstreams
+
+    def forget(self) -> None:
+        """End the connections that are open now for the server, and never tell the client.
+
+        They swallow what the client sends, as behind a router that dropped them while a laptop
+        slept; new connections work.
+        """
+        with self._lock:
+            victims, self._upstreams = self._upstreams, set()
+            self._forgotten |= victims
+            self._open -= victims
+        for victim in victims:
+            _close(victim)
+
     def _listen(self) -> None:
         self._listener = _listening_socket(self.port, "127.0.0.1")
         threading.Thread(
@@ -225,6 +256,8 @@ class TcpProxy:
             _close(connection, reset=True)
             return
         self._track(upstream)
+        with self._lock:
+            self._upstreams.add(upstream)
         threading.Thread(
             target=self._pump, args=(upstream, connection), name="proxy-pump", daemon=True
         ).start()
@@ -232,29 +265,34 @@ class TcpProxy:
 
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         try:
-            while True:
-                chunk = source.recv(65536)
-                if not chunk:
-                    break
+            while chunk := source.recv(65536):
                 self._stand_still()
+                if source in self._torn:
+                    sink.sendall(chunk[: len(chunk) // 2])
+                    _close(sink, reset=True)
+                    break
                 self._forward(chunk, sink)
         except OSError:
             pass
-        finally:
-            for connection in (source, sink):
-                with self._lock:
-                    self._open.discard(connection)
-                _close(connection)
+        if source in self._forgotten:
+            return  # the client is not told
+        if sink in self._forgotten:
+            _swallow(source)
+        for connection in (source, sink):
+            with self._lock:
+                for known in (self._open, self._upstreams, self._torn, self._forgotten):
+                    known.discard(connection)
+            _close(connection)
 
     def _forward(self, chunk: bytes, sink: socket.socket) -> None:
-        if self._mode == "drip":
-            for position in range(len(chunk)):
-                time.sleep(self.delay)
-                sink.sendall(chunk[position : position + 1])
-            return
         if self._mode == "latency":
             time.sleep(self.delay)
-        sink.sendall(chunk)
+        sent = 0
+        while self._mode == "drip" and sent < len(chunk):
+            time.sleep(self.delay)
+            sink.sendall(chunk[sent : sent + 1])
+            sent += 1
+        sink.sendall(chunk[sent:])
 
 
 class BlackHole(TcpProxy):

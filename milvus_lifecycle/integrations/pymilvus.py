@@ -287,6 +287,9 @@ def uninstall() -> None:
         _installed = None
         ConnectionManager.drop_instance()
         _drop_async_instances()
+        # Clients that the application still has keep their manager, and so its sinks.
+        for sink in Settings.current().sinks:
+            sink.end()
         Settings.use(None)
 
 

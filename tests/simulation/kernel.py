@@ -324,6 +324,21 @@ class SimLock:
         self.release()
 
 
+class SimHere:
+    """Stands for what a thread knows of itself in ``mutex``: each process has its own.
+
+    By the greenlet, not by who runs: a process of a run that is over is unwound at any time.
+    """
+
+    @property
+    def depth(self) -> int:
+        return getattr(getcurrent(), "depth", 0)
+
+    @depth.setter
+    def depth(self, value: int) -> None:
+        getcurrent().depth = value  # type: ignore[attr-defined]
+
+
 class SimThreading:
     """Stands for the module ``threading`` inside the engine's own modules."""
 

@@ -12,8 +12,8 @@ from grpc import RpcError
 from milvus_lifecycle import agenda as agenda_module
 from milvus_lifecycle import audit as audit_module
 from milvus_lifecycle import connection as connection_module
-from milvus_lifecycle import leases as leases_module
 from milvus_lifecycle import manager as manager_module
+from milvus_lifecycle import mutex as mutex_module
 from milvus_lifecycle import registry as registry_module
 from milvus_lifecycle import wire as wire_module
 from milvus_lifecycle.channel import LifecycleChannel
@@ -23,7 +23,7 @@ from milvus_lifecycle.testing import FakeHandler
 from tests.simulation import laws
 from tests.simulation.actors import Died
 from tests.simulation.campaign import replaced
-from tests.simulation.kernel import EPOCH, Blocked, SimLock
+from tests.simulation.kernel import EPOCH, Blocked, SimHere, SimLock
 from tests.simulation.schedules import MOST_MOVES, MOST_SECONDS, Watched, World
 from tests.simulation.threads_kernel import (
     KEEPER,
@@ -41,8 +41,8 @@ _MODULES = (
     agenda_module,
     audit_module,
     connection_module,
-    leases_module,
     manager_module,
+    mutex_module,
     registry_module,
     wire_module,
 )
@@ -232,5 +232,6 @@ def simulated() -> Iterator[None]:
     """The engine's threads, locks and queues are the schedule's."""
     names = [(module, "threading", Threading) for module in _MODULES]
     grain = (SimLock, "grain", True)
-    with replaced(*names, (manager_module, "queue", Queues), grain):
+    here = (mutex_module, "_here", SimHere())
+    with replaced(*names, (manager_module, "queue", Queues), here, grain):
         yield

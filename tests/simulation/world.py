@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from milvus_lifecycle import connection as connection_module
-from milvus_lifecycle import leases as leases_module
+from milvus_lifecycle import mutex as mutex_module
 from milvus_lifecycle import wire as wire_module
 from milvus_lifecycle.audit import CREATED, REFUSED, TransitionRecord
 from milvus_lifecycle.channel import LifecycleChannel
@@ -23,7 +23,16 @@ from milvus_lifecycle.requests import Locate, Open, Pause, Ping, Register, Wait
 from milvus_lifecycle.testing import FakeHandler, rpc_error
 from tests.simulation import laws
 from tests.simulation.actors import AWAY, HOME, Actor, Client, Died
-from tests.simulation.kernel import NEVER, Blocked, Chance, Choice, Kernel, SimLock, SimThreading
+from tests.simulation.kernel import (
+    NEVER,
+    Blocked,
+    Chance,
+    Choice,
+    Kernel,
+    SimHere,
+    SimLock,
+    SimThreading,
+)
 from tests.simulation.kernel import Pause as KernelPause
 from tests.simulation.setup import Setup, strategy
 
@@ -401,9 +410,10 @@ class World:
 @contextmanager
 def simulated(setup: Setup) -> Iterator[None]:
     """The engine's locks are the search's; what the machine does is watched; nothing collects."""
-    modules = (leases_module, connection_module, wire_module)
+    modules = (mutex_module, connection_module, wire_module)
     before = [module.threading for module in modules]
-    fire = connection_module.fire
+    fire, here = connection_module.fire, mutex_module._here
+    mutex_module._here = SimHere()  # type: ignore[assignment]
     SimLock.grain = setup.preemptions is not None
     for module in modules:
         module.threading = SimThreading  # type: ignore[assignment]
@@ -415,7 +425,7 @@ def simulated(setup: Setup) -> Iterator[None]:
     finally:
         for module, threading in zip(modules, before, strict=True):
             module.threading = threading
-        connection_module.fire = fire
+        connection_module.fire, mutex_module._here = fire, here
         SimLock.grain = False
         if collecting:
             gc.enable()

@@ -6,6 +6,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from milvus_lifecycle import ConnectionConfig, ConnectionManager, LifecyclePolicy, RegularStrategy
 from milvus_lifecycle.errors import ConnectFailed, ConnectionClosed
 from milvus_lifecycle.facts import Facts
-from milvus_lifecycle.leases import Reentered
+from milvus_lifecycle.mutex import Reentered
 from milvus_lifecycle.requests import Wait
 from milvus_lifecycle.strategies import Effect
 from milvus_lifecycle.table import State, Trigger
@@ -55,22 +56,24 @@ def manager_of(
 
 
 def test_a_step_inside_of_a_step_is_refused() -> None:
-    """The machine is not entered twice by one thread; another connection's machine may be."""
+    """A thread inside one step enters no other: with two threads, each would wait for the other."""
     one, two = Core(strategy=Meddler(CONFIG)), Core()
     seen: list[object] = []
 
     def finalizer() -> None:
-        two.to(State.ACTIVE)
-        with pytest.raises(Reentered):
-            one.step(Trigger.CLOSE)
-        with pytest.raises(Reentered):
-            one.connection.unlease(None)
-        seen.append(two.connection.state)
+        for core in (one, two):
+            with pytest.raises(Reentered):
+                core.step(Trigger.CLOSE)
+            with pytest.raises(Reentered):
+                core.connection.unlease(None)
+            with pytest.raises(Reentered):
+                core.connection.recall()
+            seen.append(core.connection.state)
 
     assert isinstance(one.connection.strategy, Meddler)
     one.connection.strategy.meddle = finalizer
     one.to(State.ACTIVE)
-    assert seen == [State.ACTIVE]
+    assert seen == [State.IDLE, State.IDLE]
 
 
 @pytest.mark.parametrize("what", ["release", "close"])
@@ -101,6 +104,38 @@ def test_a_finalizer_inside_of_a_step_is_done_later(what: str) -> None:
         manager.step(connection, Trigger.ACQUIRE)
         until(lambda: connection.state is State.CLOSED, 10, "it was not closed")
     manager.close_all()
+
+
+def test_finalizers_inside_of_two_steps_do_not_wait_for_each_other() -> None:
+    """Two threads, each inside one connection's step, close the other's connection there."""
+    pools = [manager_of(Script(), idle_threshold=None) for _ in range(2)]
+    clients = [Client(), Client()]
+    handlers = [
+        manager.get_or_create(CONFIG, client=client)
+        for (manager, _), client in zip(pools, clients, strict=True)
+    ]
+    both_inside = threading.Barrier(2)
+
+    def finalizer(other: Any) -> None:
+        both_inside.wait(10)
+        other.face.close()
+
+    threads = []
+    for (manager, meddler), handler, client, other in zip(
+        pools, handlers, clients, handlers[::-1], strict=True
+    ):
+        manager.release(handler, client)
+        meddler.meddle = partial(finalizer, other)
+        acquire = partial(manager.get_or_create, CONFIG, client=client)
+        threads.append(threading.Thread(target=acquire, daemon=True))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in threads)
+    for handler in handlers:
+        closed = handler.face.connection
+        until(lambda closed=closed: closed.state is State.CLOSED, 10, "it was not closed")
 
 
 def test_clients_collected_inside_of_steps() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from milvus_lifecycle.audit import DEBUG, TransitionRecord
 from milvus_lifecycle.errors import ConfigError
 from milvus_lifecycle.jsonl import ENVIRONMENT, JsonLines, audit_path
 from milvus_lifecycle.testing import CapturedAudit, FakeClock, Script
+from tests.processes import REPOSITORY
 
 CONFIG = ConnectionConfig.from_uri("http://127.0.0.1:19530")
 PROCESSES, LINES = 4, 500
@@ -97,6 +100,44 @@ def test_a_full_disk_costs_records_and_says_how_many(tmp_path: Path) -> None:
     assert sink.lost == 0
 
 
+_SHORT = """
+import os, resource, sys
+from milvus_lifecycle.audit import DEBUG
+from milvus_lifecycle.jsonl import JsonLines
+from tests.unit.test_jsonl import a_record
+record, sink, path = a_record(), JsonLines(sys.argv[1]), sys.argv[1]
+sink.write(record, DEBUG)
+one = os.stat(path).st_size
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2 * one + one // 2, hard))
+for _ in range(4):
+    sink.write(record, DEBUG)
+print(sink.lost)
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+sink.write(record, DEBUG)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "pwrite"), reason="needs a POSIX system")
+def test_a_line_that_the_disk_cuts_short_becomes_an_empty_one(tmp_path: Path) -> None:
+    """What fits of a line on a full disk is no broken line in the log, only a loss on record."""
+    path = tmp_path / "audit.jsonl"
+    done = subprocess.run(
+        [sys.executable, "-c", _SHORT, str(path)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "3\n"
+    lines = path.read_text().splitlines()
+    records = [json.loads(line) for line in lines if line.strip()]
+    assert len(lines) == len(records) + 1
+    assert [record["event"] for record in records].index("connection.records_lost") == 2
+    assert records[2]["count"] == 3
+    assert len(records) == 4
+
+
 def test_a_folder_that_goes_away_harms_nobody(tmp_path: Path) -> None:
     """Without a folder to write into, records are lost and counted, not raised."""
     folder = tmp_path / "logs"
@@ -117,3 +158,15 @@ def test_the_path_is_checked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert audit_path(tmp_path / "own.jsonl") == str(tmp_path / "own.jsonl")
     monkeypatch.delenv(ENVIRONMENT)
     assert audit_path(None) is None
+
+
+def test_an_ended_sink_writes_late_records_and_stays_closed(tmp_path: Path) -> None:
+    """A record that comes after the end is kept, and no file is open after it."""
+    record, path = a_record(), tmp_path / "audit.jsonl"
+    sink = JsonLines(str(path))
+    sink.write(record, DEBUG)
+    sink.end()
+    before = len(os.listdir("/proc/self/fd"))
+    sink.write(record, DEBUG)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(read(path)) == 2

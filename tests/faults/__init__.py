@@ -1,0 +1,1 @@
+"""Faults with real servers and real processes: `pytest -m long`."""

@@ -1,0 +1,239 @@
+"""The load under the faults: workers that insert, search and list without any timeout."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Literal
+
+from pymilvus import AsyncMilvusClient, DataType, MilvusClient
+from pymilvus.exceptions import MilvusException
+from typing_extensions import Self
+
+from tests.looping import listen_for_complaints, other_tasks, until
+from tests.observe import join_all, wait_until
+
+Flavour = Literal["threads", "asyncio"]
+FLAVOURS: tuple[Flavour, ...] = ("threads", "asyncio")
+
+COLLECTION = "faults"
+_DIMENSION = 8
+_IDS_PER_WORKER = 10**6
+_PAUSE_S = 0.02
+
+
+def make_collection(client: Any, *, indexed: bool, name: str = COLLECTION) -> None:
+    """The collection anew; indexed: with an index, and loaded."""
+    if client.has_collection(name):
+        client.drop_collection(name)
+    schema = MilvusClient.create_schema(auto_id=False)
+    schema.add_field("id", DataType.INT64, is_primary=True)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=_DIMENSION)
+    options: dict[str, Any] = {}
+    if indexed:
+        options["index_params"] = client.prepare_index_params()
+        options["index_params"].add_index("vector", index_type="FLAT", metric_type="L2")
+    client.create_collection(name, schema=schema, **options)
+
+
+def find_ids(client: Any, workers: int) -> set[int]:
+    """The ids of every row, by strongly consistent queries."""
+    found: set[int] = set()
+    for first in range(0, workers * _IDS_PER_WORKER, _IDS_PER_WORKER):
+        rows = client.query(
+            COLLECTION,
+            filter=f"id >= {first} and id < {first + _IDS_PER_WORKER}",
+            output_fields=["id"],
+            limit=16_000,
+            consistency_level="Strong",
+            timeout=60,
+        )
+        found.update(row["id"] for row in rows)
+    return found
+
+
+@dataclass
+class Tally:
+    """What became of the calls; times in seconds of time.monotonic."""
+
+    calls: int = 0
+    acknowledged: set[int] = field(default_factory=set)
+    failed: list[str] = field(default_factory=list)
+    #: calls that the server itself answered with a status of its own
+    refused: list[str] = field(default_factory=list)
+    longest: float = 0.0
+    #: worker -> the end of its first answered call of those that ended after `watch_from`
+    served: dict[int, float] = field(default_factory=dict)
+    watch_from: float = float("inf")
+
+    def good(self, worker: int, began: float, operation: str, number: int) -> None:
+        """A call was answered."""
+        now = time.monotonic()
+        if operation == "insert":
+            self.acknowledged.add(number)
+        if now >= self.watch_from:
+            self.served.setdefault(worker, now)
+        self._ended(now - began)
+
+    def bad(self, began: float, operation: str, error: Exception) -> None:
+        """A call failed."""
+        text = " ".join(str(error).split())
+        answered = type(error) is MilvusException and type(error.code) is int
+        where = self.refused if answered else self.failed
+        where.append(f"{operation}: {type(error).__name__}: {text[:300]}")
+        self._ended(time.monotonic() - began)
+
+    def _ended(self, took: float) -> None:
+        self.calls += 1
+        self.longest = max(self.longest, took)
+
+
+def list_operations(worker: int) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """Endless (number, method of the client, its arguments): insert, search, list, insert ..."""
+    for number in itertools.count(worker * _IDS_PER_WORKER + 1):
+        vector = [float((number * prime) % 97) for prime in range(1, _DIMENSION + 1)]
+        row = {"id": number, "vector": vector}
+        yield number, "insert", {"collection_name": COLLECTION, "data": [row]}
+        yield number, "search", {"collection_name": COLLECTION, "data": [vector], "limit": 3}
+        yield number, "list_collections", {}
+
+
+def list_only(worker: int) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """Endless listings: what a fake Milvus answers without a script."""
+    for number in itertools.count(worker * _IDS_PER_WORKER + 1):
+        yield number, "list_collections", {}
+
+
+def run_once(uri: str, **options: Any) -> Any:
+    """What one call in an event loop of its own is answered."""
+
+    async def once() -> Any:
+        client = AsyncMilvusClient(uri, **options)
+        try:
+            return await asyncio.wait_for(client.list_collections(), 30)
+        finally:
+            await client.close()
+
+    return asyncio.run(once())
+
+
+Operations = Callable[[int], Iterator[tuple[int, str, dict[str, Any]]]]
+
+
+class Load:
+    """Eight workers, each with a client of its own on one shared connection, until `stop`."""
+
+    def __init__(
+        self,
+        flavour: Flavour,
+        uri: str,
+        *,
+        workers: int = 8,
+        operations: Operations = list_operations,
+        **options: Any,
+    ) -> None:
+        self.workers = workers
+        self._operations = operations
+        self.tally = Tally()
+        #: What the event loop complained about, and tasks that outlived the load.
+        self.complaints: list[str] = []
+        self._uri = uri
+        self._options = options
+        self._stopping = threading.Event()
+        self._going = threading.Event()
+        self._going.set()
+        self._threads = (
+            [threading.Thread(target=self._work, args=(worker,)) for worker in range(workers)]
+            if flavour == "threads"
+            else [threading.Thread(target=self._loop)]
+        )
+        for number, thread in enumerate(self._threads):
+            thread.name, thread.daemon = f"load-{number}", True
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop(90.0)
+
+    def stop(self, limit: float) -> bool:
+        """Let every worker end its call; False if one is still in it after `limit` seconds."""
+        self._stopping.set()
+        self._going.set()
+        return join_all(self._threads, limit)
+
+    def pause(self) -> None:
+        """No worker starts another call from now on."""
+        self._going.clear()
+
+    def resume(self) -> None:
+        """Go on."""
+        self._going.set()
+
+    def served_again(self, limit: float) -> float | None:
+        """Seconds from now until each worker was answered a call; None if not within `limit`."""
+        self.tally.watch_from = float("inf")
+        self.tally.served.clear()
+        began = self.tally.watch_from = time.monotonic()
+        if not wait_until(lambda: len(self.tally.served) == self.workers, limit, every=0.05):
+            return None
+        return max(self.tally.served.values()) - began
+
+    # -- workers -----------------------------------------------------------------------------
+
+    def _work(self, worker: int) -> None:
+        client = MilvusClient(self._uri, **self._options)
+        for number, method, arguments in self._operations(worker):
+            self._going.wait()
+            if self._stopping.is_set():
+                break
+            began = time.monotonic()
+            try:
+                getattr(client, method)(**arguments)
+            except Exception as error:
+                self.tally.bad(began, method, error)
+            else:
+                self.tally.good(worker, began, method, number)
+            time.sleep(_PAUSE_S)
+        client.close()
+
+    def _loop(self) -> None:
+        asyncio.run(self._run_tasks())
+
+    async def _run_tasks(self) -> None:
+        listen_for_complaints(self.complaints)
+        tasks = [self._work_async(worker) for worker in range(self.workers)]
+        await asyncio.gather(*tasks)
+        import milvus_lifecycle as ml
+
+        await ml.AsyncConnectionManager.get_instance().close_all()
+        if not await until(lambda: not other_tasks(), 30):
+            self.complaints.append(f"tasks left: {other_tasks()}")
+
+    async def _work_async(self, worker: int) -> None:
+        client = AsyncMilvusClient(self._uri, **self._options)
+        for number, method, arguments in self._operations(worker):
+            await until(self._going.is_set, 600)
+            if self._stopping.is_set():
+                break
+            began = time.monotonic()
+            try:
+                await getattr(client, method)(**arguments)
+            except Exception as error:
+                self.tally.bad(began, method, error)
+            else:
+                self.tally.good(worker, began, method, number)
+            await asyncio.sleep(_PAUSE_S)
+        await client.close()
