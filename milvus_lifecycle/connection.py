@@ -15,7 +15,7 @@ from .flight import Flight, FlightKind, Outcome
 from .kept import kept
 from .leases import Leases
 from .machine import fire
-from .mutex import Mutex, check_outside
+from .mutex import check_outside
 from .strategies import Broken, ConnectionStrategy, Dispose
 from .table import REFUSED, State, Trigger
 from .wire import Binding, Wire
@@ -314,7 +314,7 @@ class ManagedConnection(Leases):
 
     def reset_after_fork(self) -> None:
         """In the child: locks that another thread of the parent may have held are new."""
-        self._mutex = Mutex()
+        self._renew_mutex()
         self._delivering = threading.Lock()
         self._outbox.clear()
 

@@ -6,9 +6,10 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
+from . import mutex
 from .errors import ConfigError
 from .ledger import Ledger
-from .mutex import Mutex, check_outside
+from .mutex import Mutex
 from .table import State
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def _lost(lease: weakref.ref[object]) -> None:
 class Leases(Ledger):
     """The part of a connection that knows its clients, and the mutex of its step."""
 
-    __slots__ = ("__weakref__", "_home", "_mutex", "idle_limit", "on_lost", "strict")
+    __slots__ = ("__weakref__", "_home", "_lock", "_mutex", "idle_limit", "on_lost", "strict")
 
     def __init__(
         self,
@@ -57,8 +58,12 @@ class Leases(Ledger):
         self.idle_limit = float("inf") if policy.idle_threshold is None else policy.idle_threshold
         #: the strategy has a ``needs_probe`` of its own: it is asked each time
         self.strict = False
-        self._mutex = Mutex()
+        self._renew_mutex()
         self._home = cast("weakref.ref[ManagedConnection]", weakref.ref(self))
+
+    def _renew_mutex(self) -> None:
+        self._mutex = Mutex()
+        self._lock = self._mutex.lock
 
     def is_held_by(self, client: object | None) -> bool:
         """Has ``client`` a lease (None: is there an anonymous one)?"""
@@ -93,13 +98,17 @@ class Leases(Ledger):
         if held is None or (held is not _NOBODY and held() is client):
             self.last_used_at = now  # a lease it has already: nothing to write under the mutex
             return True
-        with self._mutex:
-            if self.state is not _ACTIVE:
-                return False
+        here = mutex.here
+        with self._lock:
+            here.depth += 1
             try:
+                if self.state is not _ACTIVE:
+                    return False
                 self._hold(client)
             except TypeError:
                 return False  # the long way says what is wrong with it
+            finally:
+                here.depth -= 1
             self.last_used_at = now
             return True
 
@@ -127,16 +136,21 @@ class Leases(Ledger):
         return self._drop(key, ref)
 
     def _drop(self, key: int, ref: weakref.ref[object] | None) -> bool:
-        check_outside()
-        with self._mutex:
-            leases = self.leases
-            held = leases.get(key, _NOBODY)
-            # By identity: weak references to dead clients compare equal to nothing else.
-            if held is not _NOBODY and (ref is None or held is ref):
-                del leases[key]
-                if not leases:
-                    self.unheld_since = self.seams.clock()
-            return not leases
+        here, leases = mutex.here, self.leases
+        if here.depth:
+            raise mutex.Reentered
+        with self._lock:
+            here.depth += 1
+            try:
+                held = leases.get(key, _NOBODY)
+                # By identity: weak references to dead clients compare equal to nothing else.
+                if held is not _NOBODY and (ref is None or held is ref):
+                    del leases[key]
+                    if not leases:
+                        self.unheld_since = self.seams.clock()
+                return not leases
+            finally:
+                here.depth -= 1
 
 
 def check_client(client: object | None) -> None:

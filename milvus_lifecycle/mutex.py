@@ -16,7 +16,7 @@ class _Here(threading.local):
     depth = 0
 
 
-_here = _Here()
+here = _Here()
 
 
 class Reentered(RuntimeError):
@@ -25,27 +25,31 @@ class Reentered(RuntimeError):
 
 def inside() -> bool:
     """Is this thread inside a connection's critical section?"""
-    return _here.depth > 0
+    return here.depth > 0
 
 
 def check_outside() -> None:
     """Raise Reentered if this thread is inside a connection's critical section."""
-    if _here.depth:
+    if here.depth:
         raise Reentered
 
 
 class Mutex:
-    """A ``threading.RLock`` that counts."""
+    """A ``threading.RLock`` that counts.
 
-    __slots__ = ("_lock",)
+    On the hit path, where a call of Python code counts, ``lock`` is taken and ``here.depth`` kept
+    by hand.
+    """
+
+    __slots__ = ("lock",)
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
 
     def __enter__(self) -> None:
-        self._lock.acquire()
-        _here.depth += 1
+        self.lock.acquire()
+        here.depth += 1
 
     def __exit__(self, *raised: object) -> None:
-        _here.depth -= 1
-        self._lock.release()
+        here.depth -= 1
+        self.lock.release()

@@ -162,21 +162,20 @@ class Procedures(Flights):
     def on_error(self, face: Face, error: Exception) -> Procedure[bool]:
         """The retry decorator asks whether to retry: waits until a retry makes sense."""
         start, now = stamp_of(error), self.seams.clock()
-        # A status instead of an RPC error, or an error that somebody brought in by hand.
-        by_status = start is None
         if start is None:
+            # A status instead of an RPC error, or an error that somebody brought in by hand.
             start = face.take_status(error)
-        if start is not None:
+            if classify(error) is Failure.NOT_READY:
+                if start is None:
+                    return False
+                handled = yield from self._wait_ready(start.began, start.until)
+                if handled:
+                    face.expect_retry(start)
+                return handled
+        else:
             # The budget is for waiting. A call may have run for longer than that when its server
             # goes away, or into a connection whose loss nobody noticed.
             start = replace(start, began=start.began + (now - start.at))
-        if by_status and classify(error) is Failure.NOT_READY:
-            if start is None:
-                return False
-            handled = yield from self._wait_ready(start.began, start.until)
-            if handled:
-                face.expect_retry(start)
-            return handled
         if start is None:
             return (yield from self._settle(face.connection, error, None, now, None))
         generation = start.connection.generation_of(start.binding)

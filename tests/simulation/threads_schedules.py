@@ -232,6 +232,6 @@ def simulated() -> Iterator[None]:
     """The engine's threads, locks and queues are the schedule's."""
     names = [(module, "threading", Threading) for module in _MODULES]
     grain = (SimLock, "grain", True)
-    here = (mutex_module, "_here", SimHere())
+    here = (mutex_module, "here", SimHere())
     with replaced(*names, (manager_module, "queue", Queues), here, grain):
         yield

@@ -412,8 +412,8 @@ def simulated(setup: Setup) -> Iterator[None]:
     """The engine's locks are the search's; what the machine does is watched; nothing collects."""
     modules = (mutex_module, connection_module, wire_module)
     before = [module.threading for module in modules]
-    fire, here = connection_module.fire, mutex_module._here
-    mutex_module._here = SimHere()  # type: ignore[assignment]
+    fire, here = connection_module.fire, mutex_module.here
+    mutex_module.here = SimHere()  # type: ignore[assignment]
     SimLock.grain = setup.preemptions is not None
     for module in modules:
         module.threading = SimThreading  # type: ignore[assignment]
@@ -425,7 +425,7 @@ def simulated(setup: Setup) -> Iterator[None]:
     finally:
         for module, threading in zip(modules, before, strict=True):
             module.threading = threading
-        connection_module.fire, mutex_module._here = fire, here
+        connection_module.fire, mutex_module.here = fire, here
         SimLock.grain = False
         if collecting:
             gc.enable()
