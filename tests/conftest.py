@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from hypothesis.configuration import set_hypothesis_home_dir
 
 from tests.network import TcpProxy
 from tests.observe import wait_until
@@ -17,6 +19,8 @@ from tests.servers import FakeMilvus, TlsFiles, make_tls_files
 # Two workers share two cores with servers: how long an example takes says nothing.
 settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("here")
+# Hypothesis keeps what it read of the source files: not in here.
+set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "hypothesis-of-milvus-lifecycle")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -11,6 +11,7 @@ _SUMS = {
     "mutants": "broken cores rejected",
     "schedules": "schedules of the real drivers",
     "bugs": "seeded driver bugs found",
+    "stateful bugs": "seeded bugs found by the stateful search",
     "rows": "rows of the table travelled",
     "cells": "ignored and impossible cells tried",
 }
