@@ -362,8 +362,10 @@ def brief(error: BaseException) -> str:
     line = f"{name}: {line}" if line else name
     if len(line) <= BRIEF_LIMIT:
         return line
-    # gRPC says last what happened ("... CERTIFICATE_VERIFY_FAILED: unable to get issuer ...").
-    return line[: BRIEF_LIMIT - _TAIL - 5] + " ... " + line[-_TAIL:]
+    if isinstance(error, grpc.RpcError):
+        # gRPC says last what happened ("... CERTIFICATE_VERIFY_FAILED: unable to get issuer ...").
+        return line[: BRIEF_LIMIT - _TAIL - 5] + " ... " + line[-_TAIL:]
+    return line[: BRIEF_LIMIT - 3] + "..."
 
 
 def _status(error: grpc.RpcError) -> grpc.StatusCode | None:

@@ -200,9 +200,9 @@ class Procedures(Flights):
             return False
         if generation is not None and generation < connection.generation:
             return True
-        # An RPC reports its own failure when it fails; a connection that is ACTIVE has been
-        # validated since (a channel that answers again keeps its generation).
-        if generation is None or connection.state is not State.ACTIVE:
+        # An RPC reports its own failure when it fails (a status is not one); a connection that is
+        # ACTIVE was validated since: a channel that answers again keeps its generation.
+        if stamp_of(error) is None or connection.state is not State.ACTIVE:
             self.report_failure(connection, error, generation)
         yield from self.ride_out(connection, began, until)
         return True

@@ -34,10 +34,11 @@ def test_fork(body: Body) -> None:
 
 
 _LEAVE_DURING = """
-import sys, threading, time
+import logging, sys, threading, time
 import milvus_lifecycle as ml
 ml.install()
 from pymilvus import MilvusClient
+logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs tracebacks of its own
 case, uri = sys.argv[1:]
 def quietly(work, *args):
     # The exit closes the connection under this call; its error is this thread's own business.

@@ -206,6 +206,18 @@ def test_brief(error: BaseException, line: str) -> None:
     assert brief(error) == line
 
 
+def test_brief_keeps_the_end_of_what_grpc_says() -> None:
+    """gRPC tells the cause last; the engine's own errors tell who is concerned first."""
+    said = "failed to connect to all addresses; " + "ipv4:127.0.0.1:1: " * 20
+    cause = "SSL_ERROR_SSL: CERTIFICATE_VERIFY_FAILED: unable to get local issuer certificate"
+    line = brief(FakeRpcError(grpc.StatusCode.UNAVAILABLE, said + cause))
+    assert line.startswith("UNAVAILABLE: failed to connect")
+    assert line.endswith(cause)
+    own = brief(TopologyError(TopologyReason.EMPTY, "x" * 300, address="host:443"))
+    assert own.startswith("TopologyError")
+    assert own.endswith("...")
+
+
 @given(st.text(max_size=3000))
 def test_brief_is_one_short_line(text: str) -> None:
     """Whatever a server says, a log line stays one printable line of 200 characters."""

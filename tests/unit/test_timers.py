@@ -70,6 +70,7 @@ def test_one_refresh_follows_another() -> None:
             rig.script.plan("locate", rpc_error("UNAVAILABLE"))
             rig.clock.advance(60)
             rig.sees(lambda at=before: rig.count("locate") > at, f"refresh {number} did not come")
+            rig.sees(lambda: handler.face.connection.refresh_planned, "the next one is not planned")
         assert handler.face.connection.state is State.ACTIVE
         handler.rpc()
 
