@@ -15,6 +15,7 @@ from hypothesis.configuration import set_hypothesis_home_dir
 from tests.network import TcpProxy
 from tests.observe import wait_until
 from tests.servers import FakeMilvus, TlsFiles, make_tls_files
+from tests.simulation.summary import summarize
 
 # Two workers share two cores with servers: how long an example takes says nothing.
 settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -27,6 +28,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "policy(**fields): the LifecyclePolicy that the engine fixture installs"
     )
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    summarize(terminalreporter)
 
 
 class Engine:

@@ -72,9 +72,6 @@ BUGS = {
         "if not connection.lease(caller):",
         "if not (connection.lease(client) and connection.lease(caller)):",
     ),
-    "a dedicated connection is the shared one": Line(
-        Engine, "find_or_create", "if dedicated:", "if False:"
-    ),
     "close_all forgets one": Line(
         Engine, "shut_all", "self.registry.all()", "self.registry.all()[1:]"
     ),

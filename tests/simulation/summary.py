@@ -17,7 +17,8 @@ _SUMS = {
 }
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
+def summarize(terminalreporter: Any) -> None:
+    """Write the sums of what tests have noted by ``record_property``."""
     sums: dict[str, int] = {}
     lines: list[str] = []
     for report in terminalreporter.stats.get("passed", []):
