@@ -199,11 +199,10 @@ class AsyncConnectionManager(Procedures):
             # The outcome may come from another thread, or from a loop that is over.
             call_in(loop, settle, landed)
 
-        if not request.connection.join(request.flight, wake, request.until):
-            return
-        left = request.until + request.grace - self.seams.clock()
         try:
-            await asyncio.wait({landed}, timeout=max(0.0, left))
+            if request.connection.join(request.flight, wake, request.until):
+                left = request.until + request.grace - self.seams.clock()
+                await asyncio.wait({landed}, timeout=max(0.0, left))
         finally:
             self.parted(request.connection, request.flight, wake)
 
@@ -270,7 +269,8 @@ class AsyncConnectionManager(Procedures):
 
     def _flown(self, connection: ManagedConnection, flight: Flight, _: object) -> None:
         # A task that is cancelled before its first step never enters its coroutine.
-        self.abandon(connection, flight, None)
+        if not flight.led:
+            self.abandon(connection, flight, None)
 
     def aside(self, connection: ManagedConnection) -> None:
         loop = self.loop
@@ -316,11 +316,13 @@ class AsyncConnectionManager(Procedures):
 
     def _dispose_here(self, wire: Wire) -> None:
         # In a loop that is closed each RPC raises RuntimeError once, when it is cancelled.
-        for running in list(wire.calls):
+        for rpc in wire.rpcs():
             with suppress(RuntimeError):
-                running.sever()
+                rpc.sever()
         wire.methods.clear()
         channel, wire.channel = wire.channel, GONE
+        if channel is GONE:
+            return
         for _ in range(wire.in_flight + 3):
             with suppress(RuntimeError):
                 run_at_once(channel.close())  # without grace it awaits nothing

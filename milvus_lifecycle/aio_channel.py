@@ -13,7 +13,7 @@ from .aio import AsyncConnectionManager, AsyncFace
 from .errors import LifecycleError
 from .face import Start
 from .method import Method
-from .wire import WireState
+from .wire import Rpc, WireState
 
 if TYPE_CHECKING:
     from .connection import ManagedConnection
@@ -64,13 +64,14 @@ class AsyncLifecycleChannel(AsyncFace, grpc.aio.Channel):
 
     async def begin(self, timeout: float | None) -> Start:
         """Let an RPC in, waiting for a flight if need be. Raises what the caller is to see."""
-        start, began, until = self.quick(timeout)
+        rpc = Rpc()
+        start, began, until = self.quick(rpc, timeout)
         if start is None:
             if until is not None and timeout is not None:
                 # pymilvus cancels the call at its deadline, and its caller would learn nothing.
                 until -= min(SAY_BEFORE, timeout / 10)
             try:
-                return await self.engine.drive(self.engine.admit(self, timeout, began, until))
+                return await self.engine.drive(self.engine.admit(self, rpc, timeout, began, until))
             except LifecycleError as error:
                 raise self.engine.transport.translate(error) from None
         return start
@@ -164,21 +165,6 @@ class AsyncLifecycleChannel(AsyncFace, grpc.aio.Channel):
         return f"<AsyncLifecycleChannel of {self.connection!r}>"
 
 
-class _Running:
-    """An RPC under way, so that closing its channel can end it without hurting its task."""
-
-    __slots__ = ("call", "severed")
-
-    def __init__(self, call: Any) -> None:
-        self.call = call
-        self.severed = False
-
-    def sever(self) -> None:
-        """End the RPC; its task sees an error, not a cancellation."""
-        self.severed = True
-        self.call.cancel()
-
-
 class _UnaryUnary(Method[AsyncLifecycleChannel]):
     __slots__ = ()
 
@@ -198,9 +184,9 @@ class _UnaryUnary(Method[AsyncLifecycleChannel]):
         face = await self._face.here()
         start = await face.begin(timeout)
         wire = start.binding.wire
-        running, failure = _Running(None), None
+        rpc, failure = start.rpc, None
         try:
-            running.call = self.target(start)(
+            rpc.call = self.target(start)(
                 request,
                 timeout=start.remaining(start.at),
                 metadata=face.metadata(start.binding, metadata),
@@ -208,10 +194,9 @@ class _UnaryUnary(Method[AsyncLifecycleChannel]):
                 wait_for_ready=wait_for_ready,
                 compression=compression,
             )
-            wire.calls.add(running)
-            response = await running.call
+            response = await rpc.call
         except asyncio.CancelledError as cancelled:
-            if not running.severed or _cancelling():
+            if not rpc.severed or _cancelling():
                 face.cancelled(start)
                 raise cancelled.with_traceback(None) from None
             failure = face.ended_badly(start, grpc.FutureCancelledError())
@@ -222,8 +207,7 @@ class _UnaryUnary(Method[AsyncLifecycleChannel]):
         except grpc.RpcError as error:
             failure = face.ended_badly(start, error.with_traceback(None))
         finally:
-            wire.calls.discard(running)
-            running.call = None
+            rpc.call = None
             face.left(start)
         if failure is not None:
             # Raised here, without traceback and context: their frames hold gRPC's call object,
@@ -252,7 +236,7 @@ class _Streaming(Method[AsyncLifecycleChannel]):
         **options: Any,
     ) -> Any:
         face = self._face
-        start, _, _ = face.quick(timeout)
+        start, _, _ = face.quick(Rpc(), timeout)
         if start is None:
             raise face.engine.transport.translate(
                 LifecycleError("the connection is not usable now", address=face.connection.address)
@@ -263,11 +247,10 @@ class _Streaming(Method[AsyncLifecycleChannel]):
             metadata=face.metadata(start.binding, metadata),
             **options,
         )
-        running = _Running(call)
-        start.binding.wire.calls.add(running)
+        start.rpc.call = call
 
         def done(_: Any) -> None:
-            start.binding.wire.calls.discard(running)
+            start.rpc.call = None
             face.left(start)
 
         call.add_done_callback(done)

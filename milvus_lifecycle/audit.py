@@ -1,7 +1,7 @@
-"""Audit records: what a step leaves behind, and where it is delivered.
+"""Audit records: what a step leaves behind, and to whom it is told.
 
-A record is prepared under the connection's mutex (where ``seq`` is counted) and delivered
-outside of it: first to the listeners, then to the log. When nobody listens and nothing is
+A record is made and queued under the connection's mutex (where ``seq`` is counted), and read by
+listeners and sinks on threads of their own (``stream``). When nobody listens and nothing is
 configured, no record is built at all.
 """
 
@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from contextvars import Context, copy_context
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from .errors import brief, error_code
+from .stream import Outlet
 from .table import State, Trigger
 
 if TYPE_CHECKING:
@@ -70,11 +72,17 @@ class TransitionRecord:
 _FIELDS = tuple(field.name for field in fields(TransitionRecord))
 
 
-class Emission(NamedTuple):
-    """A record and the log level that it deserves."""
+class Emission:
+    """A record, the log level that it deserves, and the context of whoever caused it."""
 
-    record: TransitionRecord
-    level: int
+    __slots__ = ("context", "level", "readers", "record")
+
+    def __init__(self, record: TransitionRecord, level: int) -> None:
+        self.record = record
+        self.level = level
+        self.context: Context = copy_context()
+        #: who has been given it: a step that was interrupted may queue it twice
+        self.readers: list[object] = []
 
 
 Listener = Callable[[TransitionRecord], object]
@@ -88,41 +96,93 @@ class Sink:
         return False
 
     def write(self, record: TransitionRecord, level: int) -> None:
-        """Deliver one record. May raise: that is counted, never the caller's trouble."""
+        """Deliver one record, on a thread that only this sink keeps waiting.
+
+        May raise: that is counted, never the trouble of whoever caused the record.
+        """
+
+    def note_lost(self, count: int) -> None:
+        """``count`` records were dropped here, because this sink was too slow for them."""
+
+    @property
+    def reader(self) -> Reader:
+        """Its queue: one, however many managers write to it, so that records keep their order."""
+        reader: Reader = vars(self).setdefault(
+            "_reader", Reader(self.write, self.wants, self.note_lost)
+        )
+        return reader
 
     def end(self) -> None:
         """The engine was uninstalled: hold nothing open from now on."""
 
 
+class Reader:
+    """A listener or a sink, with the queue that it is served from."""
+
+    def __init__(
+        self,
+        write: Callable[[TransitionRecord, int], object],
+        wants: Callable[[], bool],
+        note_lost: Callable[[int], object],
+    ) -> None:
+        self.wants = wants
+        self.outlet: Outlet[Emission] = Outlet(self._read, self._lost)
+        #: deliveries that raised
+        self.failures = 0
+        self._write: Callable[[TransitionRecord, int], object] = write
+        self._note_lost = note_lost
+
+    def stop(self) -> None:
+        """Tell it no more, not even what waits."""
+        self.wants = _never
+
+    def _read(self, emission: Emission) -> None:
+        if self in emission.readers or not self.wants():
+            return
+        emission.readers.append(self)
+        self._attempt(emission.context.copy().run, self._write, emission.record, emission.level)
+
+    def _lost(self, count: int) -> None:
+        self._attempt(self._note_lost, count)
+
+    def _attempt(self, tell: Callable[..., object], *what: object) -> None:
+        try:
+            tell(*what)
+        except BaseException as error:  # this thread is ours: nobody else is to end by it
+            self.failures += 1
+            if self.failures == 1:
+                from .logs import complain
+
+                complain(f"a reader of the audit raised {brief(error)}; more is only counted")
+
+
 class Audit:
-    """The record stream of one manager: prepares, then hands to listeners and sinks."""
+    """The record stream of one manager: makes records, and queues them for its readers."""
 
     def __init__(self, flavour: str, sinks: tuple[Sink, ...] = ()) -> None:
         self.flavour = flavour
-        self.sinks = sinks
-        #: deliveries to a listener or sink that raised
-        self.failures = 0
-        self._listeners: tuple[Listener, ...] = ()
+        self.readers = tuple(sink.reader for sink in sinks)
         self._lock = threading.Lock()
-        self._complained = False
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call ``listener(record)`` for every record from now on. Returns the unsubscriber."""
         if not callable(listener):
             raise TypeError(f"listener must be callable, not {type(listener).__name__}")
-        token: list[Listener] = [listener]
-
-        def call(record: TransitionRecord) -> object:
-            return token[0](record)
-
+        reader = Reader(lambda record, level: listener(record), _always, _dropped)
         with self._lock:
-            self._listeners = (*self._listeners, call)
+            self.readers = (*self.readers, reader)
 
         def unsubscribe() -> None:
+            reader.stop()
             with self._lock:
-                self._listeners = tuple(known for known in self._listeners if known is not call)
+                self.readers = tuple(known for known in self.readers if known is not reader)
 
         return unsubscribe
+
+    @property
+    def failures(self) -> int:
+        """Deliveries to a listener or sink that raised."""
+        return sum(reader.failures for reader in self.readers)
 
     def reset_after_fork(self) -> None:
         """In the child: another thread of the parent may have held the lock."""
@@ -130,10 +190,28 @@ class Audit:
 
     def active(self) -> bool:
         """Does anybody want records right now?"""
-        wanted = bool(self._listeners)
-        for sink in self.sinks:  # not any(): on the silent path its generator is half the cost
-            wanted = wanted or sink.wants()
+        wanted = False
+        for reader in self.readers:  # not any(): on the silent path its generator is half the cost
+            wanted = wanted or reader.wants()
         return wanted
+
+    # -- telling ---------------------------------------------------------------------------------
+
+    def queue(self, emission: Emission) -> None:
+        """Hand a record over, under the mutex of its connection: in the order of its ``seq``."""
+        for reader in self.readers:
+            if reader.wants():
+                reader.outlet.put(emission)
+
+    def serve(self) -> None:
+        """See that what was queued is read. Called outside of every lock."""
+        for reader in self.readers:
+            reader.outlet.serve()
+
+    def flush(self, limit: float) -> bool:
+        """Wait until every record so far has been read, ``limit`` seconds for each reader."""
+        flushed = [reader.outlet.flush(limit) for reader in self.readers]
+        return all(flushed)
 
     # -- preparing: under the connection's mutex ----------------------------------------------
 
@@ -221,30 +299,19 @@ class Audit:
         )
         return Emission(record, DEBUG)
 
-    # -- delivering: outside every lock --------------------------------------------------------
 
-    def emit(self, emission: Emission) -> None:
-        """Hand one record to everybody. Nobody's failure harms the call that caused it."""
-        record, level = emission
-        for listener in self._listeners:
-            try:
-                listener(record)
-            except Exception as error:
-                self._failed("listener", error)
-        for sink in self.sinks:
-            try:
-                if sink.wants():
-                    sink.write(record, level)
-            except Exception as error:
-                self._failed("sink", error)
+def _always() -> bool:
+    return True
 
-    def _failed(self, what: str, error: Exception) -> None:
-        self.failures += 1
-        if not self._complained:
-            self._complained = True
-            from .logs import complain
 
-            complain(f"an audit {what} raised {brief(error)}; further failures are only counted")
+def _never() -> bool:
+    return False
+
+
+def _dropped(count: int) -> None:
+    from .logs import complain
+
+    complain(f"a listener was too slow: it missed {count} records")
 
 
 def _level(connection: ManagedConnection, trigger: Trigger, source: State, moved: bool) -> int:

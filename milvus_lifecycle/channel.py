@@ -11,6 +11,7 @@ import grpc
 from .errors import LifecycleError
 from .face import DrainedError, Face, GrpcFuture, Start
 from .method import Method
+from .wire import Rpc
 
 if TYPE_CHECKING:
     from .connection import ManagedConnection
@@ -31,10 +32,11 @@ class LifecycleChannel(Face, grpc.Channel):
 
     def begin(self, timeout: float | None) -> Start:
         """Let an RPC in, waiting for a flight if need be. Raises what the caller is to see."""
-        start, began, until = self.quick(timeout)
+        rpc = Rpc()
+        start, began, until = self.quick(rpc, timeout)
         if start is None:
             try:
-                return self.engine.drive(self.engine.admit(self, timeout, began, until))
+                return self.engine.drive(self.engine.admit(self, rpc, timeout, began, until))
             except LifecycleError as error:
                 raise self.engine.transport.translate(error) from None
         return start

@@ -2,31 +2,55 @@
 
 from __future__ import annotations
 
-import threading
-import time
 import uuid
 import weakref
-from collections import deque
 from collections.abc import Callable
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+from .errors import LifecycleError
 from .facts import Facts, Seams, StepResult
-from .flight import Flight, FlightKind, Outcome
+from .flight import Flight, FlightKind, Outage, Outcome
 from .kept import kept
 from .leases import Leases
+from .ledger import Ledger
 from .machine import fire
 from .mutex import check_outside
 from .strategies import Broken, ConnectionStrategy, Dispose
 from .table import REFUSED, State, Trigger
-from .wire import Binding, Wire
+from .wire import Binding, Rpc, Wire
 
 if TYPE_CHECKING:
     from .audit import Audit, Emission
     from .config import ConnectionConfig
     from .policy import LifecyclePolicy
+    from .registry import Registry
 
 
 _ACTIVE = State.ACTIVE
+
+
+class _Snapshot:
+    """What a step may change, as it was before: a step happens as a whole, or not at all.
+
+    Channels are not in it: retiring, promoting and demoting one twice is doing it once. Lists are
+    replaced by steps, never changed in place.
+    """
+
+    __slots__ = ("_saved",)
+
+    def __init__(self, connection: ManagedConnection) -> None:
+        parts = (connection, connection.flight, connection.outage)
+        self._saved = [
+            (part, names, read(part))
+            for part, (names, read) in zip(parts, _PARTS, strict=True)
+            if part is not None
+        ]
+
+    def restore(self) -> None:
+        for part, names, values in self._saved:
+            for name, value in zip(names, values, strict=True):
+                setattr(part, name, value)
 
 
 class ManagedConnection(Leases):
@@ -38,8 +62,6 @@ class ManagedConnection(Leases):
     """
 
     __slots__ = (
-        "_delivering",
-        "_outbox",
         "audit",
         "closed_by",
         "config",
@@ -64,7 +86,7 @@ class ManagedConnection(Leases):
         seams: Seams,
         *,
         dedicated: bool,
-        on_lost: Callable[[ManagedConnection, int, weakref.ref[object]], None],
+        on_lost: Callable[[ManagedConnection], None],
     ) -> None:
         super().__init__(policy, seams, dedicated=dedicated, on_lost=on_lost)
         self.id = uuid.uuid4().hex[:16]
@@ -88,8 +110,6 @@ class ManagedConnection(Leases):
         self.recycle_planned = 0
         #: ... and one that asks the locator anew?
         self.refresh_planned = False
-        self._outbox: deque[Emission] = deque()
-        self._delivering = threading.Lock()
 
     # -- public face -----------------------------------------------------------------------
 
@@ -123,8 +143,8 @@ class ManagedConnection(Leases):
 
     # -- RPCs ------------------------------------------------------------------------------
 
-    def enter(self, now: float, *, trusted: bool = False) -> Binding | None:
-        """Count an RPC in on the current channel; None if the caller must acquire or wait.
+    def enter(self, rpc: Rpc, now: float, *, trusted: bool = False) -> Binding | None:
+        """Count ``rpc`` in on the current channel; None if the caller must acquire or wait.
 
         ``trusted``: the caller has just seen a flight land, however short ``idle_threshold`` is.
         """
@@ -137,10 +157,10 @@ class ManagedConnection(Leases):
         state = self.state
         if state is _ACTIVE or (state is State.IDLE and self.validated):
             self.last_used_at = now
-            return binding if binding.wire.enter() else None
+            return binding if binding.wire.enter(rpc) else None
         if state is State.RECOVERING:
             flight = self.flight
-            if flight is not None and not flight.mandatory and binding.wire.enter():
+            if flight is not None and not flight.mandatory and binding.wire.enter(rpc):
                 self.last_used_at = now
                 return binding
         return None
@@ -152,7 +172,7 @@ class ManagedConnection(Leases):
             return False
         self.last_success = now
         if self.outage is not None:
-            with self._mutex:
+            with self._lock, self._section:
                 if generation == self.generation and self.flight is None:
                     self.outage = None
         return self.state is State.IDLE and bool(self.leases)
@@ -163,15 +183,15 @@ class ManagedConnection(Leases):
 
     def drained(self, wire: Wire) -> None:
         """A retired channel is closed: forget it."""
-        with self._mutex:  # the RPC that ends last and the end of drain_timeout may meet here
-            if wire in self.draining:
-                self.draining.remove(wire)
+        # The RPC that ends last and the end of drain_timeout may meet here.
+        with self._lock, self._section:
+            self.draining = [each for each in self.draining if each is not wire]
 
     # -- flights ---------------------------------------------------------------------------
 
     def join(self, flight: Flight, wake: Callable[[], None], until: float) -> bool:
         """Wait with ``flight``: call ``wake`` once it has ended. False if it has already."""
-        with self._mutex:
+        with self._lock, self._section:
             if flight.outcome is not None:
                 return False
             flight.waiters.append(wake)
@@ -180,14 +200,22 @@ class ManagedConnection(Leases):
 
     def part(self, flight: Flight, wake: Callable[[], None]) -> bool:
         """Stop waiting. True if the flight has nobody left who waits for it."""
-        with self._mutex:
+        with self._lock, self._section:
             if wake in flight.waiters:
                 flight.waiters.remove(wake)
             return flight.outcome is None and not flight.waiters
 
+    def lead(self, flight: Flight) -> bool:
+        """Take the lead of ``flight``. False if it is over, or led by somebody else."""
+        with self._lock, self._section:
+            if flight.led or flight.outcome is not None:
+                return False
+            flight.led = True
+            return True
+
     def offer(self, flight: Flight, wire: Wire) -> bool:
         """Make ``wire`` the flight's candidate. False if the flight is over: close it."""
-        with self._mutex:
+        with self._lock, self._section:
             if self.flight is not flight:
                 return False
             if self.outage is not None:
@@ -198,7 +226,7 @@ class ManagedConnection(Leases):
 
     def withdraw(self, flight: Flight) -> StepResult:
         """Take the flight's candidate away. Returns what is to be closed, now or when drained."""
-        with self._mutex:
+        with self._lock, self._section:
             self.result = StepResult()
             wire, flight.candidate = flight.candidate, None
             if wire is not None:
@@ -208,7 +236,7 @@ class ManagedConnection(Leases):
     def recall(self) -> StepResult:
         """Take a channel away that still connects: the leader of its flight makes another one."""
         check_outside()
-        with self._mutex:
+        with self._lock, self._section:
             self.result = StepResult()
             flight, wire = self.flight, None
             if flight is not None:
@@ -220,7 +248,7 @@ class ManagedConnection(Leases):
 
     def drop_standby(self, flight: Flight) -> StepResult:
         """The channel that failed is of no use: retire it."""
-        with self._mutex:
+        with self._lock, self._section:
             self.result = StepResult()
             wire, flight.standby = flight.standby, None
             if wire is not None and self.flight is flight:
@@ -229,22 +257,46 @@ class ManagedConnection(Leases):
 
     # -- the step --------------------------------------------------------------------------
 
-    def step(self, trigger: Trigger, facts: Facts) -> StepResult:
-        """Decide. Nothing here waits; what is left to do comes back in the result.
+    def step(self, trigger: Trigger, facts: Facts, result: StepResult | None = None) -> StepResult:
+        """Decide, and leave what is to be done in ``result``. Nothing here waits.
 
-        Raises Reentered if this thread is inside a critical section of any connection (a
-        finalizer ran there), ConnectionClosed for a failure of a closed connection.
+        It happens as a whole or not at all, whatever is raised in the middle of it: a signal
+        handler may do that at any bytecode. Raises Reentered if this thread is inside a critical
+        section of any connection (a finalizer ran there), ConnectionClosed for a failure of a
+        closed connection.
         """
         check_outside()
-        with self._mutex:
-            return self._step(trigger, facts)
+        result = StepResult() if result is None else result
+        with self._lock, self._section:
+            before = _Snapshot(self)
+            try:
+                self._decide(trigger, facts, result)
+                self._tell(result.emission)
+            except BaseException as error:
+                if not result.decided:
+                    before.restore()
+                    result.clear()
+                    if isinstance(error, LifecycleError):
+                        raise  # the answer of the table or of a strategy
+                    try:  # what came from outside does not come again
+                        self._decide(trigger, facts, result)
+                    except BaseException:
+                        before.restore()
+                        result.clear()
+                        raise
+                self._tell(result.emission)
+                raise
+        return result
 
-    def _step(self, trigger: Trigger, facts: Facts) -> StepResult:
-        source, self.result = self.state, StepResult()
-        result = self.result
+    def _tell(self, emission: Emission | None) -> None:
+        if emission is not None:
+            self.audit.queue(emission)  # no reader takes one twice
+
+    def _decide(self, trigger: Trigger, facts: Facts, result: StepResult) -> None:
+        source, self.result = self.state, result
         refused = (source, trigger) in REFUSED
         flight = self.flight
-        moved = result.moved = fire(self, trigger, facts)
+        moved = fire(self, trigger, facts)
         if moved:
             if trigger is Trigger.FORKED:
                 self.id, self.seq = uuid.uuid4().hex[:16], 0
@@ -255,14 +307,13 @@ class ManagedConnection(Leases):
             doubtful = self.guard_same_generation(facts) and self.guard_silent_since(facts)
             self.suspect = self.suspect or doubtful
         if moved or refused:
-            emission = self.audit.prepare(
+            result.emission = self.audit.prepare(
                 self, source, trigger, facts, self.flight or flight, moved
             )
-            if emission is not None:
-                self._outbox.append(emission)
         if moved:
             self.state_since = facts.now
-        return result
+        result.moved = moved
+        result.decided = True
 
     def _press_optional(self, facts: Facts) -> None:
         """A failure during reroute or recycle: the flight becomes mandatory."""
@@ -303,7 +354,7 @@ class ManagedConnection(Leases):
             flight.candidate = None
             self._end(Outcome.CLOSED)
         self.draining = []
-        self.result.dispose.extend(wire for wire in wires if wire.sever(cut=False))
+        self.result.closing = wires
         try:
             effect = self.strategy.on_closed(self, facts)
         except Exception as error:  # whoever waits has to wake, whatever the strategy does
@@ -313,39 +364,35 @@ class ManagedConnection(Leases):
             self.result.locator = effect.locator
 
     def reset_after_fork(self) -> None:
-        """In the child: locks that another thread of the parent may have held are new."""
+        """In the child: the lock that another thread of the parent may have held is new."""
         self._renew_mutex()
-        self._delivering = threading.Lock()
-        self._outbox.clear()
 
-    def announce(self) -> None:
-        """Prepare the ``connection.created`` record (seq 0): before anybody can step this."""
-        emission = self.audit.created(self)
-        if emission is not None:
-            self._outbox.append(emission)
+    def enrol(self, registry: Registry) -> ManagedConnection:
+        """Enter ``registry``; returns the one that was there first.
 
-    def deliver(self) -> None:
-        """Hand records out in ``seq`` order, outside the mutex. One thread at a time does it."""
-        while self._outbox:
-            if not self._delivering.acquire(blocking=False):
-                return  # whoever delivers looks again after letting go
-            try:
-                while self._outbox:
-                    self.audit.emit(self._outbox.popleft())
-            finally:
-                self._delivering.release()
-
-    def flush(self, until: float) -> None:
-        """The process ends: hand out what is left, after whoever delivers, or at ``until``.
-
-        That thread may be a daemon, which never gets to it. ``until``: ``time.monotonic()`` s.
+        The record of that (``connection.created``, seq 0) comes before any other of this one.
         """
-        if self._delivering.acquire(timeout=max(0.0, until - time.monotonic())):
-            self._delivering.release()
-        self.deliver()
+        with self._lock, self._section:
+            pooled = registry.add(self)
+            if pooled is self:
+                self._tell(self.audit.created(self))
+            return pooled
 
     def connecting(self) -> bool:
         """Is a first connect in flight that may fail at the first refusal?"""
         flight = self.flight
         first = flight is not None and flight.kind is FlightKind.CONNECT and not self.validated
         return first and not self.was_good
+
+
+#: Leases are no business of a step; the row and the result are its own.
+_NOT_STEPPED = ("leases", "policy", "result", "row", "seams")
+_STEPPED = ("closed_by", "id", "seq", "state_since")
+_PARTS: tuple[tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]], ...] = tuple(
+    (names, attrgetter(*names))
+    for names in (
+        (*(n for n in Ledger.__slots__ if n not in _NOT_STEPPED), *_STEPPED),
+        Flight.__slots__,
+        Outage.__slots__,
+    )
+)

@@ -15,7 +15,7 @@ from .agenda import Agenda
 from .audit import Audit, Listener, Sink
 from .config import ConnectionConfig
 from .connection import ManagedConnection
-from .errors import ConnectionClosed, Failure, classify
+from .errors import ConnectionClosed, Failure, LifecycleError, classify
 from .facts import Facts, Seams, StepResult
 from .mutex import Reentered
 from .policy import LifecyclePolicy
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .flight import Flight
     from .strategies import Locator
     from .transport import Transport
-    from .wire import Wire
+    from .wire import Rpc, Wire
 
 _LANDINGS = (Trigger.PROBE_PASSED, Trigger.RECOVERED, Trigger.STAND_DOWN)
 
@@ -122,10 +122,9 @@ class Engine(Timers):
 
     def register(self, connection: ManagedConnection) -> ManagedConnection:
         """Pool ``connection``; the one that was there first wins."""
-        connection.announce()
-        pooled = self.registry.add(connection)
+        pooled = connection.enrol(self.registry)
         if pooled is connection:
-            connection.deliver()
+            self.audit.serve()
             self.wind()
         return pooled
 
@@ -144,31 +143,36 @@ class Engine(Timers):
             connection.owner = weakref.ref(client)
         return self.register(connection)
 
-    def _on_lost(self) -> Callable[[ManagedConnection, int, weakref.ref[object]], None]:
+    def _on_lost(self) -> Callable[[ManagedConnection], None]:
         engine_ref = weakref.ref(self)
 
-        def lost(connection: ManagedConnection, key: int, ref: weakref.ref[object]) -> None:
+        def lost(connection: ManagedConnection) -> None:
             engine = engine_ref()
             if engine is not None:
-                engine.post(partial(engine._lost, connection, key, ref))
+                engine.post(partial(engine._lost, connection))
 
         return lost
 
-    def _lost(self, connection: ManagedConnection, key: int, ref: weakref.ref[object]) -> None:
-        if connection.lose(key, ref):
-            self.step(connection, Trigger.RELEASE, reason="its last client was collected")
+    def _lost(self, connection: ManagedConnection) -> None:
+        connection.loss_noted = False
+        self.settle(connection, "its last client was collected")
+
+    def settle(self, connection: ManagedConnection, reason: str = "") -> None:
+        """See that a connection that nobody holds is IDLE, or closed, and will expire."""
+        if not connection.leases:
+            self.step(connection, Trigger.RELEASE, reason=reason)
             self.plan_expiry(connection)
 
     def give_back(self, connection: ManagedConnection, client: object | None) -> None:
         """Drop a lease; the last one out moves the connection to IDLE or closes it."""
         try:
-            unheld = connection.unlease(client)
+            if connection.unlease(client):
+                self.settle(connection)
         except Reentered:
             self.post(partial(self.give_back, connection, client))
-            return
-        if unheld:
-            self.step(connection, Trigger.RELEASE)
-            self.plan_expiry(connection)
+        except BaseException:  # a signal handler's
+            self._leave(partial(self.give_back, connection, client))
+            raise
 
     def let_go(self, connection: ManagedConnection, client: object | None) -> None:
         """A client is done with ``connection``; of a dedicated one, whoever says so."""
@@ -191,32 +195,57 @@ class Engine(Timers):
 
     def step(self, connection: ManagedConnection, trigger: Trigger, **facts: Any) -> bool:
         """Step the machine and do what the step leaves to do. True if a row was taken."""
+        result = StepResult()
         try:
-            result = connection.step(trigger, Facts(now=self.seams.clock(), **facts))
+            connection.step(trigger, Facts(now=self.seams.clock(), **facts), result)
+            self._carry_out(connection, trigger, facts, result)
         except Reentered:
             self.post(partial(self.step, connection, trigger, **facts))
-            return False
+        except BaseException:
+            # Somebody interrupts this thread. What is decided is decided: another one does it.
+            if result.decided:
+                self._leave(partial(self._carry_out, connection, trigger, facts, result))
+            raise
+        return result.moved
+
+    def _leave(self, job: Callable[[], object]) -> None:
+        """This thread is interrupted: whoever keeps time does the rest."""
+        self.post(job)
+        self.wind()
+
+    def _carry_out(
+        self,
+        connection: ManagedConnection,
+        trigger: Trigger,
+        facts: dict[str, Any],
+        result: StepResult,
+    ) -> None:
+        """Do what a step has left to do: its flight first, which others wait for."""
+        if result.launch is not None:
+            self._launch(connection, result.launch)
         if result.moved and connection.state is State.CLOSED:
             self.registry.remove(connection)
             if not len(self.registry):
                 self.post(look)  # whoever keeps time may go
         self.finish(connection, result)
-        connection.deliver()
+        if result.emission is not None:
+            self.audit.serve()
         if result.moved:
             self._follow_up(connection, trigger, facts)
-        if result.launch is not None:
-            self._launch(connection, result.launch)
-        return result.moved
 
     def finish(self, connection: ManagedConnection, result: StepResult) -> None:
         """Wake, close and note: everything in ``result`` but the flight to launch."""
         for wake in result.wakes:
             wake()
-        for wire in result.dispose:
-            self.dispose(wire)
+        for wire in result.closing:
+            if wire.sever(cut=False):
+                self.dispose(wire)
         timeout = self.policy.drain_timeout
-        if timeout is not None:
-            for wire in result.draining:
+        for wire in result.retired:
+            if wire.close_if_drained():
+                self.dispose(wire)
+                connection.drained(wire)
+            elif timeout is not None and wire.in_flight:
                 self._plan(self.seams.clock() + timeout, partial(self._cut, connection, wire))
         if result.locator is not None:
             self.discharge(connection, result.locator)
@@ -224,7 +253,9 @@ class Engine(Timers):
     def _launch(self, connection: ManagedConnection, flight: Flight) -> None:
         try:
             self.launch(connection, flight)
-        except Exception as error:  # no thread to be had, a loop that is closing
+            flight.launched = True
+        except (RuntimeError, MemoryError, LifecycleError) as error:
+            # No thread to be had, or a loop that is closing.
             self.step(connection, Trigger.ABANDONED, flight=flight.number, error=error)
 
     def _follow_up(
@@ -284,9 +315,10 @@ class Engine(Timers):
         if connection.succeeded(generation, self.seams.clock()):
             self.step(connection, Trigger.SERVED, generation=generation)
 
-    def rpc_left(self, connection: ManagedConnection, wire: Wire) -> None:
-        """An RPC was counted out as the last one of a draining channel, or nobody holds this."""
-        if wire.leave():
+    def rpc_left(self, connection: ManagedConnection, wire: Wire, rpc: Rpc) -> None:
+        """An RPC has ended. It may be the last one of a draining channel, or of a connection that
+        nobody holds."""
+        if wire.leave(rpc):
             self.dispose(wire)
             connection.drained(wire)
         if not connection.leases and connection.state is State.IDLE:
@@ -332,6 +364,6 @@ class Engine(Timers):
         self.audit.reset_after_fork()
         for connection in self.registry.all():
             connection.reset_after_fork()
-            connection.expiry_planned = connection.refresh_planned = False
+            connection.expiry_planned = connection.refresh_planned = connection.loss_noted = False
             connection.recycle_planned = 0
             self.step(connection, Trigger.FORKED)

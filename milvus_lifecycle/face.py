@@ -21,7 +21,7 @@ from .errors import (
     DeadlineExceeded,
 )
 from .table import State
-from .wire import Binding, WireState
+from .wire import Binding, Rpc, WireState
 
 if TYPE_CHECKING:
     # Generic in its stubs only.
@@ -52,6 +52,7 @@ class Start:
 
     connection: ManagedConnection
     binding: Binding
+    rpc: Rpc
     #: when the RPC itself started
     at: float
     #: when the user's call began: at its first attempt
@@ -179,15 +180,15 @@ class Face:
                 return call.began, call.until
         return now, (None if timeout is None else now + timeout)
 
-    def quick(self, timeout: float | None) -> tuple[Start | None, float, float | None]:
-        """Start an RPC without waiting, if nothing stands in its way. (start, began, until)."""
+    def quick(self, rpc: Rpc, timeout: float | None) -> tuple[Start | None, float, float | None]:
+        """Start ``rpc`` without waiting, if nothing stands in its way. (start, began, until)."""
         now = self.engine.seams.clock()
         began, until = self.call_window(timeout, now)
         connection = self.connection
         if until is None or now < until:
-            binding = connection.enter(now)
+            binding = connection.enter(rpc, now)
             if binding is not None:
-                return Start(connection, binding, now, began, until, timeout), began, until
+                return Start(connection, binding, rpc, now, began, until, timeout), began, until
         return None, began, until
 
     def expect_retry(self, start: Start) -> None:
@@ -267,7 +268,7 @@ class Face:
 
     def left(self, start: Start) -> None:
         """An RPC is over, however: count it out."""
-        self.engine.rpc_left(start.connection, start.binding.wire)
+        self.engine.rpc_left(start.connection, start.binding.wire, start.rpc)
 
     def closed_by_handler(self) -> None:
         """The handler's own close(): for good."""

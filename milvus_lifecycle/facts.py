@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .audit import Emission
     from .flight import Flight
     from .strategies import Locator
     from .wire import Wire
@@ -55,19 +56,32 @@ class Facts:
 
 @dataclass(slots=True)
 class StepResult:
-    """What is left to do once the mutex is free again. Nothing in it waits."""
+    """What is left to do once the mutex is free again. Nothing in it waits.
 
+    Whoever is interrupted while he does it leaves it to somebody else, who begins anew: so
+    nothing in it does harm if it is done twice.
+    """
+
+    #: the step has happened, whether or not it moved anything
+    decided: bool = False
     moved: bool = False
+    #: its record
+    emission: Emission | None = None
     #: a flight that somebody has to fly now
     launch: Flight | None = None
     #: wake-up calls of the waiters of a flight that has ended
     wakes: list[Callable[[], None]] = field(default_factory=list)
-    #: channels to close now
-    dispose: list[Wire] = field(default_factory=list)
+    #: channels out of service: to be closed once nothing runs on them, or cut after a while
+    retired: list[Wire] = field(default_factory=list)
+    #: channels to close now, whatever runs on them
+    closing: list[Wire] = field(default_factory=list)
     #: what the strategy wants to be released, as the connection is closed
     locator: Locator | None = None
-    #: channels that drain: to be cut when ``drain_timeout`` is over
-    draining: list[Wire] = field(default_factory=list)
+
+    def clear(self) -> None:
+        """As if nothing had been decided."""
+        self.moved, self.emission, self.launch, self.locator = False, None, None, None
+        self.wakes, self.retired, self.closing = [], [], []
 
 
 def wait_until(event: threading.Event, until: float) -> None:

@@ -74,6 +74,8 @@ class Flight:
         "deadline",
         "error",
         "kind",
+        "launched",
+        "led",
         "mandatory",
         "not_before",
         "number",
@@ -82,6 +84,7 @@ class Flight:
         "plan",
         "refresh",
         "standby",
+        "thawed",
         "waiters",
     )
 
@@ -98,6 +101,12 @@ class Flight:
         self.patience = began
         #: earliest start of the next attempt (backoff while flapping)
         self.not_before = began
+        #: has its driver been asked for somebody who flies it?
+        self.launched = False
+        #: has its time been extended, because it ran out while the process did not run?
+        self.thawed = False
+        #: has somebody begun to fly it?
+        self.led = False
         #: False while the current channel is healthy (reroute, recycle)
         self.mandatory = True
         self.attempts = 0

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 FIRST_SLICE = 1.0
 #: An attempt that is to end early, because the target may have moved, still gets this (seconds).
 SHORTEST_SLICE = 0.2
+#: Whoever wakes so much later (seconds) than he wanted was not run meanwhile: the process was
+#: stopped or the machine suspended, and its budgets ran out without a try.
+STOPPED = 1.0
 
 
 class Flights(Engine):
@@ -34,6 +37,8 @@ class Flights(Engine):
 
     def fly(self, connection: ManagedConnection, flight: Flight) -> Procedure[None]:
         """One flight, by its leader. However it ends, the flight has an outcome afterwards."""
+        if not connection.lead(flight):
+            return  # launched twice: whoever launched it first was interrupted
         try:
             if flight.kind is FlightKind.PROBE:
                 yield from self._probe(connection, flight)
@@ -99,6 +104,9 @@ class Flights(Engine):
         self, connection: ManagedConnection, flight: Flight, error: Exception, limit: float
     ) -> bool:
         flight.attempts += 1
+        if self._thaw(flight, limit):
+            flight.patience = flight.deadline
+            return True
         kind = classify(error)
         if kind is not Failure.DEADLINE:
             flight.error = kept(error)
@@ -110,6 +118,7 @@ class Flights(Engine):
 
     def _recover(self, connection: ManagedConnection, flight: Flight) -> Procedure[None]:
         while flight.outcome is None:
+            self._thaw(flight, flight.deadline)
             if flight.not_before > self.seams.clock():
                 yield Wait(connection, flight, flight.not_before)
                 continue
@@ -132,6 +141,15 @@ class Flights(Engine):
             else:
                 self._land(connection, flight, Trigger.RECOVERED, wire, identifier, located)
                 return
+
+    def _thaw(self, flight: Flight, limit: float) -> bool:
+        """If ``limit`` passed while the process was not run: time for one more attempt, once."""
+        now = self.seams.clock()
+        if flight.thawed or now <= limit + STOPPED:
+            return False
+        flight.thawed = True
+        flight.deadline = now + self.policy.connect_timeout
+        return True
 
     def _find_place(
         self, connection: ManagedConnection, flight: Flight, timeout: float
@@ -249,6 +267,7 @@ class Flights(Engine):
     def _attempt_failed(
         self, connection: ManagedConnection, flight: Flight, error: Exception, started: float
     ) -> None:
+        self._thaw(flight, flight.deadline)
         now = self.seams.clock()
         flight.refresh = classify(error) is Failure.DEADLINE
         age = now - self._down_since(connection, flight)

@@ -15,7 +15,6 @@ import time
 import weakref
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -156,8 +155,7 @@ class TopologyBook:
         self.complained = True
         from .logs import complain
 
-        with suppress(Exception):  # a log handler's failure is not the connection's
-            complain(f"{brief(error)} (connections stay on {self.latest.primary.endpoint})")
+        complain(f"{brief(error)} (connections stay on {self.latest.primary.endpoint})")
 
 
 def _after_fork_in_child() -> None:

@@ -90,6 +90,17 @@ class JsonLines(Sink):
         with self._lock:
             self._close()
 
+    def note_lost(self, count: int) -> None:
+        """Say so in the file, at this place in the order."""
+        with self._lock:
+            self.lost += count
+            try:
+                self._reopen_if_moved()
+                self._append(self._confession())
+                self.lost = 0
+            except OSError:
+                self._close()  # with the next record
+
     def end(self) -> None:
         """Close the file for good: a record that comes late does not leave it open again."""
         with self._lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from . import mutex
 from .errors import ConfigError
 from .ledger import Ledger
-from .mutex import Mutex
+from .mutex import Section
 from .table import State
 
 if TYPE_CHECKING:
@@ -32,17 +33,33 @@ class Lease(weakref.ref[object]):
 
 def _lost(lease: weakref.ref[object]) -> None:
     # The collector runs this anywhere, inside critical sections of this very thread too: it may
-    # do no more than post a note. The connection is not held strongly by its leases.
+    # do no more than take the lease away, by single steps of a dictionary, and post a note. The
+    # connection is not held strongly by its leases.
     lease = cast(Lease, lease)
     connection = lease.home()
-    if connection is not None:
-        connection.on_lost(connection, lease.key, lease)
+    if connection is None or connection.leases.get(lease.key) is not lease:
+        return
+    connection.leases.pop(lease.key, None)
+    if not connection.leases and not connection.loss_noted:
+        # One note at a time: clients may come and go faster than anybody reads notes.
+        connection.loss_noted = True
+        connection.unheld_since = connection.seams.clock()
+        connection.on_lost(connection)
 
 
 class Leases(Ledger):
     """The part of a connection that knows its clients, and the mutex of its step."""
 
-    __slots__ = ("__weakref__", "_home", "_lock", "_mutex", "idle_limit", "on_lost", "strict")
+    __slots__ = (
+        "__weakref__",
+        "_home",
+        "_lock",
+        "_section",
+        "idle_limit",
+        "loss_noted",
+        "on_lost",
+        "strict",
+    )
 
     def __init__(
         self,
@@ -50,10 +67,13 @@ class Leases(Ledger):
         seams: Seams,
         *,
         dedicated: bool,
-        on_lost: Callable[[ManagedConnection, int, weakref.ref[object]], None],
+        on_lost: Callable[[ManagedConnection], None],
     ) -> None:
         super().__init__(policy, seams, dedicated=dedicated)
+        #: posts a note that the last client was collected
         self.on_lost = on_lost
+        #: is there a note that was not read yet?
+        self.loss_noted = False
         #: ``idle_threshold`` as a number
         self.idle_limit = float("inf") if policy.idle_threshold is None else policy.idle_threshold
         #: the strategy has a ``needs_probe`` of its own: it is asked each time
@@ -62,8 +82,8 @@ class Leases(Ledger):
         self._home = cast("weakref.ref[ManagedConnection]", weakref.ref(self))
 
     def _renew_mutex(self) -> None:
-        self._mutex = Mutex()
-        self._lock = self._mutex.lock
+        self._lock = threading.RLock()
+        self._section = Section(self._lock)
 
     def is_held_by(self, client: object | None) -> bool:
         """Has ``client`` a lease (None: is there an anonymous one)?"""
@@ -72,9 +92,9 @@ class Leases(Ledger):
 
     def holders(self) -> list[object | None]:
         """Everybody alive who has a lease; None stands for the anonymous ones."""
-        with self._mutex:
+        with self._lock, self._section:
             anonymous = 0 in self.leases
-            held = [ref() for ref in self.leases.values() if ref is not None]
+            held = [ref() for ref in list(self.leases.values()) if ref is not None]
         return [client for client in held if client is not None] + [None] * anonymous
 
     def lease(self, client: object | None) -> bool:
@@ -82,7 +102,7 @@ class Leases(Ledger):
 
         Raises TypeError (from ``weakref``) for a client that cannot be weakly referenced.
         """
-        with self._mutex:
+        with self._lock, self._section:
             if self.state is State.CLOSED:
                 return False
             self._hold(client)
@@ -98,17 +118,18 @@ class Leases(Ledger):
         if held is None or (held is not _NOBODY and held() is client):
             self.last_used_at = now  # a lease it has already: nothing to write under the mutex
             return True
-        here = mutex.here
+        locks = mutex.here.locks
         with self._lock:
-            here.depth += 1
+            locks.append(self._lock)
+            if self.state is not _ACTIVE:
+                locks.pop()
+                return False
             try:
-                if self.state is not _ACTIVE:
-                    return False
                 self._hold(client)
             except TypeError:
+                locks.pop()
                 return False  # the long way says what is wrong with it
-            finally:
-                here.depth -= 1
+            locks.pop()
             self.last_used_at = now
             return True
 
@@ -129,28 +150,14 @@ class Leases(Ledger):
 
     def unlease(self, client: object | None) -> bool:
         """Give a lease back. True if nobody holds the connection any more."""
-        return self._drop(0 if client is None else id(client), None)
-
-    def lose(self, key: int, ref: weakref.ref[object]) -> bool:
-        """The collector took a client. True if nobody holds the connection any more."""
-        return self._drop(key, ref)
-
-    def _drop(self, key: int, ref: weakref.ref[object] | None) -> bool:
-        here, leases = mutex.here, self.leases
-        if here.depth:
-            raise mutex.Reentered
+        mutex.check_outside()
+        leases, locks = self.leases, mutex.here.locks
         with self._lock:
-            here.depth += 1
-            try:
-                held = leases.get(key, _NOBODY)
-                # By identity: weak references to dead clients compare equal to nothing else.
-                if held is not _NOBODY and (ref is None or held is ref):
-                    del leases[key]
-                    if not leases:
-                        self.unheld_since = self.seams.clock()
-                return not leases
-            finally:
-                here.depth -= 1
+            locks.append(self._lock)
+            if leases.pop(0 if client is None else id(client), _NOBODY) is not _NOBODY:
+                self.unheld_since = self.seams.clock()
+            locks.pop()
+            return not leases
 
 
 def check_client(client: object | None) -> None:

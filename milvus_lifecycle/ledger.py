@@ -347,8 +347,7 @@ class Ledger:
 
     def _retire(self, wire: Wire) -> None:
         """Close the channel once nothing runs on it any more: now, or when it has drained."""
-        if wire.retire():
-            self.result.dispose.append(wire)
-        elif wire.in_flight and wire not in self.draining:
-            self.draining.append(wire)
-            self.result.draining.append(wire)
+        wire.retire()
+        self.result.retired.append(wire)
+        if wire.in_flight and wire not in self.draining:
+            self.draining = [*self.draining, wire]

@@ -8,11 +8,13 @@ with nothing configured, nothing is printed and nothing is built.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Any
 
 import structlog
 
 from .audit import DEBUG, INFO, WARNING, Sink, TransitionRecord
+from .stream import Outlet
 
 LOGGER_NAME = "milvus_lifecycle"
 
@@ -54,6 +56,10 @@ class ApplicationLog(Sink):
             extra = {**{k: v for k, v in context.items() if k not in _RESERVED}, **fields}
             _logger.log(level, "%s", _line(event, fields), extra=extra)
 
+    def note_lost(self, count: int) -> None:
+        """One line at WARNING."""
+        _complain(f"the log was too slow: it missed {count} records")
+
 
 #: attributes of logging.LogRecord that ``extra`` may not overwrite
 _RESERVED = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
@@ -68,8 +74,17 @@ def _line(event: str, fields: dict[str, Any]) -> str:
 
 
 def complain(message: str) -> None:
-    """Say once that something in the audit path does not work."""
-    if structlog.is_configured():
-        structlog.get_logger(LOGGER_NAME).warning("audit.trouble", detail=message)
-    elif _has_real_handler():
-        _logger.warning("audit.trouble %s", message)
+    """Say that something beside a call does not work. Whoever says it does not wait for it."""
+    _COMPLAINTS.put(message)
+    _COMPLAINTS.serve()
+
+
+def _complain(message: str) -> None:
+    with suppress(Exception):  # a log handler's failure is the application's business
+        if structlog.is_configured():
+            structlog.get_logger(LOGGER_NAME).warning("audit.trouble", detail=message)
+        elif _has_real_handler():
+            _logger.warning("audit.trouble %s", message)
+
+
+_COMPLAINTS: Outlet[str] = Outlet(_complain, lambda count: None)

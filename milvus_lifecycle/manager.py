@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import queue
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
@@ -37,9 +36,6 @@ if TYPE_CHECKING:
     from .wire import Wire
 
 T = TypeVar("T")
-
-#: So long (seconds) the end of the process waits for records that another thread hands out.
-EXIT_LIMIT = 1.0
 
 
 class ConnectionManager(Procedures):
@@ -202,22 +198,28 @@ class ConnectionManager(Procedures):
     def _wait(self, request: Wait) -> None:
         flight, landed = request.flight, threading.Event()
         wake = landed.set
-        if not request.connection.join(flight, wake, request.until):
-            return
         try:
-            self.seams.wait(landed, request.until + request.grace)
+            if request.connection.join(flight, wake, request.until):
+                self.seams.wait(landed, request.until + request.grace)
         finally:
             self.parted(request.connection, flight, wake)
 
     # -- what the engine asks of its driver ------------------------------------------------
 
     def launch(self, connection: ManagedConnection, flight: Flight) -> None:
-        threading.Thread(
+        worker = threading.Thread(
             target=self._fly,
             args=(connection, flight),
             name=f"milvus-lifecycle-{flight.kind.value}-{connection.id}",
             daemon=True,
-        ).start()
+        )
+        try:
+            worker.start()
+        except RuntimeError:
+            if not _exiting:
+                raise
+            # From Python 3.12 on no thread can be started any more: the caller flies.
+            self._fly(connection, flight)
 
     def _fly(self, connection: ManagedConnection, flight: Flight) -> None:
         try:
@@ -301,10 +303,10 @@ class ConnectionManager(Procedures):
             recalled = [connection.recall() for connection in self.registry.all()]
         except Reentered:  # a finalizer forks, of all things
             return False
-        for result in recalled:
-            for wire in result.dispose:
-                self.dispose(wire)
-        return any(result.dispose for result in recalled)
+        closed = [wire for result in recalled for wire in result.retired if wire.close_if_drained()]
+        for wire in closed:
+            self.dispose(wire)
+        return bool(closed)
 
     def fork_waits(self, until: float) -> None:
         """A flight may be on its way out of gRPC; a ping ends by itself."""
@@ -361,13 +363,15 @@ def _keep_time(
 _MANAGERS: weakref.WeakSet[ConnectionManager] = weakref.WeakSet()
 
 
+_exiting = False
+
+
 def _at_exit() -> None:
-    until = time.monotonic() + EXIT_LIMIT
+    # What was registered with atexit before us runs after this, and may go on calling.
+    global _exiting
+    _exiting = True
     for manager in list(_MANAGERS):
-        connections = manager.registry.all()
         manager.close_all()
-        for connection in connections:
-            connection.flush(until)
 
 
 atexit.register(_at_exit)

@@ -1,19 +1,26 @@
-"""The mutex of a connection: re-entrant, and it knows whether this thread is inside any of them.
+"""The mutex of a connection: a plain RLock, and what this thread knows of those that it holds.
 
 The collector may run a finalizer wherever Python code runs, inside a critical section too. If the
 finalizer gives back a lease of *another* connection, that one must not be stepped right there: two
 threads that do so the other way round would wait for each other for ever.
+
+A signal handler may raise wherever Python code runs, too. So the lock itself is taken by ``with
+lock``, which is all C, and what is noted beside it may be left behind: a note counts only while
+its lock is really held by this thread.
 """
 
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 
 class _Here(threading.local):
-    """How many critical sections this thread is inside of."""
+    """The locks of the critical sections that this thread is inside of, the innermost last."""
 
-    depth = 0
+    def __init__(self) -> None:
+        # RLock has no type of its own in typeshed that knows _is_owned.
+        self.locks: list[Any] = []
 
 
 here = _Here()
@@ -25,31 +32,31 @@ class Reentered(RuntimeError):
 
 def inside() -> bool:
     """Is this thread inside a connection's critical section?"""
-    return here.depth > 0
+    locks = here.locks
+    while locks and not locks[-1]._is_owned():
+        locks.pop()  # its section was interrupted before it could say that it was over
+    return bool(locks)
 
 
 def check_outside() -> None:
     """Raise Reentered if this thread is inside a connection's critical section."""
-    if here.depth:
+    if here.locks and inside():
         raise Reentered
 
 
-class Mutex:
-    """A ``threading.RLock`` that counts.
+class Section:
+    """Notes that this thread is inside: ``with connection._lock, connection._section:``.
 
-    On the hit path, where a call of Python code counts, ``lock`` is taken and ``here.depth`` kept
-    by hand.
+    On the hit path, where a call of Python code counts, ``here.locks`` is kept by hand.
     """
 
     __slots__ = ("lock",)
 
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
+    def __init__(self, lock: Any) -> None:
+        self.lock = lock
 
     def __enter__(self) -> None:
-        self.lock.acquire()
-        here.depth += 1
+        here.locks.append(self.lock)
 
     def __exit__(self, *raised: object) -> None:
-        here.depth -= 1
-        self.lock.release()
+        here.locks.pop()

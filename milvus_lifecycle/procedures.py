@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .config import ConnectionConfig, ForeignConfig
@@ -24,13 +25,14 @@ from .errors import (
 )
 from .face import Face, Start, stamp_of
 from .flight import Flight, FlightKind, Outcome
-from .flights import Flights
+from .flights import STOPPED, Flights
 from .leases import check_client, check_timeout
 from .requests import Locate, Pause, Procedure, Wait
 from .table import State, Trigger
 
 if TYPE_CHECKING:
     from .connection import ManagedConnection
+    from .wire import Rpc
 
 #: How much longer (seconds) than their limit the waiters of a first connect wait for its own
 #: verdict, which names the cause.
@@ -63,7 +65,13 @@ class Procedures(Flights):
         until = None if timeout is None else began + timeout
         while True:
             connection = self.find_or_create(own, client, dedicated=dedicated)
-            usable = yield from self.check_out(connection, client, began, until)
+            try:
+                usable = yield from self.check_out(connection, client, began, until)
+            except LifecycleError:
+                raise
+            except BaseException:  # a signal handler's: perhaps before anybody held it
+                self._leave(partial(self.settle, connection))
+                raise
             if usable:
                 return connection.handler
 
@@ -95,9 +103,9 @@ class Procedures(Flights):
         return usable
 
     def admit(
-        self, face: Face, timeout: float | None, began: float, until: float | None
+        self, face: Face, rpc: Rpc, timeout: float | None, began: float, until: float | None
     ) -> Procedure[Start]:
-        """An RPC wants to start and the quick way refused: acquire, or join what is under way.
+        """``rpc`` wants to start and the quick way refused: acquire, or join what is under way.
 
         A connection that close_all, linger or a failed reconnect in a child closed is looked up
         again or created anew, for the handler that the client already has.
@@ -112,9 +120,9 @@ class Procedures(Flights):
             connection, now = face.connection, self.seams.clock()
             if until is not None and now >= until:
                 raise DeadlineExceeded(address=connection.address, elapsed=now - began)
-            binding = connection.enter(now, trusted=True)
+            binding = connection.enter(rpc, now, trusted=True)
             if binding is not None:
-                return Start(connection, binding, now, began, until, timeout)
+                return Start(connection, binding, rpc, now, began, until, timeout)
             if connection.flight is None and connection.state is not State.CLOSED:
                 yield self._no_worker(connection, began, until)
 
@@ -236,6 +244,7 @@ class Procedures(Flights):
         """
         budget_end = began + self.policy.recovery_budget
         limit = budget_end if until is None else min(until, budget_end)
+        thawed = False
         while True:
             flight = connection.flight
             if connection.state is State.CLOSED:
@@ -244,6 +253,8 @@ class Procedures(Flights):
                 raise self._closed(connection, began)
             if flight is None or (flight.kind is FlightKind.RECOVERY and not flight.mandatory):
                 return
+            if not flight.launched:
+                self._launch(connection, flight)  # whoever was to do it may have been interrupted
             first = connection.connecting()
             patience = limit
             if first and until is None:
@@ -253,6 +264,14 @@ class Procedures(Flights):
                 yield Wait(connection, flight, patience, grace)
             if flight.outcome is Outcome.LANDED:
                 return
+            now = self.seams.clock()
+            stopped = now > patience + STOPPED and not thawed
+            if flight.outcome is None and stopped and (until is None or now < until):
+                # The process did not run when its time ran out: the flight tries once more.
+                thawed, budget_end = True, now + self.policy.connect_timeout
+                limit = budget_end if until is None else min(until, budget_end)
+                began = max(began, limit - self.policy.connect_timeout)
+                continue
             left_last = flight.outcome is Outcome.ABANDONED and self.seams.clock() >= patience
             if flight.outcome is None or left_last:
                 own = until is not None and until < budget_end

@@ -267,16 +267,22 @@ class CapturedAudit:
     """The records of a manager, from now on; a context manager that stops listening."""
 
     def __init__(self, manager: Manager) -> None:
-        #: all records, refused triggers and created connections included
-        self.records: list[TransitionRecord] = []
-        self._unsubscribe = manager.subscribe(self.records.append)
+        self._audit = manager.audit
+        self._records: list[TransitionRecord] = []
+        self._unsubscribe = manager.subscribe(self._records.append)
+
+    @property
+    def records(self) -> list[TransitionRecord]:
+        """All records so far, refused triggers and created connections included."""
+        self._audit.flush(LIMIT)
+        return self._records
 
     def transitions(self, trigger: Trigger | str | None = None) -> list[TransitionRecord]:
         """The records of state changes: all, or those of one trigger."""
         wanted = (None, str(trigger)) if trigger is not None else None
         return [
             record
-            for record in list(self.records)
+            for record in self.records.copy()
             if record.event == TRANSITION and (wanted is None or record.trigger in wanted)
         ]
 
@@ -286,7 +292,8 @@ class CapturedAudit:
         return self.transitions(trigger)[-1]
 
     def stop(self) -> None:
-        """Listen no more."""
+        """Listen no more; what happened before is still captured."""
+        self._audit.flush(LIMIT)
         self._unsubscribe()
 
     def __enter__(self) -> CapturedAudit:

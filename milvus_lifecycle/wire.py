@@ -8,6 +8,7 @@ only by ``close`` of the whole connection, or when ``drain_timeout`` has run out
 from __future__ import annotations
 
 import threading
+import weakref
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -22,6 +23,26 @@ class WireState(Enum):
     CLOSED = "closed"
 
 
+class Rpc:
+    """One RPC under way. It counts as long as it exists, at most: whatever interrupts whom.
+
+    ``call`` is gRPC's own object, where the driver has to end it itself (asyncio).
+    """
+
+    __slots__ = ("__weakref__", "call", "counted", "severed")
+
+    def __init__(self) -> None:
+        self.call: Any = None
+        self.counted: weakref.ref[Rpc] | None = None
+        self.severed = False
+
+    def sever(self) -> None:
+        """End the RPC; its task sees an error, not a cancellation."""
+        self.severed = True
+        if self.call is not None:
+            self.call.cancel()
+
+
 class Wire:
     """A gRPC channel (sync or asyncio) with its in-flight count.
 
@@ -32,13 +53,12 @@ class Wire:
     __slots__ = (
         "_lock",
         "address",
-        "calls",
         "channel",
         "cut",
-        "in_flight",
         "methods",
         "opened_at",
         "recalled",
+        "running",
         "slow",
         "state",
         "validated",
@@ -56,27 +76,38 @@ class Wire:
         self.validated = False
         #: closed before that because the process forks: no fault of the server
         self.recalled = False
-        self.in_flight = 0
         self.state = WireState.CANDIDATE
         self.methods: dict[Any, Any] = {}
-        #: the RPCs under way, where the driver has to end them itself (asyncio)
-        self.calls: set[Any] = set()
+        #: the RPCs under way. Each reference takes itself out when its RPC is gone, and the
+        #: interpreter does that in C: no exception can come in between.
+        self.running: set[weakref.ref[Rpc]] = set()
         # Re-entrant: a finalizer that the collector runs right here may start an RPC of its own.
         self._lock = threading.RLock()
 
-    def enter(self) -> bool:
+    @property
+    def in_flight(self) -> int:
+        """How many RPCs are under way."""
+        return len(self.running)
+
+    def rpcs(self) -> list[Rpc]:
+        """The RPCs under way."""
+        return [rpc for rpc in (ref() for ref in list(self.running)) if rpc is not None]
+
+    def enter(self, rpc: Rpc) -> bool:
         """Count an RPC in. False if the wire takes no new RPCs (retired or closed)."""
         with self._lock:
             if self.state is not WireState.CURRENT:
                 return False
-            self.in_flight += 1
+            rpc.counted = weakref.ref(rpc, self.running.discard)
+            self.running.add(rpc.counted)
             return True
 
-    def leave(self) -> bool:
+    def leave(self, rpc: Rpc) -> bool:
         """Count an RPC out. True if it was the last one of a draining wire: close it now."""
         with self._lock:
-            self.in_flight -= 1
-            return self._close_if_drained()
+            if rpc.counted is not None:
+                self.running.discard(rpc.counted)
+            return self.close_if_drained()
 
     def promote(self) -> None:
         """Candidate becomes current."""
@@ -90,12 +121,11 @@ class Wire:
             if self.state is WireState.CURRENT:
                 self.state = WireState.CANDIDATE
 
-    def retire(self) -> bool:
-        """No new RPCs from here on. True if nothing runs on it: close it now."""
+    def retire(self) -> None:
+        """No new RPCs from here on."""
         with self._lock:
             if self.state is not WireState.CLOSED:
                 self.state = WireState.DRAINING
-            return self._close_if_drained()
 
     def sever(self, *, cut: bool) -> bool:
         """Close whatever runs. True for the one caller who is to close the channel."""
@@ -103,14 +133,16 @@ class Wire:
             if self.state is WireState.CLOSED:
                 return False
             self.state = WireState.CLOSED
-            self.cut = cut and self.in_flight > 0
+            self.cut = cut and bool(self.running)
             return True
 
-    def _close_if_drained(self) -> bool:
-        if self.state is WireState.DRAINING and self.in_flight == 0:
-            self.state = WireState.CLOSED
-            return True
-        return False
+    def close_if_drained(self) -> bool:
+        """True for the one caller who is to close the channel: retired, and nothing runs on it."""
+        with self._lock:
+            if self.state is WireState.DRAINING and not self.running:
+                self.state = WireState.CLOSED
+                return True
+            return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
+from milvus_lifecycle.testing import CapturedAudit
 from tests.network import TcpProxy
 from tests.observe import wait_until
 from tests.servers import FakeMilvus, TlsFiles, make_tls_files
@@ -41,9 +42,13 @@ class Engine:
         import milvus_lifecycle as ml
 
         self.manager: Any = ml.ConnectionManager.get_instance()
-        self.records: list[Any] = []
+        self.audit = CapturedAudit(self.manager)
         self.clients: list[Any] = []
-        self.manager.subscribe(self.records.append)
+
+    @property
+    def records(self) -> list[Any]:
+        """Every record so far."""
+        return self.audit.records
 
     def client(self, uri: str, **options: Any) -> Any:
         """An unmodified MilvusClient, kept alive until the test's end."""

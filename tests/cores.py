@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from milvus_lifecycle import ConnectionConfig, LifecyclePolicy, ManagedConnection, RegularStrategy
-from milvus_lifecycle.audit import Audit, TransitionRecord
+from milvus_lifecycle.audit import Audit, Emission, TransitionRecord
 from milvus_lifecycle.facts import Facts, StepResult
 from milvus_lifecycle.strategies import ConnectionStrategy
 from milvus_lifecycle.table import State, Trigger
@@ -14,6 +14,28 @@ from milvus_lifecycle.testing import FakeClock, rpc_error
 from milvus_lifecycle.wire import Wire
 
 CONFIG = ConnectionConfig.from_uri("http://home:19530")
+
+
+class Tap:
+    """Reads records at once, where real readers have a queue and a thread."""
+
+    failures = 0
+
+    def __init__(self, read: Callable[[TransitionRecord], object]) -> None:
+        self.read = read
+        self.outlet = self
+
+    def wants(self) -> bool:
+        return True
+
+    def put(self, emission: Emission) -> None:
+        self.read(emission.record)
+
+    def serve(self) -> None:
+        """Nothing waits."""
+
+    def flush(self, limit: float) -> bool:
+        return True
 
 
 class Core:
@@ -29,7 +51,7 @@ class Core:
         self.clock = FakeClock()
         self.audit = Audit("threads")
         self.records: list[TransitionRecord] = []
-        self.audit.subscribe(self.records.append)
+        self.audit.readers = (Tap(self.records.append),)  # type: ignore[assignment]
         self.lost: list[Any] = []
         self.connection = ManagedConnection(
             CONFIG,
@@ -38,13 +60,11 @@ class Core:
             self.audit,
             self.clock.seams(),
             dedicated=dedicated,
-            on_lost=lambda *lost: self.lost.append(lost),
+            on_lost=self.lost.append,
         )
 
     def step(self, trigger: Trigger, **facts: Any) -> StepResult:
-        result = self.connection.step(trigger, Facts(now=self.clock(), **facts))
-        self.connection.deliver()
-        return result
+        return self.connection.step(trigger, Facts(now=self.clock(), **facts))
 
     def wire(self) -> Wire:
         return Wire(object(), "home:19530", self.clock(), slow=False)

@@ -155,9 +155,16 @@ class AsyncEngine:
     """The engine as a test sees it from inside its loop: clients, public names and records."""
 
     def __init__(self) -> None:
-        self.records: list[Any] = []
+        self._records: list[Any] = []
         self.clients: list[Any] = []
         self._known: list[Any] = []
+
+    @property
+    def records(self) -> list[Any]:
+        """Every record so far, of the managers of all loops."""
+        for known in self._known:
+            known.audit.flush(10)
+        return self._records
 
     @property
     def manager(self) -> Any:
@@ -167,7 +174,7 @@ class AsyncEngine:
         manager = ml.AsyncConnectionManager.get_instance()
         if all(known is not manager for known in self._known):
             self._known.append(manager)
-            manager.subscribe(self.records.append)
+            manager.subscribe(self._records.append)
         return manager
 
     def client(self, uri: str, **options: Any) -> Any:

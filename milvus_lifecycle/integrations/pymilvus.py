@@ -17,6 +17,7 @@ from ..face import FACE
 from ..manager import ConnectionManager
 from ..policy import LifecyclePolicy
 from ..settings import Settings
+from ..stream import EXIT_LIMIT
 from ..transport import open_channel
 
 if TYPE_CHECKING:
@@ -289,6 +290,7 @@ def uninstall() -> None:
         _drop_async_instances()
         # Clients that the application still has keep their manager, and so its sinks.
         for sink in Settings.current().sinks:
+            sink.reader.outlet.flush(EXIT_LIMIT)
             sink.end()
         Settings.use(None)
 

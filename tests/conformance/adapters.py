@@ -19,6 +19,8 @@ T = TypeVar("T")
 #: Limit (real seconds) of everything that is waited for.
 LIMIT = 20.0
 WORKER, KEEPER = "milvus-lifecycle-", "milvus-lifecycle-timekeeper"
+#: tells records to whoever reads them; nobody waits for it
+RECORDS = "milvus-lifecycle-records"
 
 
 class LeaderDied(BaseException):
@@ -100,7 +102,9 @@ class Threads:
         return [
             thread
             for thread in threading.enumerate()
-            if thread not in self._before and thread.name.startswith(prefix)
+            if thread not in self._before
+            and thread.name.startswith(prefix)
+            and thread.name != RECORDS
         ]
 
     def _all_wait(self) -> bool:
@@ -117,7 +121,7 @@ class Threads:
         original = threading.Thread.start
 
         def start(thread: threading.Thread) -> None:
-            if thread.name.startswith(WORKER) and thread.name != KEEPER:
+            if thread.name.startswith(WORKER) and thread.name not in (KEEPER, RECORDS):
                 raise RuntimeError("can't start new thread")
             original(thread)
 

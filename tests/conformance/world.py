@@ -77,13 +77,18 @@ class Log(Sink):
     """Takes every record with its level."""
 
     def __init__(self) -> None:
-        self.lines: list[tuple[TransitionRecord, int]] = []
+        self._lines: list[tuple[TransitionRecord, int]] = []
+
+    @property
+    def lines(self) -> list[tuple[TransitionRecord, int]]:
+        self.reader.outlet.flush(20)
+        return self._lines
 
     def wants(self) -> bool:
         return True
 
     def write(self, record: TransitionRecord, level: int) -> None:
-        self.lines.append((record, level))
+        self._lines.append((record, level))
 
     @property
     def records(self) -> list[TransitionRecord]:

@@ -305,6 +305,10 @@ class SimLock:
     def _free(self) -> bool:
         return not self.count
 
+    def _is_owned(self) -> bool:
+        kernel = Kernel.active
+        return bool(self.count) and kernel is not None and self.owner is kernel.running
+
     def release(self) -> None:
         self.count -= 1
         if self.count:
@@ -331,12 +335,12 @@ class SimHere:
     """
 
     @property
-    def depth(self) -> int:
-        return getattr(getcurrent(), "depth", 0)
-
-    @depth.setter
-    def depth(self, value: int) -> None:
-        getcurrent().depth = value  # type: ignore[attr-defined]
+    def locks(self) -> list[Any]:
+        here: Any = getcurrent()
+        if not hasattr(here, "locks"):
+            here.locks = []
+        locks: list[Any] = here.locks
+        return locks
 
 
 class SimThreading:

@@ -16,6 +16,7 @@ from milvus_lifecycle import ConnectionConfig, ConnectionManager
 from milvus_lifecycle.audit import Audit, Emission, Sink, TransitionRecord
 from milvus_lifecycle.facts import Seams
 from milvus_lifecycle.jsonl import JsonLines
+from milvus_lifecycle.stream import flush_all
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import CapturedAudit, Script, until
 from tests.cores import Core
@@ -26,25 +27,25 @@ CONFIG = ConnectionConfig.from_uri("http://home:19530")
 def test_records_come_in_order_while_a_listener_blocks() -> None:
     """Nobody waits for a slow listener, and it still gets every record in ``seq`` order."""
     core = Core()
-    blocked, go, seen = threading.Event(), threading.Event(), []
+    core.audit.readers = ()
+    blocked, go, seen, other = threading.Event(), threading.Event(), [], []
 
     def slow(record: TransitionRecord) -> None:
-        if record.seq == 1:
-            blocked.set()
-            go.wait(20)
+        blocked.set()
+        go.wait(20)
         seen.append(record.seq)
 
     core.audit.subscribe(slow)
-    core.connection.lease(None)
-    first = threading.Thread(target=core.step, args=(Trigger.ACQUIRE,))
-    first.start()
+    core.audit.subscribe(lambda record: other.append(record.seq))
+    core.to(State.ACTIVE)
+    core.audit.serve()
     assert blocked.wait(20)
-    core.land(Trigger.PROBE_PASSED)
     core.step(Trigger.CLOSE)
-    assert core.connection.state is State.CLOSED
+    until(lambda: other == [1, 2, 3], 20, "one listener waits for another")
+    assert not core.audit.flush(0.01)
     assert seen == []
     go.set()
-    first.join(20)
+    assert core.audit.flush(20)
     assert seen == [1, 2, 3]
 
 
@@ -78,23 +79,33 @@ class Broken(Sink):
         raise OSError("no space left")
 
 
-def test_readers_that_fail_harm_nobody(caplog: pytest.LogCaptureFixture) -> None:
+def emit(audit: Audit, record: TransitionRecord) -> None:
+    """Have every reader read ``record``."""
+    audit.queue(Emission(record, logging.DEBUG))
+    assert audit.flush(20)
+
+
+@pytest.mark.parametrize("fault", [ZeroDivisionError, SystemExit])
+def test_readers_that_fail_harm_nobody(
+    fault: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
     """A listener and a sink that raise are counted, complained of once, and the rest served."""
     audit = Audit("threads", (Broken(),))
     seen: list[TransitionRecord] = []
 
     def bad(record: TransitionRecord) -> None:
-        raise ZeroDivisionError("a listener's fault")
+        raise fault("a listener's fault")
 
     audit.subscribe(bad)
     audit.subscribe(seen.append)
     core = Core().to(State.ACTIVE)
     with caplog.at_level(logging.WARNING, logger="milvus_lifecycle"):
         for record in core.records:
-            audit.emit(Emission(record, logging.DEBUG))
+            emit(audit, record)
+        flush_all(20)
     assert seen == core.records
     assert audit.failures == 2 * len(core.records)
-    assert len(caplog.records) == 1
+    assert len(caplog.records) == 2
 
 
 def test_subscribing_twice_and_leaving_once() -> None:
@@ -103,12 +114,12 @@ def test_subscribing_twice_and_leaving_once() -> None:
     seen: list[TransitionRecord] = []
     first, second = (audit.subscribe(seen.append) for _ in range(2))
     record = Core().to(State.ACTIVE).records[0]
-    audit.emit(Emission(record, logging.DEBUG))
+    emit(audit, record)
     first()
     first()
-    audit.emit(Emission(record, logging.DEBUG))
+    emit(audit, record)
     second()
-    audit.emit(Emission(record, logging.DEBUG))
+    emit(audit, record)
     assert len(seen) == 3
     assert not audit.active()
 
@@ -124,28 +135,31 @@ def test_nobody_listens() -> None:
     core = Core()
     core.audit = core.connection.audit = Audit("threads")
     core.to(State.RECOVERING)
-    assert not core.connection._outbox
     late: list[TransitionRecord] = []
     core.audit.subscribe(late.append)
     core.step(Trigger.CLOSE)
+    assert core.audit.flush(20)
     assert [record.seq for record in late] == [4]
 
 
 def test_created_comes_first() -> None:
-    """A new connection's first record is ready before anybody else can find, and step, it."""
-    found: list[object] = []
+    """A new connection's first record is told before anybody who found it can step it."""
+    closers: list[threading.Thread] = []
 
     def wall() -> datetime:
-        found.append(manager.registry.find(CONFIG.key))
+        found = manager.registry.find(CONFIG.key)
+        if found is not None and not closers:
+            closers.append(threading.Thread(target=manager.close_all))
+            closers[0].start()
+            until(lambda: found.closed_by is None, 1, "it was closed before it was created")
         return datetime.now(timezone.utc)
 
     manager = ConnectionManager(transport=Script().threads(), seams=Seams(wall=wall))
-    audit = CapturedAudit(manager)
-    manager.get_or_create(CONFIG)
-    audit.wait_for("probe_passed")  # the caller wakes before the record is delivered
-    assert [record.seq for record in audit.records] == [0, 1, 2]
-    assert found[0] is None
-    assert found[1] is not None
+    with CapturedAudit(manager) as audit:
+        manager.get_or_create(CONFIG)
+        closers[0].join(20)
+        assert [record.seq for record in audit.records][:2] == [0, 1]
+        assert audit.records[0].dest == "IDLE"
     manager.close_all()
 
 

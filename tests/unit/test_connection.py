@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import threading
-import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -19,7 +18,7 @@ from milvus_lifecycle.requests import Wait
 from milvus_lifecycle.strategies import Effect
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import CapturedAudit, FakeClock, Script, rpc_error, until
-from milvus_lifecycle.wire import WireState
+from milvus_lifecycle.wire import Rpc, WireState
 from tests.cores import CONFIG, Core
 
 
@@ -179,26 +178,30 @@ def test_leases_are_a_set() -> None:
 
 
 def test_a_collected_client_takes_only_its_own_lease() -> None:
-    """The note of a lost client does not remove the lease of one that got its address."""
+    """A lease that ends late does not remove the one of a client that got its address."""
     core, client = Core(), Client()
     core.connection.lease(client)
-    lease = core.connection.leases[id(client)]
-    assert lease is not None
-    assert not core.connection.lose(id(client), weakref.ref(core))
+    late = core.connection.leases.pop(id(client))
+    core.connection.lease(client)
+    core.connection.leases[id(client) + 1] = late
+    assert late is not None
+    late.__callback__(late)
     assert core.connection.is_held_by(client)
-    assert core.connection.lose(id(client), lease)
+    assert core.lost == []
 
 
 def test_a_collected_client_is_noted_not_acted_upon() -> None:
-    """The collector's callback only hands a note over: it may run inside of any step."""
-    core, client = Core(), Client()
-    core.connection.lease(client)
-    del client
-    gc.collect()
-    assert len(core.lost) == 1
-    connection, key, lease = core.lost[0]
-    assert core.connection.has_clients
-    assert connection.lose(key, lease)
+    """The collector may run inside of any step: it takes the lease away and posts one note."""
+    core = Core().to(State.ACTIVE)
+    core.connection.unlease(None)
+    for _ in range(3):
+        client = Client()
+        core.connection.lease(client)
+        del client
+        gc.collect()
+        assert not core.connection.has_clients
+    assert core.lost == [core.connection]
+    assert core.connection.state is State.ACTIVE
 
 
 def test_a_closed_connection_is_not_leased() -> None:
@@ -340,7 +343,8 @@ def test_a_strategy_that_raises_does_not_hold_up_a_close() -> None:
 def test_rpcs_are_counted_once() -> None:
     """An RPC on the channel that failed counts once, though it is current and draining."""
     core = Core().to(State.ACTIVE)
-    binding = core.connection.enter(core.clock())
+    rpc = Rpc()
+    binding = core.connection.enter(rpc, core.clock())
     assert binding is not None
     core.step(Trigger.FAIL, error=rpc_error("UNAVAILABLE"), generation=1)
     assert core.connection.draining == [binding.wire]
@@ -350,7 +354,8 @@ def test_rpcs_are_counted_once() -> None:
 def test_a_drained_channel_may_be_forgotten_twice() -> None:
     """The last RPC and the end of drain_timeout may come at the same time."""
     core = Core().to(State.ACTIVE)
-    binding = core.connection.enter(core.clock())
+    rpc = Rpc()
+    binding = core.connection.enter(rpc, core.clock())
     assert binding is not None
     core.step(Trigger.FAIL, error=rpc_error("UNAVAILABLE"), generation=1)
     for _ in range(2):
@@ -362,7 +367,8 @@ def test_a_kept_channel_has_successes_and_failures_of_its_own() -> None:
     """After a give_up, an RPC of the channel before is older than any generation."""
     core = Core().to(State.ACTIVE)
     connection = core.connection
-    old = connection.enter(core.clock())
+    rpc = Rpc()
+    old = connection.enter(rpc, core.clock())
     assert old is not None
     core.step(Trigger.FAIL, error=rpc_error("UNAVAILABLE"), generation=1)
     assert connection.generation_of(old) == 1
@@ -375,7 +381,7 @@ def test_a_kept_channel_has_successes_and_failures_of_its_own() -> None:
     assert wire.state is WireState.CURRENT
     assert connection.generation == 1
     assert connection.generation_of(old) < 1
-    new = connection.enter(core.clock(), trusted=True)
+    new = connection.enter(rpc, core.clock(), trusted=True)
     assert new is not None
     assert connection.generation_of(new) == 1
 

@@ -12,7 +12,7 @@ import pytest
 
 from milvus_lifecycle import ConnectionConfig, ConnectionManager
 from milvus_lifecycle.forking import ForkGate
-from milvus_lifecycle.mutex import Mutex
+from milvus_lifecycle.mutex import Section
 from milvus_lifecycle.testing import CapturedAudit, FakeClock, Operation, Script, rpc_error, until
 
 CONFIG = ConnectionConfig.from_uri("http://home:19530")
@@ -133,7 +133,8 @@ def test_channels_in_use_are_left_alone(scene: Scene) -> None:
 def test_a_fork_inside_a_critical_section_recalls_nothing(scene: Scene) -> None:
     """A finalizer that forks leaves the connections alone, and the gate is open afterwards."""
     handler = scene.connect()
-    with Mutex():
+    lock = threading.RLock()
+    with lock, Section(lock):
         assert not scene.manager.fork_begins()
     scene.manager.fork_is_over()
     scene.script.plan("rpc", rpc_error("UNAVAILABLE"))

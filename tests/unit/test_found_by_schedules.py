@@ -13,7 +13,7 @@ from milvus_lifecycle import Trigger as T
 from milvus_lifecycle.errors import ConnectionClosed, LifecycleError
 from milvus_lifecycle.strategies import ConnectionStrategy
 from milvus_lifecycle.testing import FakeClock, Script, rpc_error
-from milvus_lifecycle.wire import Wire
+from milvus_lifecycle.wire import Rpc, Wire
 
 CONFIG = ConnectionConfig.from_uri("http://home:19530")
 DOWN = rpc_error("UNAVAILABLE")
@@ -83,7 +83,7 @@ class Scene:
         """A call on the closed connection has begun, and waits for a new one."""
         began = self.clock()
         until = None if timeout is None else began + timeout
-        call = self.manager.admit(self.face, timeout, began, until)
+        call = self.manager.admit(self.face, Rpc(), timeout, began, until)
         next(call)
         return call
 
@@ -112,7 +112,8 @@ def test_the_last_answer_of_a_retired_channel_does_not_make_it_active() -> None:
     """ACTIVE promises a channel that takes RPCs: a retired one does not, whatever it answers."""
     client = Client()
     scene = Scene(client)
-    assert scene.wire.enter()
+    rpc = Rpc()
+    assert scene.wire.enter(rpc)
     scene.lose_leader()
     scene.manager.rpc_succeeded(scene.connection, 1)
     assert scene.connection.state is State.IDLE

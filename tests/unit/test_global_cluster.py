@@ -22,6 +22,7 @@ from milvus_lifecycle.config import ConnectionConfig
 from milvus_lifecycle.errors import ConfigError, TopologyError, TopologyReason
 from milvus_lifecycle.facts import Located
 from milvus_lifecycle.global_cluster import FETCH_SPACING, TopologyBook, TopologyLocator
+from milvus_lifecycle.stream import flush_all
 from milvus_lifecycle.table import State
 from milvus_lifecycle.topology import Cluster, Topology
 from tests.global_clusters import GlobalCluster
@@ -183,6 +184,7 @@ def test_a_book_never_goes_back(answers: list[tuple[int, str] | TopologyReason])
                 book.latest is not None and book.latest.version >= known.version
             )
         assert engine.told == news
+        flush_all(20)
         assert len(lines.at_least(logging.WARNING, "milvus_lifecycle")) == complaints
 
 

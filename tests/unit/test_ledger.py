@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
-
 import pytest
 
 from milvus_lifecycle.connection import ManagedConnection
@@ -13,9 +10,8 @@ from milvus_lifecycle.mutex import Reentered
 from milvus_lifecycle.strategies import Effect, Probe, RegularStrategy
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import rpc_error
-from milvus_lifecycle.wire import Wire, WireState
+from milvus_lifecycle.wire import Rpc, Wire
 from tests.cores import CONFIG, Core
-from tests.observe import Call
 
 
 def recovering() -> tuple[Core, Wire]:
@@ -35,8 +31,8 @@ def test_a_candidate_that_did_not_land_is_not_lost() -> None:
     result = core.step(Trigger.RECOVERED, flight=flight.number, wire=other, identifier="i")
     assert core.connection.binding is not None
     assert core.connection.binding.wire is other
-    assert candidate in result.dispose
-    assert candidate.state is WireState.CLOSED
+    assert candidate in result.retired
+    assert candidate.close_if_drained()
 
 
 def test_a_late_success_does_not_end_an_outage() -> None:
@@ -56,9 +52,9 @@ def test_a_channel_is_withdrawn_once() -> None:
     core, candidate = recovering()
     flight = core.connection.flight
     assert flight is not None
-    assert core.connection.recall().dispose == [candidate]
+    assert core.connection.recall().retired == [candidate]
     assert candidate.recalled
-    assert core.connection.withdraw(flight).dispose == []
+    assert core.connection.withdraw(flight).retired == []
 
 
 @pytest.mark.parametrize("case", ["no flight", "no candidate", "validated"])
@@ -70,7 +66,7 @@ def test_a_fork_recalls_only_channels_that_connect(case: str) -> None:
         assert flight is not None
         assert core.connection.offer(flight, wire)
         wire.validated = True
-    assert core.connection.recall().dispose == []
+    assert core.connection.recall().retired == []
     assert not wire.recalled
     assert case != "validated" or (flight is not None and flight.candidate is wire)
 
@@ -94,7 +90,7 @@ def test_a_fork_inside_of_a_step_leaves_the_step_alone() -> None:
     result = core.step(Trigger.FAIL, error=rpc_error("UNAVAILABLE"), generation=1)
     assert strategy.asked
     assert result.launch is core.connection.flight
-    assert len(result.dispose) == 1
+    assert len(result.retired) == 1
 
 
 class Stubborn(RegularStrategy):
@@ -110,7 +106,7 @@ def test_an_odd_answer_to_a_close_changes_nothing() -> None:
     result = core.step(Trigger.CLOSE)
     assert core.connection.state is State.CLOSED
     assert result.locator is None
-    assert [wire.state for wire in result.dispose] == [WireState.CLOSED]
+    assert [wire.sever(cut=False) for wire in result.closing] == [True]
 
 
 def test_idle_time_is_since_the_last_use() -> None:
@@ -118,7 +114,8 @@ def test_idle_time_is_since_the_last_use() -> None:
     core = Core().to(State.ACTIVE)
     core.clock.advance(7)
     assert core.connection.idle_time == 7.0
-    assert core.connection.enter(core.clock()) is not None
+    rpc = Rpc()
+    assert core.connection.enter(rpc, core.clock()) is not None
     core.clock.advance(7)
     assert core.connection.idle_time == 0.0
 
@@ -129,25 +126,6 @@ def test_a_connection_shows_where_it_stands() -> None:
     shown = repr(core.connection)
     for part in (core.connection.id, "home:19530", "ACTIVE", "generation=1", "clients=1"):
         assert part in shown
-
-
-def test_the_end_does_not_wait_for_a_listener_for_ever() -> None:
-    """Records that another thread never finishes handing out are left to it."""
-    core = Core().to(State.ACTIVE)
-    entered, leave = threading.Event(), threading.Event()
-
-    def listener(record: object) -> None:
-        entered.set()
-        leave.wait(20)
-
-    core.audit.subscribe(listener)
-    call = Call(core.step, Trigger.CLOSE)
-    assert entered.wait(20)
-    core.connection.flush(time.monotonic())
-    assert not call.done
-    leave.set()
-    core.connection.flush(time.monotonic() + 20)
-    call.value(20)
 
 
 def test_a_failure_is_counted_with_its_error() -> None:

@@ -15,6 +15,7 @@ import structlog
 from milvus_lifecycle import ConnectionConfig, ConnectionManager
 from milvus_lifecycle.audit import Sink, TransitionRecord
 from milvus_lifecycle.logs import LOGGER_NAME, ApplicationLog
+from milvus_lifecycle.stream import flush_all
 from milvus_lifecycle.testing import FakeClock, Script
 
 CONFIG = ConnectionConfig.from_uri("http://127.0.0.1:19530", token="root:sesame")
@@ -42,15 +43,17 @@ def live(*sinks: Sink) -> ConnectionManager:
     manager.get_or_create(CONFIG)
     _landed()
     manager.close_all()
+    flush_all(30)
     return manager
 
 
 def _landed() -> None:
-    """Wait for the worker of the first connect: it may still be delivering its records."""
+    """Wait for the worker of the first connect, and for whoever tells of it."""
     deadline = time.monotonic() + 30
     while any(thread.name.startswith(FLIGHT) for thread in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.001)
+    flush_all(30)
 
 
 def log_to(logger: str | None, level: int = logging.DEBUG) -> io.StringIO:
@@ -162,11 +165,13 @@ def test_reconfigured_later() -> None:
     first: list[dict[str, object]] = []
     _structlog_into(first)
     manager.close_all()
+    flush_all(30)
     second: list[dict[str, object]] = []
     _structlog_into(second)
     manager.get_or_create(CONFIG)
     _landed()
     manager.close_all()
+    flush_all(30)
     assert [event["trigger"] for event in first] == ["close"]
     assert [event["trigger"] for event in second] == TRIGGERS
 

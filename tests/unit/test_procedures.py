@@ -18,6 +18,7 @@ from milvus_lifecycle.facts import Facts
 from milvus_lifecycle.requests import Pause, Wait
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import rpc_error
+from milvus_lifecycle.wire import Rpc
 from tests.cores import CONFIG
 from tests.observe import Call
 from tests.rigs import Client, Rig
@@ -106,7 +107,7 @@ def waiting(rig: Rig, timeout: float | None) -> tuple[Any, Any, Any]:
     connection, now = handler.face.connection, rig.clock()
     rig.manager.step(connection, Trigger.FAIL, error=UNAVAILABLE, generation=1)
     until = None if timeout is None else now + timeout
-    caller = rig.manager.admit(handler.face, timeout, now, until)
+    caller = rig.manager.admit(handler.face, Rpc(), timeout, now, until)
     request = next(caller)
     assert isinstance(request, Wait)
     return connection, caller, request
@@ -162,7 +163,7 @@ def test_without_workers_a_caller_waits_no_longer_than_the_budget() -> None:
         manager.alone = True
         connection, now = handler.face.connection, rig.clock()
         manager.step(connection, Trigger.FAIL, error=UNAVAILABLE, generation=1)
-        caller = manager.admit(handler.face, None, now, None)
+        caller = manager.admit(handler.face, Rpc(), None, now, None)
         request = next(caller)
         assert isinstance(request, Pause)
         assert request.seconds == pytest.approx(0.1)

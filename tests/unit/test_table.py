@@ -145,7 +145,7 @@ def test_an_ignored_cell_changes_nothing(state: State, trigger: Trigger) -> None
     seq = core.connection.seq
     result = core.step(trigger, flight=99, generation=99)
     assert not result.moved
-    assert (result.launch, result.dispose, result.wakes) == (None, [], [])
+    assert (result.launch, result.retired, result.closing, result.wakes) == (None, [], [], [])
     assert core.connection.state is state
     assert core.connection.seq == seq
     left = core.records[before:]

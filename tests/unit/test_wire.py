@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from milvus_lifecycle.wire import Wire, WireState
+from milvus_lifecycle.wire import Rpc, Wire, WireState
 
 
 def wire(state: WireState = WireState.CURRENT) -> Wire:
@@ -19,66 +19,81 @@ def wire(state: WireState = WireState.CURRENT) -> Wire:
 def test_only_the_current_channel_takes_rpcs() -> None:
     """A candidate, a draining and a closed channel let nobody in."""
     candidate, draining, closed = wire(WireState.CANDIDATE), wire(), wire()
-    assert draining.enter()
-    assert not draining.retire()
-    assert closed.retire()
-    assert not any(each.enter() for each in (candidate, draining, closed))
+    draining.retire()
+    closed.sever(cut=False)
+    assert not any(each.enter(Rpc()) for each in (candidate, draining, closed))
 
 
 def test_a_retired_channel_is_closed_by_its_last_rpc() -> None:
     """The last of several RPCs that leave closes it, and only that one."""
-    it = wire()
-    assert [it.enter() for _ in range(3)] == [True] * 3
-    assert not it.retire()
-    assert [it.leave() for _ in range(3)] == [False, False, True]
+    it, rpcs = wire(), [Rpc() for _ in range(3)]
+    assert [it.enter(rpc) for rpc in rpcs] == [True] * 3
+    it.retire()
+    assert not it.close_if_drained()
+    assert [it.leave(rpc) for rpc in rpcs] == [False, False, True]
     assert it.state is WireState.CLOSED
+
+
+def test_an_rpc_that_is_gone_does_not_count() -> None:
+    """Whoever ran it may have been interrupted before he could count it out."""
+    it, rpcs = wire(), [Rpc() for _ in range(3)]
+    assert [it.enter(rpc) for rpc in rpcs] == [True] * 3
+    rpcs.pop()
+    assert it.in_flight == 2
+    assert not it.leave(rpcs.pop())
+    rpcs.pop()
+    assert it.in_flight == 0
+    assert it.rpcs() == []
+    it.retire()
+    assert it.close_if_drained()
 
 
 def test_a_channel_that_is_not_retired_stays_open() -> None:
     """RPCs that come and go close nothing."""
-    it = wire()
-    assert it.enter()
-    assert not it.leave()
+    it, rpc = wire(), Rpc()
+    assert it.enter(rpc)
+    assert not it.leave(rpc)
     assert it.state is WireState.CURRENT
 
 
 def test_one_closes() -> None:
     """Of all who want to close a channel, one is told to do it."""
-    it = wire()
-    it.enter()
+    it, rpc = wire(), Rpc()
+    it.enter(rpc)
     assert it.sever(cut=True)
     assert not it.sever(cut=True)
-    assert not it.leave()
-    assert not it.retire()
+    assert not it.leave(rpc)
+    it.retire()
+    assert not it.close_if_drained()
 
 
 @pytest.mark.parametrize("running", [True, False])
 def test_cut_says_that_rpcs_were_cut(running: bool) -> None:
     """``cut`` marks a channel that drain_timeout closed under running RPCs, no other."""
-    it = wire()
+    it, rpc = wire(), Rpc()
     if running:
-        it.enter()
+        it.enter(rpc)
     it.sever(cut=True)
     assert it.cut is running
 
 
 def test_a_channel_may_be_validated_anew() -> None:
     """Demoted, it lets nobody in, keeps its running RPCs, and may become current again."""
-    it = wire()
-    assert it.enter()
+    it, rpc = wire(), Rpc()
+    assert it.enter(rpc)
     it.demote()
-    assert not it.enter()
+    assert not it.enter(Rpc())
     assert it.state is WireState.CANDIDATE
-    assert not it.leave()
+    assert not it.leave(rpc)
     it.promote()
-    assert it.enter()
+    assert it.enter(rpc)
 
 
 @pytest.mark.parametrize("end", ["retired", "severed"])
 def test_a_channel_that_ended_does_not_come_back(end: str) -> None:
     """Neither promote nor demote revives a draining or closed channel."""
-    it = wire()
-    it.enter()
+    it, rpc = wire(), Rpc()
+    it.enter(rpc)
     if end == "retired":
         it.retire()
     else:
@@ -87,7 +102,7 @@ def test_a_channel_that_ended_does_not_come_back(end: str) -> None:
     it.promote()
     it.demote()
     assert it.state is state
-    assert not it.enter()
+    assert not it.enter(Rpc())
 
 
 def test_racing_rpcs_and_retirement() -> None:
@@ -96,15 +111,17 @@ def test_racing_rpcs_and_retirement() -> None:
         it = wire()
         closed: list[str] = []
 
-        def rpc(it: Wire = it, closed: list[str] = closed) -> None:
-            if it.enter() and it.leave():
+        def work(it: Wire = it, closed: list[str] = closed) -> None:
+            rpc = Rpc()
+            if it.enter(rpc) and it.leave(rpc):
                 closed.append("rpc")
 
         def retire(it: Wire = it, closed: list[str] = closed) -> None:
-            if it.retire():
+            it.retire()
+            if it.close_if_drained():
                 closed.append("retire")
 
-        threads = [threading.Thread(target=rpc) for _ in range(6)]
+        threads = [threading.Thread(target=work) for _ in range(6)]
         threads.insert(3, threading.Thread(target=retire))
         for thread in threads:
             thread.start()
