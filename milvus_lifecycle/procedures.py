@@ -242,10 +242,9 @@ class Procedures(Flights):
         ``began`` is when the caller began to wait, ``until`` its own deadline. Raises what the
         caller is to see: closed, connect failed, permanent, deadline or budget.
         """
-        budget_end = began + self.policy.recovery_budget
-        limit = budget_end if until is None else min(until, budget_end)
-        thawed = False
+        budget_end, thawed = began + self.policy.recovery_budget, False
         while True:
+            limit = budget_end if until is None else min(until, budget_end)
             flight = connection.flight
             if connection.state is State.CLOSED:
                 if _deserted(connection):
@@ -268,9 +267,8 @@ class Procedures(Flights):
             stopped = now > patience + STOPPED and not thawed
             if flight.outcome is None and stopped and (until is None or now < until):
                 # The process did not run when its time ran out: the flight tries once more.
-                thawed, budget_end = True, now + self.policy.connect_timeout
-                limit = budget_end if until is None else min(until, budget_end)
-                began = max(began, limit - self.policy.connect_timeout)
+                thawed, began = True, now
+                budget_end = now + self.policy.connect_timeout
                 continue
             left_last = flight.outcome is Outcome.ABANDONED and self.seams.clock() >= patience
             if flight.outcome is None or left_last:

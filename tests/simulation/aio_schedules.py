@@ -18,12 +18,14 @@ from milvus_lifecycle.aio_channel import AsyncLifecycleChannel
 from milvus_lifecycle.errors import LifecycleError
 from milvus_lifecycle.facts import Located
 from milvus_lifecycle.testing import AsyncFakeHandler, rpc_error
+from milvus_lifecycle.wire import Rpc
+from tests.cores import Tap
 from tests.simulation import laws
 from tests.simulation.actors import Died
 from tests.simulation.aio_loop import ScheduledLoop
 from tests.simulation.campaign import replaced
 from tests.simulation.kernel import EPOCH, LONGEST
-from tests.simulation.schedules import Watched, World
+from tests.simulation.schedules import WATCHED_LEAD, Watched, World
 from tests.simulation.users import Call, Life
 from tests.simulation.weather import Channel, Operation
 
@@ -130,6 +132,9 @@ class AioWorld(World):
     def locator(self) -> Any:
         return self.locator_class(self)
 
+    def who(self) -> Any:
+        return asyncio.current_task()
+
     def found(self, broken: BaseException) -> None:
         """Keep a finding that a task or a callback would swallow."""
         self.finding = self.finding or broken
@@ -204,7 +209,7 @@ class AioWorld(World):
         loop = self.kernel
         self.manager = WatchedManager(self.policy, **self.seams())
         self.manager.world = self
-        self.manager.listen(self.hear)
+        self.manager.audit.readers = (Tap(self.hear),)
         self._hire_threads()
         lives = [(user, user.live()) for user in self.actors]
         tasks = [loop.create_task(self.follow(user, life), name=user.name) for user, life in lives]
@@ -285,11 +290,11 @@ def simulated(world: AioWorld) -> Iterator[None]:
     """The driver's threads are the schedule's; RPCs under way have an order of their own."""
     numbers = count()
 
-    class Running(channel_module._Running):
+    class Numbered(Rpc):
         __slots__ = ("number",)
 
-        def __init__(self, call: Any) -> None:
-            super().__init__(call)
+        def __init__(self) -> None:
+            super().__init__()
             self.number = next(numbers)
 
         def __hash__(self) -> int:
@@ -298,5 +303,6 @@ def simulated(world: AioWorld) -> Iterator[None]:
     class Threading:
         Thread = partial(_Thread, world)
 
-    with replaced((aio_module, "threading", Threading), (channel_module, "_Running", Running)):
+    rpcs = (channel_module, "Rpc", Numbered)
+    with replaced((aio_module, "threading", Threading), rpcs, WATCHED_LEAD):
         yield

@@ -13,9 +13,10 @@ import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Any
 
-from milvus_lifecycle import machine, table
+from milvus_lifecycle import machine, mutex, table
 from milvus_lifecycle.connection import ManagedConnection
 from milvus_lifecycle.engine import Engine
 from milvus_lifecycle.flights import Flights
@@ -33,7 +34,7 @@ T = Trigger
 class Line:
     """One changed line of one function."""
 
-    owner: type
+    owner: type | ModuleType
     function: str
     shipped: str
     broken: str
@@ -138,13 +139,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "two leaders: who joins flies, too",
         (1,),
-        Line(
-            Engine,
-            "step",
-            "if result.launch is not None:",
-            "result.launch = connection.flight\n    if result.launch is not None:",
-        ),
-        _CONNECT,
+        Line(ManagedConnection, "lead", "if flight.led or", "if"),
+        _LOCKS,
     ),
     Mutant(
         "outcomes of other flights count",
@@ -157,7 +153,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
         Setup(
             "a late probe",
-            (Plan(2, ("rpc",), ready=True, limit=0.5), Plan(1, ("rpc",), ready=True)),
+            (Plan(2, ("rpc",), ready=True, limit=0.5), *(Plan(1, ("rpc",), ready=True),) * 2),
             faults=3,
             stops=(0.25,),
         ),
@@ -182,20 +178,9 @@ MUTANTS: tuple[Mutant, ...] = (
             Flights,
             "_probe",
             "yield Ping(",
-            "with connection._mutex: yield Ping(",
+            "with connection._lock: yield Ping(",
         ),
         Setup("probe", (READY,), faults=0, policy={"idle_threshold": 0.5}, stops=(1.0,)),
-    ),
-    Mutant(
-        "listeners are called inside the step",
-        (2,),
-        Line(
-            ManagedConnection,
-            "_step",
-            "self._outbox.append(emission)",
-            "self._outbox.append(emission); self.deliver()",
-        ),
-        _ONE,
     ),
     # -- law 3: CLOSED is absorbing, close wins at once
     Mutant(
@@ -252,17 +237,6 @@ MUTANTS: tuple[Mutant, ...] = (
         "the outcome is not set when the leader dies",
         (4,),
         Line(Flights, "abandon", "if flight.outcome is None:", "if False:"),
-        _DEAD,
-    ),
-    Mutant(
-        "the outcome is not set when no thread can be had",
-        (4,),
-        Line(
-            Engine,
-            "_launch",
-            "self.step(connection, Trigger.ABANDONED, flight=flight.number, error=error)",
-            "pass",
-        ),
         _DEAD,
     ),
     Mutant(
@@ -327,7 +301,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "channel not disposed of",
         (7,),
-        Line(Engine, "finish", "self.dispose(wire)", "pass"),
+        Line(Engine, "finish", "if wire.close_if_drained():", "if False:"),
         _ONE,
     ),
     Mutant(
@@ -339,13 +313,13 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a retired channel is closed under its RPCs",
         (7,),
-        Line(Ledger, "_retire", "if wire.retire():", "if wire.sever(cut=False):"),
+        Line(Engine, "finish", "if wire.close_if_drained():", "if wire.sever(cut=False):"),
         _TWO,
     ),
     Mutant(
         "RPCs are not counted in",
         (7,),
-        Line(Wire, "enter", "self.in_flight += 1", "pass"),
+        Line(Wire, "enter", "self.running.add(rpc.counted)", "pass"),
         _TWO,
     ),
     Mutant(
@@ -357,7 +331,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "drain_timeout is forgotten",
         (7,),
-        Line(Engine, "finish", "for wire in result.draining:", "for wire in ():"),
+        Line(Engine, "finish", "elif timeout is not None and wire.in_flight:", "elif False:"),
         _DRAIN,
     ),
     Mutant(
@@ -377,7 +351,7 @@ MUTANTS: tuple[Mutant, ...] = (
         (8,),
         Line(
             ManagedConnection,
-            "_step",
+            "_decide",
             "if moved or refused:",
             "if (moved and trigger is not Trigger.RETRY) or refused:",
         ),
@@ -386,14 +360,19 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "seq has gaps",
         (8,),
-        Line(ManagedConnection, "_step", "self.seq += 1", "self.seq += 1 + result.moved"),
+        Line(ManagedConnection, "_decide", "self.seq += 1", "self.seq += 2"),
         Setup("two callers", (READY, READY), faults=2),
     ),
     Mutant(
-        "the newest record is delivered first",
+        "a change is told twice",
         (8,),
-        Line(ManagedConnection, "deliver", "self._outbox.popleft()", "self._outbox.pop()"),
-        Setup("threads: close", (READY,), ("close_all",), faults=1, preemptions=1),
+        Line(
+            ManagedConnection,
+            "_tell",
+            "self.audit.queue(emission)",
+            "[self.audit.queue(emission) for _ in range(2)]",
+        ),
+        _ONE,
     ),
     # -- law 9: deadlines, and what callers see
     Mutant(
@@ -420,15 +399,10 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     # -- law 12: a collector inside the step
     Mutant(
-        "a finalizer works at once",
-        (12,),
-        Line(
-            Engine,
-            "_on_lost",
-            "engine.post(partial(engine._lost, connection, key, ref))",
-            "engine._lost(connection, key, ref)",
-        ),
-        _COLLECTED,
+        "a finalizer steps inside a step",
+        (1, 4, 8, 12),
+        Line(mutex, "inside", "return bool(locks)", "return False"),
+        _FINALIZER,
     ),
     Mutant(
         "lease lost: a release inside the step is dropped",
@@ -455,7 +429,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "the last one out does not move the connection",
         (12,),
-        Line(Engine, "give_back", "self.step(connection, Trigger.RELEASE)", "pass"),
+        Line(Engine, "settle", "self.step(connection, Trigger.RELEASE, reason=reason)", "pass"),
         _LEAVE,
     ),
 )

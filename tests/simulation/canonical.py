@@ -45,8 +45,8 @@ class Canon:
         self.world = world
         self.now = world.kernel.now
 
-    def state(self) -> int:
-        """A digest of the state."""
+    def state(self) -> Any:
+        """The state. Not its hash: -1.0 and -2.0 have the same."""
         world = self.world
         actors = {actor.process: actor for actor in world.actors}
         crowd, others = [], []
@@ -59,7 +59,7 @@ class Canon:
                 crowd.append(self.actor(actor, stand))
         crowd.extend(self.actor(actor, ()) for actor in actors.values())
         cut = world.kernel.cut
-        key = (
+        return (
             tuple(sorted(crowd, key=hash)),
             tuple(others),
             tuple(self.connection(connection) for connection in world.connections),
@@ -77,7 +77,6 @@ class Canon:
             world.kernel.preemptions,
             self.now if world.setup.stops else None,
         )
-        return hash(key)
 
     def time(self, value: float) -> float:
         """A moment, as far from now as it is."""
@@ -154,7 +153,7 @@ class Canon:
             max(self.time(c.unheld_since), self.time(c.last_rpc_ended), -LONG_AGO)
             if c.policy.linger
             else None,
-            len(c._outbox),
+            c.loss_noted,
             c.expiry_planned,
             c.face.revivable,
             c.face.connection is c,
@@ -169,6 +168,9 @@ class Canon:
             self.time(f.patience),
             self.time(f.not_before),
             f.mandatory,
+            f.launched,
+            f.led,
+            f.thawed,
             f.attempts,
             f.refresh,
             None if f.candidate is None else self.wire(f.candidate),
@@ -229,7 +231,7 @@ class Canon:
             stamp = stamp_of(value)
             return (error_code(value), None if stamp is None else self.value(stamp))
         if isinstance(value, StepResult):
-            wires = [self.wire(wire) for wire in (*value.dispose, *value.draining)]
+            wires = [self.wire(wire) for wire in (*value.closing, *value.retired)]
             return (value.moved, self.value(value.launch), len(value.wakes), tuple(wires))
         if isinstance(value, (Facts, *_REQUESTS)):
             fields = value.__slots__ if hasattr(value, "__slots__") else ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from milvus_lifecycle.aio import AsyncConnectionManager
+from milvus_lifecycle.connection import ManagedConnection
 from milvus_lifecycle.manager import ConnectionManager
 from tests.simulation.broken import Line
 
@@ -56,15 +57,9 @@ BUGS: tuple[DriverBug, ...] = (
     ),
     DriverBug(
         "threads",
-        "two leaders: a waiter whose time is over takes the lead",
+        "two leaders: nobody asks whether somebody flies already",
         (1,),
-        Line(
-            ConnectionManager,
-            "_wait",
-            "self.seams.wait(landed, request.until + request.grace)",
-            "self.seams.wait(landed, request.until + request.grace)"
-            "; landed.is_set() or self._fly(request.connection, flight)",
-        ),
+        Line(ManagedConnection, "lead", "if flight.led or", "if"),
     ),
     # -- asyncio ----------------------------------------------------------------------------
     DriverBug(
@@ -91,14 +86,13 @@ BUGS: tuple[DriverBug, ...] = (
     ),
     DriverBug(
         "asyncio",
-        "two leaders: a waiter whose time is over launches the flight again",
-        (1,),
+        "lost wakeup: another thread wakes whoever waits, and not the loop",
+        (4,),
         Line(
             AsyncConnectionManager,
             "_wait",
-            "await asyncio.wait({landed}, timeout=max(0.0, left))",
-            "await asyncio.wait({landed}, timeout=max(0.0, left))"
-            "; landed.done() or self.launch(request.connection, request.flight)",
+            "call_in(loop, settle, landed)",
+            "settle(landed)",
         ),
     ),
     DriverBug(

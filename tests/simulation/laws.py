@@ -56,6 +56,8 @@ class Watch:
         self.checked: dict[str, int] = {}
         #: channel -> since when it drains
         self.draining: dict[int, float] = {}
+        #: (process, flight) of whoever took a lead
+        self.leads: list[tuple[Any, Any]] = []
         #: processes that a fork left behind
         self.orphans: list[Any] = []
 
@@ -89,6 +91,19 @@ def watched(fire: Callable[..., bool]) -> Callable[..., bool]:
         return moved
 
     return fire_and_watch
+
+
+def watched_lead(lead: Callable[..., bool]) -> Callable[..., bool]:
+    """A connection's ``lead``, with the watch told of whoever leads."""
+
+    def lead_and_tell(connection: Any, flight: Any) -> bool:
+        led = lead(connection, flight)
+        world = connection.face.engine.world
+        if led:
+            world.watch.leads.append((world.kernel.running, flight))
+        return led
+
+    return lead_and_tell
 
 
 def _check_step(
@@ -227,10 +242,15 @@ def _check_flight(world: World, connection: Any) -> None:
         for process in world.kernel.processes
         if isinstance(process.about, tuple) and process.about[0] is connection
     ]
-    deciding = [process for process in flying if process.about[1].outcome is None]
+    deciding = [
+        process
+        for process in flying
+        if process.about[1].outcome is None and (process, process.about[1]) in world.watch.leads
+    ]
     if len(deciding) > 1:
         raise Broken(1, f"{len(deciding)} leaders of one connection")
-    if flight is not None and not deciding and not world.manager.mailbox:
+    flown = any(process.about[1] is flight for process in flying)
+    if flight is not None and not flown and not world.manager.mailbox:
         raise Broken(4, f"flight {flight.number} has no leader and no outcome")
     if flight is None and deciding:
         raise Broken(1, "a leader without a flight")

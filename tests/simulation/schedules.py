@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 from milvus_lifecycle import LifecyclePolicy
 from milvus_lifecycle.audit import CREATED, REFUSED, TransitionRecord
+from milvus_lifecycle.connection import ManagedConnection
 from milvus_lifecycle.engine import default_strategy
 from milvus_lifecycle.errors import LifecycleError
 from milvus_lifecycle.facts import Seams
@@ -89,6 +90,18 @@ class Watched:
         return pooled
 
 
+def _lead_and_tell(connection: ManagedConnection, flight: Any) -> bool:
+    if not _lead(connection, flight):
+        return False
+    connection.face.engine.world.led(connection, flight)
+    return True
+
+
+_lead = ManagedConnection.lead
+#: has the world told of whoever takes the lead of a flight
+WATCHED_LEAD = (ManagedConnection, "lead", _lead_and_tell)
+
+
 class World:
     """Everything of one schedule. The flavours add who runs, and how they wait."""
 
@@ -120,6 +133,8 @@ class World:
         self.waiting: dict[int, Any] = {}
         #: (connection, flight) of every leader that is at work
         self.leading: list[tuple[Any, Any]] = []
+        #: thread or task -> its entry there
+        self.leaders: dict[Any, tuple[Any, Any]] = {}
         #: for how long (seconds) somebody was kept from running who could have run
         self.slack = 0.0
         self.moves = 0
@@ -185,8 +200,7 @@ class World:
         self.trace.append(f"{self.now - EPOCH:.6g} {what}")
 
     def hear(self, record: TransitionRecord) -> None:
-        """A listener of the records."""
-        laws.check_no_lock(self, "a listener")  # type: ignore[arg-type]
+        """Reads the records as they are queued."""
         if record.event not in (REFUSED, CREATED):
             self.records.append(record)
             self.note(f"{record.connection_id[-2:]}: {record.trigger} -> {record.dest}")
@@ -204,18 +218,27 @@ class World:
         finally:
             del self.waiting[key]
 
-    @contextmanager
-    def leads(self, connection: Any, flight: Any) -> Iterator[None]:
+    def who(self) -> Any:
+        """The thread or task that runs now."""
+        raise NotImplementedError
+
+    def led(self, connection: Any, flight: Any) -> None:
         """Law 1: at most one leader of a connection that has something to decide."""
-        entry = (connection, flight)
         for known, other in self.leading:
             if known is connection and other.outcome is None and flight.outcome is None:
                 raise laws.Broken(1, "two leaders of one connection")
+        entry = self.leaders[self.who()] = (connection, flight)
         self.leading.append(entry)
+
+    @contextmanager
+    def leads(self, connection: Any, flight: Any) -> Iterator[None]:
+        """Somebody flies, or finds that another one does."""
         try:
             yield
         finally:
-            self.leading.remove(entry)
+            entry = self.leaders.pop(self.who(), None)
+            if entry is not None:
+                self.leading.remove(entry)
             # A flight that ends by a mistake in the code is settled as abandoned, without a word.
             if isinstance(connection.last_error, _MISTAKES):
                 raise laws.Broken(4, f"a leader failed: {connection.last_error!r}")

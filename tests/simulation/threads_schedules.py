@@ -11,7 +11,7 @@ from grpc import RpcError
 
 from milvus_lifecycle import agenda as agenda_module
 from milvus_lifecycle import audit as audit_module
-from milvus_lifecycle import connection as connection_module
+from milvus_lifecycle import leases as leases_module
 from milvus_lifecycle import manager as manager_module
 from milvus_lifecycle import mutex as mutex_module
 from milvus_lifecycle import registry as registry_module
@@ -20,11 +20,12 @@ from milvus_lifecycle.channel import LifecycleChannel
 from milvus_lifecycle.errors import LifecycleError
 from milvus_lifecycle.manager import ConnectionManager
 from milvus_lifecycle.testing import FakeHandler
+from tests.cores import Tap
 from tests.simulation import laws
 from tests.simulation.actors import Died
 from tests.simulation.campaign import replaced
 from tests.simulation.kernel import EPOCH, Blocked, SimHere, SimLock
-from tests.simulation.schedules import MOST_MOVES, MOST_SECONDS, Watched, World
+from tests.simulation.schedules import MOST_MOVES, MOST_SECONDS, WATCHED_LEAD, Watched, World
 from tests.simulation.threads_kernel import (
     KEEPER,
     Queues,
@@ -40,9 +41,8 @@ from tests.simulation.weather import PENDING, Channel, Operation
 _MODULES = (
     agenda_module,
     audit_module,
-    connection_module,
+    leases_module,
     manager_module,
-    mutex_module,
     registry_module,
     wire_module,
 )
@@ -136,6 +136,9 @@ class ThreadsWorld(World):
     def locator(self) -> Any:
         return ThreadsLocator(self)
 
+    def who(self) -> Any:
+        return self.kernel.running
+
     # -- the transport ------------------------------------------------------------------------
 
     def equip(self, engine: Any, connection: Any) -> None:
@@ -196,7 +199,7 @@ class ThreadsWorld(World):
         with simulated():
             self.manager = WatchedManager(self.policy, **self.seams())
             self.manager.world = self
-            self.manager.listen(self.hear)
+            self.manager.audit.readers = (Tap(self.hear),)
             for user in self.actors:
                 self._thread(user.name, partial(self.follow, user, user.live()))
             self._thread("the weather", partial(self.follow, self, self.forecast()))
@@ -233,5 +236,5 @@ def simulated() -> Iterator[None]:
     names = [(module, "threading", Threading) for module in _MODULES]
     grain = (SimLock, "grain", True)
     here = (mutex_module, "here", SimHere())
-    with replaced(*names, (manager_module, "queue", Queues), here, grain):
+    with replaced(*names, (manager_module, "queue", Queues), here, grain, WATCHED_LEAD):
         yield

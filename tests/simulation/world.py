@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from milvus_lifecycle import connection as connection_module
+from milvus_lifecycle import leases as leases_module
 from milvus_lifecycle import mutex as mutex_module
 from milvus_lifecycle import wire as wire_module
 from milvus_lifecycle.audit import CREATED, REFUSED, TransitionRecord
@@ -21,6 +22,7 @@ from milvus_lifecycle.facts import Seams
 from milvus_lifecycle.procedures import Procedures
 from milvus_lifecycle.requests import Locate, Open, Pause, Ping, Register, Wait
 from milvus_lifecycle.testing import FakeHandler, rpc_error
+from tests.cores import Tap
 from tests.simulation import laws
 from tests.simulation.actors import AWAY, HOME, Actor, Client, Died
 from tests.simulation.kernel import (
@@ -286,7 +288,7 @@ class World:
         self.traps: list[Actor] = []
         self.watch = laws.Watch(self)
         self.manager = SearchManager(self)
-        self.manager.listen(self.hear)
+        self.manager.audit.readers = (Tap(self.hear),)  # type: ignore[assignment]
         self.kernel.spawn("timekeeper", self.manager.keep_time, start=True)
         self.kernel.alarms = [self.manager.agenda.next_due, self._next_stop]
         grain, SimLock.grain = SimLock.grain, False
@@ -369,8 +371,7 @@ class World:
         raise rpc_error(answer)
 
     def hear(self, record: TransitionRecord) -> None:
-        """A listener of the records."""
-        laws.check_no_lock(self, "a listener")
+        """Reads the records as they are queued."""
         if record.event not in (REFUSED, CREATED):
             self.records.append(record)
 
@@ -410,7 +411,7 @@ class World:
 @contextmanager
 def simulated(setup: Setup) -> Iterator[None]:
     """The engine's locks are the search's; what the machine does is watched; nothing collects."""
-    modules = (mutex_module, connection_module, wire_module)
+    modules = (leases_module, wire_module)
     before = [module.threading for module in modules]
     fire, here = connection_module.fire, mutex_module.here
     mutex_module.here = SimHere()  # type: ignore[assignment]
@@ -418,6 +419,9 @@ def simulated(setup: Setup) -> Iterator[None]:
     for module in modules:
         module.threading = SimThreading  # type: ignore[assignment]
     connection_module.fire = laws.watched(fire)  # type: ignore[assignment]
+    lead = connection_module.ManagedConnection.lead
+    watched_lead = laws.watched_lead(lead)
+    connection_module.ManagedConnection.lead = watched_lead  # type: ignore[method-assign]
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -426,6 +430,7 @@ def simulated(setup: Setup) -> Iterator[None]:
         for module, threading in zip(modules, before, strict=True):
             module.threading = threading
         connection_module.fire, mutex_module.here = fire, here
+        connection_module.ManagedConnection.lead = lead  # type: ignore[method-assign]
         SimLock.grain = False
         if collecting:
             gc.enable()
