@@ -208,7 +208,11 @@ class _UnaryUnary(Method[AsyncLifecycleChannel]):
             failure = face.ended_badly(start, error.with_traceback(None))
         finally:
             rpc.call = None
-            face.left(start)
+            try:
+                face.left(start)
+            except BaseException:  # a signal handler's, before anything was counted
+                face.left(start)
+                raise
         if failure is not None:
             # Raised here, without traceback and context: their frames hold gRPC's call object,
             # and whoever keeps the error would keep the socket of a closed channel.

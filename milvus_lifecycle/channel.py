@@ -153,7 +153,11 @@ class _UnaryUnary(Method[LifecycleChannel]):
         except (grpc.RpcError, ValueError) as error:
             raise face.ended_badly(start, error) from None
         finally:
-            face.left(start)
+            try:
+                face.left(start)
+            except BaseException:  # a signal handler's, before anything was counted
+                face.left(start)
+                raise
         face.answered(start, self._method, request, response, metadata)
         return response, call
 

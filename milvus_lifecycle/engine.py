@@ -239,11 +239,11 @@ class Engine(Timers):
             wake()
         for wire in result.closing:
             if wire.sever(cut=False):
-                self.dispose(wire)
+                self.close_channel(wire)
         timeout = self.policy.drain_timeout
         for wire in result.retired:
             if wire.close_if_drained():
-                self.dispose(wire)
+                self.close_channel(wire)
                 connection.drained(wire)
             elif timeout is not None and wire.in_flight:
                 self._plan(self.seams.clock() + timeout, partial(self._cut, connection, wire))
@@ -318,8 +318,8 @@ class Engine(Timers):
     def rpc_left(self, connection: ManagedConnection, wire: Wire, rpc: Rpc) -> None:
         """An RPC has ended. It may be the last one of a draining channel, or of a connection that
         nobody holds."""
-        if wire.leave(rpc):
-            self.dispose(wire)
+        if wire.leave(rpc):  # or again, after an interruption
+            self.close_channel(wire)
             connection.drained(wire)
         if not connection.leases and connection.state is State.IDLE:
             self.plan_expiry(connection)

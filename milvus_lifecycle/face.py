@@ -33,6 +33,8 @@ else:
 
 #: attribute of a handler that leads to its permanent channel
 FACE = "_milvus_lifecycle_face"
+#: stands for an RPC that has ended
+_ENDED = Rpc()
 #: attribute of an RPC's error that carries its Start (an attribute survives both flavours)
 STAMP = "_milvus_lifecycle_start"
 #: A retry decorator comes back within its own backoff (3 s at most). A later RPC with the
@@ -263,7 +265,9 @@ class Face:
         connection.ended(self.engine.seams.clock())
         generation = connection.generation_of(start.binding)
         self.engine.rpc_failed(connection, error, generation, start.at)
-        setattr(error, STAMP, start)
+        # Without the RPC: whoever keeps the error would have it count for ever, if ``left`` is
+        # interrupted.
+        setattr(error, STAMP, replace(start, rpc=_ENDED))
         return error
 
     def left(self, start: Start) -> None:

@@ -260,7 +260,7 @@ class Flights(Engine):
         wire = Wire(channel, address, self.seams.clock(), slow=late)
         if not connection.offer(flight, wire):
             wire.sever(cut=False)  # nobody else knows this channel
-            self.dispose(wire)
+            self.close_channel(wire)
             return None
         return wire
 

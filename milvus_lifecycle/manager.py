@@ -12,6 +12,7 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from .audit import Listener
@@ -57,9 +58,7 @@ class ConnectionManager(Procedures):
         super().__init__(policy, **seams)
         self._mailbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._keeper: threading.Thread | None = None
-        # Re-entrant: a finalizer may set a timer while the timekeeper is started.
         self._keeper_lock = threading.RLock()
-        self._starting = False
         self._gate = ForkGate()
         _MANAGERS.add(self)
         on_fork_in_child(self)
@@ -255,24 +254,23 @@ class ConnectionManager(Procedures):
             if keeper is not threading.current_thread():
                 self._mailbox.put(look)
             return
+        if self._keeper_lock._is_owned():  # type: ignore[attr-defined]
+            self._mailbox.put(look)  # a finalizer sets a timer while this thread starts the keeper
+            return
         with self._keeper_lock:
-            if self._starting or (self._keeper is not None and self._keeper.is_alive()):
+            if self._keeper is not None and self._keeper.is_alive():
                 self._mailbox.put(look)
                 return
-            self._starting = True
             keeper = threading.Thread(
                 target=_keep_time,
                 args=(weakref.ref(self), self._mailbox),
                 name="milvus-lifecycle-timekeeper",
                 daemon=True,
             )
-            try:
-                keeper.start()
-            except RuntimeError:
-                return  # no thread to be had: the next connection or timer tries again
-            finally:
-                self._starting = False
+            # Noted first: whoever is interrupted here may have started it.
             self._keeper = keeper
+            with suppress(RuntimeError):  # no thread to be had: the next timer tries again
+                keeper.start()
 
     def keeper_may_end(self) -> bool:
         """Called by the timekeeper: it has nothing to do without a connection.
@@ -305,7 +303,7 @@ class ConnectionManager(Procedures):
             return False
         closed = [wire for result in recalled for wire in result.retired if wire.close_if_drained()]
         for wire in closed:
-            self.dispose(wire)
+            self.close_channel(wire)
         return bool(closed)
 
     def fork_waits(self, until: float) -> None:
@@ -322,7 +320,6 @@ class ConnectionManager(Procedures):
         self._mailbox = queue.SimpleQueue()
         self._keeper = None
         self._keeper_lock = threading.RLock()
-        self._starting = False
         super().fork_child()
         if len(self.registry):
             self.wind()

@@ -43,7 +43,12 @@ class Timers:
 
     @abstractmethod
     def dispose(self, wire: Wire) -> None:
-        """Close a channel that nothing uses any more."""
+        """Close a channel that nothing uses any more. Twice does no harm."""
+
+    def close_channel(self, wire: Wire) -> None:
+        """Close a channel, and note that this was done."""
+        self.dispose(wire)
+        wire.gone = True
 
     @abstractmethod
     def wind(self) -> None:
@@ -66,7 +71,11 @@ class Timers:
         due = connection.linger_due()
         if due is not None and connection.state is State.IDLE:
             connection.expiry_planned = True
-            self._look_at(connection, due, self._expire)
+            try:
+                self._look_at(connection, due, self._expire)
+            except BaseException:  # a signal handler's: twice is better than never
+                connection.expiry_planned = False
+                raise
 
     def _expire(self, connection: ManagedConnection) -> None:
         connection.expiry_planned = False
@@ -136,7 +145,7 @@ class Timers:
     def _cut(self, connection: ManagedConnection, wire: Wire) -> None:
         """``drain_timeout`` is over: what still runs on the retired channel is cut."""
         if wire.sever(cut=True):
-            self.dispose(wire)
+            self.close_channel(wire)
         connection.drained(wire)
 
     def run_due(self) -> float | None:

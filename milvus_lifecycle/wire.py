@@ -55,6 +55,7 @@ class Wire:
         "address",
         "channel",
         "cut",
+        "gone",
         "methods",
         "opened_at",
         "recalled",
@@ -70,6 +71,8 @@ class Wire:
         self.opened_at = opened_at
         #: opened after ``backoff_patience``: reconnects by itself at the pace of the ceiling
         self.slow = slow
+        #: the channel was closed
+        self.gone = False
         #: closed under running RPCs because ``drain_timeout`` ran out
         self.cut = False
         #: its Connect call was answered
@@ -128,21 +131,22 @@ class Wire:
                 self.state = WireState.DRAINING
 
     def sever(self, *, cut: bool) -> bool:
-        """Close whatever runs. True for the one caller who is to close the channel."""
+        """Take it out of service, whatever runs. True if the channel is to be closed now."""
         with self._lock:
-            if self.state is WireState.CLOSED:
-                return False
-            self.state = WireState.CLOSED
-            self.cut = cut and bool(self.running)
-            return True
+            if self.state is not WireState.CLOSED:
+                self.state = WireState.CLOSED
+                self.cut = cut and bool(self.running)
+            return not self.gone
 
     def close_if_drained(self) -> bool:
-        """True for the one caller who is to close the channel: retired, and nothing runs on it."""
+        """True if the channel is to be closed now: it is retired, and nothing runs on it.
+
+        It says so until the channel is gone: who was told may have been interrupted.
+        """
         with self._lock:
             if self.state is WireState.DRAINING and not self.running:
                 self.state = WireState.CLOSED
-                return True
-            return False
+            return self.state is WireState.CLOSED and not self.gone
 
 
 @dataclass(frozen=True, slots=True)

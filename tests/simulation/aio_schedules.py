@@ -25,7 +25,7 @@ from tests.simulation.actors import Died
 from tests.simulation.aio_loop import ScheduledLoop
 from tests.simulation.campaign import replaced
 from tests.simulation.kernel import EPOCH, LONGEST
-from tests.simulation.schedules import WATCHED_LEAD, Watched, World
+from tests.simulation.schedules import Watched, World, watched_lead
 from tests.simulation.users import Call, Life
 from tests.simulation.weather import Channel, Operation
 
@@ -304,5 +304,5 @@ def simulated(world: AioWorld) -> Iterator[None]:
         Thread = partial(_Thread, world)
 
     rpcs = (channel_module, "Rpc", Numbered)
-    with replaced((aio_module, "threading", Threading), rpcs, WATCHED_LEAD):
+    with replaced((aio_module, "threading", Threading), rpcs, watched_lead()):
         yield

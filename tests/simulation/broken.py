@@ -153,9 +153,10 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
         Setup(
             "a late probe",
-            (Plan(2, ("rpc",), ready=True, limit=0.5), *(Plan(1, ("rpc",), ready=True),) * 2),
+            (Plan(2, ("rpc",), ready=True, limit=0.5), Plan(1, ("rpc",), ready=True)),
             faults=3,
             stops=(0.25,),
+            stays=True,
         ),
     ),
     Mutant(
@@ -212,7 +213,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a channel that comes up after close is kept",
         (7,),
-        Line(Flights, "_candidate", "self.dispose(wire)", "pass"),
+        Line(Flights, "_candidate", "self.close_channel(wire)", "pass"),
         Setup("threads: close", (READY,), ("close_all",), faults=1, preemptions=1),
     ),
     # -- law 4: every waiter wakes
@@ -325,7 +326,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a drained channel is not closed",
         (7,),
-        Line(Engine, "rpc_left", "self.dispose(wire)", "pass"),
+        Line(Engine, "rpc_left", "self.close_channel(wire)", "pass"),
         _TWO,
     ),
     Mutant(
@@ -402,7 +403,20 @@ MUTANTS: tuple[Mutant, ...] = (
         "a finalizer steps inside a step",
         (1, 4, 8, 12),
         Line(mutex, "inside", "return bool(locks)", "return False"),
-        _FINALIZER,
+        Setup(
+            "a finalizer in a landing",
+            (
+                Plan(
+                    2,
+                    ("call", "vanish_in_step"),
+                    ready=True,
+                    anonymous=True,
+                    finalizer=True,
+                    limit=1.0,
+                ),
+            ),
+            faults=3,
+        ),
     ),
     Mutant(
         "lease lost: a release inside the step is dropped",

@@ -29,8 +29,8 @@ BUGS: tuple[DriverBug, ...] = (
         Line(
             ConnectionManager,
             "_wait",
-            "if not request.connection.join(flight, wake, request.until):",
-            "if request.connection.join(flight, wake, request.until) is None:",
+            "if request.connection.join(flight, wake, request.until):",
+            "if request.connection.join(flight, wake, request.until) is not None:",
         ),
     ),
     DriverBug(
@@ -87,7 +87,7 @@ BUGS: tuple[DriverBug, ...] = (
     DriverBug(
         "asyncio",
         "lost wakeup: another thread wakes whoever waits, and not the loop",
-        (4,),
+        (4, 12),
         Line(
             AsyncConnectionManager,
             "_wait",

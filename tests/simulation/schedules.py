@@ -90,16 +90,17 @@ class Watched:
         return pooled
 
 
-def _lead_and_tell(connection: ManagedConnection, flight: Any) -> bool:
-    if not _lead(connection, flight):
-        return False
-    connection.face.engine.world.led(connection, flight)
-    return True
+def watched_lead() -> tuple[Any, str, Any]:
+    """What to replace so that the world is told of whoever takes the lead of a flight."""
+    lead = ManagedConnection.lead
 
+    def lead_and_tell(connection: ManagedConnection, flight: Any) -> bool:
+        led = lead(connection, flight)
+        if led:
+            connection.face.engine.world.led(connection, flight)
+        return led
 
-_lead = ManagedConnection.lead
-#: has the world told of whoever takes the lead of a flight
-WATCHED_LEAD = (ManagedConnection, "lead", _lead_and_tell)
+    return ManagedConnection, "lead", lead_and_tell
 
 
 class World:

@@ -71,6 +71,8 @@ class Setup:
     strategy: str = "regular"
     #: times at which the clock stops though nothing is due (seconds)
     stops: tuple[float, ...] = ()
+    #: the first channel has an RPC that runs on and on
+    stays: bool = False
     #: nodes at which the search gives up
     ceiling: int = 200_000
 

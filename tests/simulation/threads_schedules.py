@@ -25,7 +25,7 @@ from tests.simulation import laws
 from tests.simulation.actors import Died
 from tests.simulation.campaign import replaced
 from tests.simulation.kernel import EPOCH, Blocked, SimHere, SimLock
-from tests.simulation.schedules import MOST_MOVES, MOST_SECONDS, WATCHED_LEAD, Watched, World
+from tests.simulation.schedules import MOST_MOVES, MOST_SECONDS, Watched, World, watched_lead
 from tests.simulation.threads_kernel import (
     KEEPER,
     Queues,
@@ -236,5 +236,5 @@ def simulated() -> Iterator[None]:
     names = [(module, "threading", Threading) for module in _MODULES]
     grain = (SimLock, "grain", True)
     here = (mutex_module, "here", SimHere())
-    with replaced(*names, (manager_module, "queue", Queues), here, grain, WATCHED_LEAD):
+    with replaced(*names, (manager_module, "queue", Queues), here, grain, watched_lead()):
         yield

@@ -22,6 +22,7 @@ from milvus_lifecycle.facts import Seams
 from milvus_lifecycle.procedures import Procedures
 from milvus_lifecycle.requests import Locate, Open, Pause, Ping, Register, Wait
 from milvus_lifecycle.testing import FakeHandler, rpc_error
+from milvus_lifecycle.wire import Rpc
 from tests.cores import Tap
 from tests.simulation import laws
 from tests.simulation.actors import AWAY, HOME, Actor, Client, Died
@@ -278,6 +279,7 @@ class World:
         self.kernel = Kernel()
         self.target = HOME
         self.faults = 0
+        self.stays = Rpc()
         self.channels: list[Channel] = []
         self.connections: list[Any] = []
         #: the handler that each connection had when it was pooled
@@ -306,6 +308,10 @@ class World:
         while any(actor.busy for actor in self.actors):
             kernel.take(next(m for m in kernel.moves() if _goes_well(m)))
         kernel.cut, kernel.preemptions = None, 0
+        if self.setup.stays:
+            binding = self.connections[0].binding
+            assert binding.wire.enter(self.stays)
+            binding.wire.channel.rpcs += 1
 
     # -- the closer -------------------------------------------------------------------------
 

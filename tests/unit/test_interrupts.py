@@ -1,0 +1,213 @@
+"""A signal handler may raise wherever Python code runs. Whatever it hits, the engine goes on.
+
+Ctrl-C, a soft time limit of a task queue, an alarm: CPython raises them when it enters a Python
+function and when it comes back from one that is written in C. A profile function is called at
+just these places, and what it raises is raised there: so each of them is tried, one by one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+import threading
+from collections.abc import Callable, Coroutine
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from milvus_lifecycle import AsyncConnectionManager, ConnectionManager, LifecyclePolicy
+from milvus_lifecycle.errors import LifecycleError
+from milvus_lifecycle.mutex import here, inside
+from milvus_lifecycle.table import TRANSITIONS, State
+from milvus_lifecycle.testing import CapturedAudit, Script, rpc_error, until
+from tests.cores import CONFIG
+from tests.rigs import Client
+
+#: what a flight or a call waits at most (seconds)
+BUDGET = 1.0
+LIMIT = 20.0
+ROWS = {(row.trigger.value, row.source.value, row.dest.value) for row in TRANSITIONS}
+WHAT = ("connect", "call", "release", "close")
+
+
+class Interrupt(BaseException):
+    """What the signal handler raises."""
+
+
+class Trap:
+    """Raises Interrupt at the ``place``-th opportunity, in this thread, in code of the engine."""
+
+    def __init__(self, place: int) -> None:
+        self.place = place
+        self.passed = 0
+        self.where = "nowhere"
+
+    def __call__(self, frame: FrameType, event: str, arg: object) -> None:
+        if event not in ("call", "c_return") or not _engine(frame):
+            return
+        self.passed += 1
+        if self.passed == self.place:
+            sys.setprofile(None)
+            code = frame.f_code
+            self.where = f"{event} in {code.co_name}, {code.co_filename}:{frame.f_lineno}"
+            raise Interrupt(self.where)
+
+    @property
+    def sprung(self) -> bool:
+        return self.passed >= self.place
+
+    def __enter__(self) -> None:
+        sys.setprofile(self)
+
+    def __exit__(self, *raised: object) -> None:
+        sys.setprofile(None)
+
+
+def _engine(frame: FrameType) -> bool:
+    file = frame.f_code.co_filename
+    ours = "milvus_lifecycle" in file and "testing" not in file and "/tests/" not in file
+    return ours or "transitions" in file or file.endswith("threading.py")
+
+
+class Scene:
+    """A manager whose server is always there, a client, and what has to hold afterwards."""
+
+    manager: Any
+
+    def __init__(self) -> None:
+        self.script = Script()
+        self.policy = LifecyclePolicy(
+            recovery_budget=BUDGET, connect_timeout=BUDGET, linger=0.05, idle_threshold=None
+        )
+        self.client = Client()
+
+    def plan(self, what: str) -> None:
+        if what == "call":
+            self.script.plan("rpc", rpc_error("UNAVAILABLE"))
+
+    def check_rest(self) -> None:
+        """Nobody uses the connection: it is at rest, and nothing counts that is over."""
+        gc.collect()
+        assert not inside()
+        for connection in self.manager.registry.all():
+            until(lambda c=connection: c.flight is None, LIMIT, f"{connection} flies")
+            until(lambda c=connection: c.in_flight == 0, LIMIT, f"{connection} counts RPCs")
+            assert connection.state is not State.RECOVERING
+
+    def check_end(self, audit: CapturedAudit) -> None:
+        """All is closed, and the records tell a story without gaps."""
+        until(
+            lambda: all(channel.closed for channel in self.script.channels),
+            LIMIT,
+            "a channel is left open",
+        )
+        last: dict[str, tuple[int, str]] = {}
+        for record in audit.transitions():
+            seq, state = last.get(record.connection_id, (0, "IDLE"))
+            assert (record.seq, record.source) == (seq + 1, state), record
+            assert (record.trigger, record.source, record.dest) in ROWS, record
+            last[record.connection_id] = (record.seq, record.dest)
+        del here.locks[:]
+
+
+def _sweep(one: Callable[[Trap], None]) -> int:
+    """Try every place, up to the first that is not come to. Returns how many there were."""
+    place = 0
+    while True:
+        place += 1
+        trap = Trap(place)
+        try:
+            one(trap)
+        except Exception as error:
+            raise AssertionError(f"interrupted at place {place}, {trap.where}") from error
+        if not trap.sprung:
+            return place - 1
+
+
+@pytest.mark.parametrize("what", WHAT)
+def test_interrupted_anywhere_in_a_thread(what: str) -> None:
+    """Whatever was interrupted: the next call is served, all locks are free, nothing is left."""
+
+    def one(trap: Trap) -> None:
+        scene = Scene()
+        manager = scene.manager = ConnectionManager(scene.policy, transport=scene.script.threads())
+        audit = CapturedAudit(manager)
+        handler: Any = None
+        if what != "connect":
+            handler = manager.get_or_create(CONFIG, client=scene.client)
+        scene.plan(what)
+        work: dict[str, Callable[[], Any]] = {
+            "connect": lambda: manager.get_or_create(CONFIG, client=scene.client),
+            "call": lambda: handler.call(),
+            "release": lambda: manager.release(handler, scene.client),
+            "close": manager.close_all,
+        }
+        try:
+            with trap:
+                work[what]()
+        except (Interrupt, LifecycleError):
+            pass
+        scene.check_rest()
+        again = manager.get_or_create(CONFIG, client=scene.client)
+        assert again.call(timeout=LIMIT) is None
+        # From another thread: no lock is held by this one.
+        closer = threading.Thread(target=lambda: manager.release(again, scene.client))
+        closer.start()
+        closer.join(LIMIT)
+        assert not closer.is_alive()
+        until(lambda: not len(manager.registry), LIMIT, "it does not expire")
+        scene.check_end(audit)
+
+    assert _sweep(one) > 20
+
+
+@pytest.mark.parametrize("what", WHAT)
+def test_interrupted_anywhere_in_a_loop(what: str) -> None:
+    """The same in asyncio, where the flight itself may be hit, too."""
+
+    async def once(scene: Scene, trap: Trap) -> None:
+        manager = scene.manager = AsyncConnectionManager(
+            scene.policy, transport=scene.script.asyncio()
+        )
+        audit = CapturedAudit(manager)
+        handler: Any = None
+        if what != "connect":
+            handler = await manager.get_or_create(CONFIG, client=scene.client)
+        scene.plan(what)
+        work: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
+            "connect": lambda: manager.get_or_create(CONFIG, client=scene.client),
+            "call": lambda: handler.call(),
+            "release": lambda: manager.release(handler, scene.client),
+            "close": manager.close_all,
+        }
+        task = asyncio.ensure_future(work[what]())
+        with trap:
+            await asyncio.wait({task})
+        if not task.cancelled():
+            assert isinstance(task.exception(), (Interrupt, LifecycleError, type(None)))
+        del task
+        again = await manager.get_or_create(CONFIG, client=scene.client)
+        assert await again.call(timeout=LIMIT) is None
+        gc.collect()
+        assert again.face.connection.in_flight == 0
+        assert not inside()
+        await manager.release(again, scene.client)
+        for _ in range(2000):
+            if not len(manager.registry):
+                break
+            await asyncio.sleep(0.01)
+        await manager.close_all()
+        scene.check_end(audit)
+
+    def one(trap: Trap) -> None:
+        scene = Scene()
+        loop = asyncio.new_event_loop()
+        loop.set_exception_handler(lambda loop, context: None)
+        try:
+            loop.run_until_complete(once(scene, trap))
+        finally:
+            loop.close()
+
+    assert _sweep(one) > 20
