@@ -267,10 +267,9 @@ class AsyncConnectionManager(Procedures):
         flown = partial(self._flown, connection, flight)
         self._start(loop, partial(self._fly, connection, flight), name, flown)
 
-    def _flown(self, connection: ManagedConnection, flight: Flight, _: object) -> None:
+    def _flown(self, connection: ManagedConnection, flight: Flight, task: object) -> None:
         # A task that is cancelled before its first step never enters its coroutine.
-        if not flight.led:
-            self.abandon(connection, flight, None)
+        self.abandon(connection, flight, task)
 
     def aside(self, connection: ManagedConnection) -> None:
         loop = self.loop
@@ -303,7 +302,7 @@ class AsyncConnectionManager(Procedures):
 
     async def _fly(self, connection: ManagedConnection, flight: Flight) -> None:
         try:
-            await self.drive(self.fly(connection, flight))
+            await self.drive(self.fly(connection, flight, asyncio.current_task()))
         except asyncio.CancelledError as cancelled:
             # asyncio keeps it with the task; its frames hold gRPC's call object.
             raise cancelled.with_traceback(None) from None
@@ -320,13 +319,12 @@ class AsyncConnectionManager(Procedures):
             with suppress(RuntimeError):
                 rpc.sever()
         wire.methods.clear()
-        channel, wire.channel = wire.channel, GONE
-        if channel is GONE:
-            return
-        for _ in range(wire.in_flight + 3):
+        channel = wire.channel
+        for _ in range(wire.in_flight + 3 if channel is not GONE else 0):
             with suppress(RuntimeError):
                 run_at_once(channel.close())  # without grace it awaits nothing
-                return
+                break
+        wire.channel = GONE
 
     def discharge(self, connection: ManagedConnection, locator: Locator) -> None:
         locator.release(connection)
@@ -346,10 +344,12 @@ class AsyncConnectionManager(Procedures):
         loop, due = self.loop, self.agenda.next_due()
         if loop is None or loop.is_closed() or due is None or due >= self._timer_due:
             return
+        # In this order: whoever is interrupted leaves a timer too many behind, not one too few.
+        self._timer_due = float("inf")
         if self._timer is not None:
             self._timer.cancel()
-        self._timer_due = due
         self._timer = loop.call_later(max(0.0, due - self.seams.clock()), self._tick)
+        self._timer_due = due
 
     def _tick(self) -> None:
         self._timer, self._timer_due = None, float("inf")

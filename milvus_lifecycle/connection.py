@@ -205,12 +205,12 @@ class ManagedConnection(Leases):
                 flight.waiters.remove(wake)
             return flight.outcome is None and not flight.waiters
 
-    def lead(self, flight: Flight) -> bool:
-        """Take the lead of ``flight``. False if it is over, or led by somebody else."""
+    def lead(self, flight: Flight, leader: object) -> bool:
+        """Make ``leader`` lead ``flight``. False if it is over, or led by somebody else."""
         with self._lock, self._section:
-            if flight.led or flight.outcome is not None:
+            if flight.leader is not None or flight.outcome is not None:
                 return False
-            flight.led = True
+            flight.leader = leader
             return True
 
     def offer(self, flight: Flight, wire: Wire) -> bool:

@@ -75,7 +75,7 @@ class Flight:
         "error",
         "kind",
         "launched",
-        "led",
+        "leader",
         "mandatory",
         "not_before",
         "number",
@@ -105,8 +105,8 @@ class Flight:
         self.launched = False
         #: has its time been extended, because it ran out while the process did not run?
         self.thawed = False
-        #: has somebody begun to fly it?
-        self.led = False
+        #: the thread or task that flies it
+        self.leader: object = None
         #: False while the current channel is healthy (reroute, recycle)
         self.mandatory = True
         self.attempts = 0

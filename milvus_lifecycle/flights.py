@@ -35,11 +35,11 @@ STOPPED = 1.0
 class Flights(Engine):
     """What the leader of a flight does, written once."""
 
-    def fly(self, connection: ManagedConnection, flight: Flight) -> Procedure[None]:
+    def fly(self, connection: ManagedConnection, flight: Flight, leader: object) -> Procedure[None]:
         """One flight, by its leader. However it ends, the flight has an outcome afterwards."""
-        if not connection.lead(flight):
-            return  # launched twice: whoever launched it first was interrupted
         try:
+            if not connection.lead(flight, leader):
+                return  # launched twice: whoever launched it first was interrupted
             if flight.kind is FlightKind.PROBE:
                 yield from self._probe(connection, flight)
             elif flight.kind is FlightKind.CONNECT:
@@ -47,16 +47,20 @@ class Flights(Engine):
             else:
                 yield from self._recover(connection, flight)
         except BaseException as error:
-            self.abandon(connection, flight, error)
+            self.abandon(connection, flight, leader, error)
             raise
         finally:
-            self.abandon(connection, flight, None)
+            self.abandon(connection, flight, leader)
 
     def abandon(
-        self, connection: ManagedConnection, flight: Flight, error: BaseException | None
+        self,
+        connection: ManagedConnection,
+        flight: Flight,
+        leader: object,
+        error: BaseException | None = None,
     ) -> None:
         """The leader is gone: settle the flight if nothing else has."""
-        if flight.outcome is None:
+        if flight.outcome is None and flight.leader in (None, leader):
             self.step(connection, Trigger.ABANDONED, flight=flight.number, error=error)
 
     def _probe(self, connection: ManagedConnection, flight: Flight) -> Procedure[None]:

@@ -222,7 +222,7 @@ class ConnectionManager(Procedures):
 
     def _fly(self, connection: ManagedConnection, flight: Flight) -> None:
         try:
-            self.drive(self.fly(connection, flight))
+            self.drive(self.fly(connection, flight, threading.current_thread()))
         except Exception as error:
             # The flight is settled as abandoned and on record; a traceback helps nobody.
             connection.last_error = kept(error)

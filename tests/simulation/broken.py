@@ -139,7 +139,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "two leaders: who joins flies, too",
         (1,),
-        Line(ManagedConnection, "lead", "if flight.led or", "if"),
+        Line(ManagedConnection, "lead", "if flight.leader is not None or", "if"),
         _LOCKS,
     ),
     Mutant(

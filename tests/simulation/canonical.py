@@ -169,7 +169,7 @@ class Canon:
             self.time(f.not_before),
             f.mandatory,
             f.launched,
-            f.led,
+            f.leader is not None,
             f.thawed,
             f.attempts,
             f.refresh,

@@ -59,7 +59,7 @@ BUGS: tuple[DriverBug, ...] = (
         "threads",
         "two leaders: nobody asks whether somebody flies already",
         (1,),
-        Line(ManagedConnection, "lead", "if flight.led or", "if"),
+        Line(ManagedConnection, "lead", "if flight.leader is not None or", "if"),
     ),
     # -- asyncio ----------------------------------------------------------------------------
     DriverBug(

@@ -96,8 +96,8 @@ def watched(fire: Callable[..., bool]) -> Callable[..., bool]:
 def watched_lead(lead: Callable[..., bool]) -> Callable[..., bool]:
     """A connection's ``lead``, with the watch told of whoever leads."""
 
-    def lead_and_tell(connection: Any, flight: Any) -> bool:
-        led = lead(connection, flight)
+    def lead_and_tell(connection: Any, flight: Any, leader: object) -> bool:
+        led = lead(connection, flight, leader)
         world = connection.face.engine.world
         if led:
             world.watch.leads.append((world.kernel.running, flight))

@@ -94,8 +94,8 @@ def watched_lead() -> tuple[Any, str, Any]:
     """What to replace so that the world is told of whoever takes the lead of a flight."""
     lead = ManagedConnection.lead
 
-    def lead_and_tell(connection: ManagedConnection, flight: Any) -> bool:
-        led = lead(connection, flight)
+    def lead_and_tell(connection: ManagedConnection, flight: Any, leader: object) -> bool:
+        led = lead(connection, flight, leader)
         if led:
             connection.face.engine.world.led(connection, flight)
         return led

@@ -207,7 +207,7 @@ class SearchManager(Procedures):
 
     def _fly(self, connection: Any, flight: Any) -> None:
         try:
-            self.drive(self.fly(connection, flight))
+            self.drive(self.fly(connection, flight, object()))
         except Died:
             return
 

@@ -153,7 +153,7 @@ def test_a_probe_that_finds_itself_in_a_forked_child() -> None:
         rig.clock.advance(31)
         result = connection.step(Trigger.ACQUIRE, Facts(now=rig.clock()))
         assert result.launch is not None
-        leader = rig.manager.fly(connection, result.launch)
+        leader = rig.manager.fly(connection, result.launch, object())
         rig.manager.fork_child()
         with pytest.raises(StopIteration):
             next(leader)
