@@ -6,13 +6,15 @@ import argparse
 import gzip
 import io
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from milvus_lifecycle import diagram_cli
+from milvus_lifecycle import diagram_cli, diagram_render
 from milvus_lifecycle.diagram import draw
 from milvus_lifecycle.diagram_text import to_dot, to_mermaid
 
@@ -160,6 +162,41 @@ def test_the_path_of_one_connection(log: Path, capsysbinary: pytest.CaptureFixtu
     assert "What connection 3f2a9c01 did" in capsysbinary.readouterr().out.decode()
     assert run("--audit", log, "--connection", "3f2a9c0x") == 2
     assert b"did you mean '3f2a9c01'" in capsysbinary.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a.svg", "a.png"])
+def test_a_picture_says_nothing_on_standard_error(name: str, tmp_path: Path) -> None:
+    """The bundled Fontconfig complains of configurations newer than itself: nobody can help it."""
+    pytest.importorskip("pygraphviz", reason="needs the extra milvus_lifecycle[diagram]")
+    fonts = tmp_path / "fonts.conf"
+    fonts.write_text("<fontconfig><newer/><include>/etc/fonts/fonts.conf</include></fontconfig>")
+    done = subprocess.run(
+        [sys.executable, "-m", "milvus_lifecycle", "diagram", "-o", str(tmp_path / name)],
+        env={**os.environ, "FONTCONFIG_FILE": str(fonts)},
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.decode()) == (0, "")
+    assert (tmp_path / name).stat().st_size > 1000
+
+
+def test_what_else_is_said_while_drawing_is_heard(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Only Fontconfig's lines are dropped, and an error of the drawing itself comes through."""
+
+    class Graph:
+        def draw(self, path: None, **how: object) -> bytes:
+            os.write(2, b"Fontconfig warning: unknown\nError: real trouble\n")
+            raise RuntimeError("no picture")
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(diagram_render, "_load", lambda dot: Graph())
+    with pytest.raises(RuntimeError, match="no picture"):
+        diagram_render.render_png(draw())
+    assert capfd.readouterr().err == "Error: real trouble\n"
 
 
 def test_mistakes_are_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
