@@ -1,30 +1,26 @@
-"""``milvus-lifecycle diagram``: the options, the log's lines, the output file."""
+"""``milvus-lifecycle diagram``: the options, the logs' figures, the output file."""
 
 from __future__ import annotations
 
 import argparse
-import glob
-import gzip
-import json
 import sys
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from .diagram import draw
 from .diagram_drift import find_drift, write_diagrams
 from .diagram_figures import Figures, UnknownConnection, annotate
 from .diagram_render import RendererMissing, finds_fonts, render_png, render_svg
 from .diagram_text import to_dot, to_mermaid
+from .replay.command_stats import explain_nothing
+from .replay.problems import Problems
+from .replay.reading import read_records
+from .replay.sources import find_sources
+from .replay.tables import plural
 
 FORMATS = ("mermaid", "dot", "svg", "png")
 _SUFFIXES = {".mmd": "mermaid", ".md": "mermaid", ".dot": "dot", ".gv": "dot"}
 _SUFFIXES |= {".svg": "svg", ".png": "png"}
 DRIFTED, UNUSABLE = 1, 2
-#: A longer line is no audit record (one takes half a kilobyte).
-_LONGEST_LINE = 1024 * 1024
-_GZIP = b"\x1f\x8b"
 
 
 class _Refused(Exception):
@@ -45,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="LOG",
         nargs="+",
         action="extend",
-        help="annotate with what these audit logs tell (JSON lines, .gz too, - is standard input)",
+        help="annotate with what these audit logs tell: files, globs, .gz, or - (stdin)",
     )
     parser.add_argument(
         "--connection", metavar="ID", help="highlight the path of this connection of the logs"
@@ -138,75 +134,18 @@ def _figures(options: argparse.Namespace) -> Figures | None:
         if options.connection is not None:
             raise _Refused("--connection needs the log that the connection is in: --audit LOG")
         return None
-    log = Log(options.audit)
-    figures = annotate(log, options.connection)
-    lost = log.broken + figures.skipped
+    sources, problems = find_sources(options.audit), Problems(0)
+    if sources.problems:  # half a picture is none
+        first = sources.problems[0]
+        raise _Refused(f"{first.place}: {first.message}")
+    figures = annotate(read_records(sources, problems), options.connection)
+    lost = problems.counts.total()
+    if lost and figures.since is None:
+        raise _Refused(explain_nothing(sources, problems))
     if lost:
         print(
-            f"milvus-lifecycle diagram: lines left out for they hold no readable record: {lost:,}; "
-            "milvus-lifecycle audit verify says which",
+            "milvus-lifecycle diagram: what is no sound record was left out: "
+            f"{plural(lost, 'finding')}; milvus-lifecycle audit verify has them",
             file=sys.stderr,
         )
     return figures
-
-
-class Log:
-    """The records of some logs, one after the other, as plain mappings.
-
-    ``broken`` counts lines that are no JSON object. Raises OSError for a file that cannot be
-    opened or read.
-    """
-
-    def __init__(self, names: list[str]) -> None:
-        self.names = names
-        self.broken = 0
-
-    def __iter__(self) -> Iterator[dict[str, object]]:
-        for name in self.names:
-            for path in self._expand(name):
-                yield from self._read(path)
-
-    def _expand(self, name: str) -> list[str]:
-        if name == "-" or Path(name).exists() or not glob.has_magic(name):
-            return [name]
-        return sorted(glob.glob(name, recursive=True)) or [name]
-
-    def _read(self, path: str) -> Iterator[dict[str, object]]:
-        if path == "-":
-            yield from self._records(sys.stdin.buffer)
-            return
-        with open(path, "rb") as raw:
-            packed = raw.read(len(_GZIP)) == _GZIP
-            raw.seek(0)
-            if packed:
-                with gzip.open(raw) as unpacked:
-                    yield from self._records(unpacked)
-            else:
-                yield from self._records(raw)
-
-    def _records(self, stream: BinaryIO | gzip.GzipFile) -> Iterator[dict[str, object]]:
-        overlong = False
-        try:
-            while line := stream.readline(_LONGEST_LINE):
-                whole = line.endswith(b"\n") or len(line) < _LONGEST_LINE
-                if whole and not overlong:
-                    yield from self._record(line)
-                elif whole:
-                    self.broken += 1
-                overlong = not whole
-        except (EOFError, zlib.error, gzip.BadGzipFile):
-            # A gzip file that is still being written, was cut, or is damaged.
-            self.broken += 1
-
-    def _record(self, line: bytes) -> Iterator[dict[str, object]]:
-        if not line.strip():
-            return
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            self.broken += 1
-            return
-        if isinstance(record, dict):
-            yield record
-        else:
-            self.broken += 1

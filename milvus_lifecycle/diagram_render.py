@@ -8,11 +8,14 @@ drawings of one table differ in their bytes, but never in their stamp.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import html
 import importlib
+import os
 import re
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -108,9 +111,34 @@ def digest(text: str) -> str:
 def _render(dot: str, form: str, args: str = "") -> bytes:
     graph = _load(dot)
     try:
-        return graph.draw(None, format=form, prog="dot", args=args)
+        with _without_fontconfig():
+            return graph.draw(None, format=form, prog="dot", args=args)
     finally:
         graph.close()
+
+
+@contextlib.contextmanager
+def _without_fontconfig() -> Iterator[None]:
+    """Drop what Fontconfig says on standard error; everything else is said afterwards.
+
+    The wheel's Fontconfig reads the machine's configuration and complains of every element in
+    it that is newer than itself. Whether there are fonts at all, ``finds_fonts`` tells. The C
+    code writes to the descriptor, so that is what is replaced.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            said = stack.enter_context(tempfile.TemporaryFile())
+            stderr = stack.enter_context(os.fdopen(os.dup(2), "wb"))
+        except OSError:  # no standard error, or nowhere to keep what is said
+            yield
+            return
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr.fileno(), 2)
+            said.seek(0)
+            stderr.writelines(line for line in said if not line.startswith(b"Fontconfig "))
 
 
 def _load(dot: str) -> _Graph:

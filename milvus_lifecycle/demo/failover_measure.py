@@ -31,6 +31,11 @@ class Move:
     named_at: float
     killed_at: float | None = None
 
+    @property
+    def begun(self) -> float:
+        """When the old primary died, or was named no more."""
+        return self.named_at if self.killed_at is None else self.killed_at
+
 
 @dataclass(frozen=True)
 class Write:
@@ -58,22 +63,25 @@ class Stay:
 class MoveFigures:
     """One move; seconds after the topology named the new primary, unless it says otherwise.
 
+    `channels`: channels opened from the naming (or the death) until the next move.
     `refreshed_s`: when a client was first sent the new version. `moved_s`: when the last of the
     program's connections had swapped, `after_refresh_s`: the same after the refresh; None if one
-    did not. `wrong_writes`: writes that started after the naming and that the old primary took,
-    `wrong_s`: when the last of its writes ended. `first_good_s`, `slowest_s`: the first good call
-    of any, and of the slowest, worker; None if some worker had none until the next move.
+    did not. `late_writes`: writes that started after the naming and that the old primary took,
+    `late_s`: when the last of its writes ended. Until the client has asked it cannot know better:
+    what it did wrong, `Placement.misplaced` counts. `first_good_s`, `slowest_s`: the first good
+    call of any, and of the slowest, worker; None if some worker had none until the next move.
     """
 
     kind: str
     new: str
     version: int
     failed_calls: int
+    channels: int
     refreshed_s: float | None
     moved_s: float | None
     after_refresh_s: float | None
-    wrong_writes: int
-    wrong_s: float
+    late_writes: int
+    late_s: float
     first_good_s: float | None
     slowest_s: float | None
 
@@ -82,8 +90,9 @@ class MoveFigures:
 class Placement:
     """Where the acknowledged writes are. `twice`: sent again after a failure, as they may be.
 
-    `misplaced`: taken by a server that was not the primary by the topology that the client had;
-    None if nobody knows what the client had (pymilvus keeps no records).
+    `misplaced`: taken by another server than the client's primary, that is, the one that the
+    topology named which the client had (see `Stay`); None if nobody knows what the client had
+    (pymilvus keeps no records).
     """
 
     writes: int
@@ -101,7 +110,7 @@ class Placement:
             found.append(f"{self.lost} of {self.writes} acknowledged writes are in no database")
         if self.misplaced:
             found.append(
-                f"{self.misplaced} writes were taken by a server that was not the primary "
+                f"{self.misplaced} writes were taken by another server than the client's primary "
                 f"({self.examples[0]})"
             )
         return found
@@ -208,6 +217,7 @@ def take_moves(
     workers: int,
     ended: float,
     calls: Sequence[Call],
+    channels: Sequence[float],
     writes: Sequence[Write],
     records: Sequence[Record],
     contents: Mapping[str, frozenset[int]],
@@ -219,18 +229,18 @@ def take_moves(
         following = moves[number + 1] if number + 1 < len(moves) else None
         until = ended
         if following is not None:
-            until = following.killed_at or following.named_at
+            until = following.begun
         named, refreshed = move.named_at, served.get(move.version)
         landed = find_landing(records, move)
         good = find_first_good(calls, named, until)
-        wrong = [
+        late = [
             write
             for write in writes
             if write.id in contents[move.old]
             and named < write.end <= until
             and write.id not in contents[move.new]
         ]
-        begun = move.killed_at or named
+        begun = move.begun
         figures.append(
             MoveFigures(
                 kind=move.kind,
@@ -240,11 +250,12 @@ def take_moves(
                     call.error is not None and call.end is not None and begun <= call.end < until
                     for call in calls
                 ),
+                channels=sum(begun <= opened < until for opened in channels),
                 refreshed_s=_after(refreshed, named),
                 moved_s=_after(landed, named),
                 after_refresh_s=None if refreshed is None else _after(landed, refreshed),
-                wrong_writes=sum(write.start > named for write in wrong),
-                wrong_s=max((write.end - named for write in wrong), default=0.0),
+                late_writes=sum(write.start > named for write in late),
+                late_s=max((write.end - named for write in late), default=0.0),
                 first_good_s=min(good.values()) - named if good else None,
                 slowest_s=max(good.values()) - named if len(good) == workers else None,
             )

@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from milvus_lifecycle.demo.child import Heard, Workload
@@ -63,7 +64,10 @@ def play_failover_run(options: Options, view: View, signals: Signals, *, stock: 
             title=title,
             on_engine=not stock,
             manager=workload.heard.manager or "",
-            figures=take_figures(seen),
+            figures=replace(
+                take_figures(seen),
+                channels_at_start=sum(at < moves[0].begun for at in workload.heard.channels),
+            ),
             log_lines=workload.heard.log_lines,
             clean_exit=clean_exit,
         )
@@ -95,6 +99,7 @@ def _judge(
         workers=options.workers,
         ended=ended,
         calls=heard.calls,
+        channels=heard.channels,
         writes=writes,
         records=heard.records,
         contents=contents,

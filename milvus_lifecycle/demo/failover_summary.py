@@ -33,14 +33,18 @@ def add_moves(table: Table, runs: Sequence[Shown], worker_name: str) -> None:
 def _list_rows(kind: str, worker_name: str) -> list[tuple[str, Callable[[MoveFigures], str]]]:
     rows: list[tuple[str, Callable[[MoveFigures], str]]] = [
         ("failed calls", lambda move: _mark(f"{move.failed_calls:,}", not move.failed_calls)),
-        ("client asked, after the topology named it", lambda move: _show(move.refreshed_s)),
+        ("channels opened", lambda move: f"{move.channels:,}"),
+        ("client told, after the topology named it", lambda move: _show(move.refreshed_s)),
         ("moved, after the topology named it", lambda move: _show(move.moved_s)),
         ("moved, after the client was told", lambda move: _show(move.after_refresh_s, True)),
     ]
     if kind == "switch":
         rows += [
-            ("time on the wrong primary", lambda move: f"{move.wrong_s:.3f} s"),
-            ("writes begun there in that time", lambda move: f"{move.wrong_writes:,}"),
+            (
+                "last write on the old primary, after the naming",
+                lambda move: f"{move.late_s:.3f} s",
+            ),
+            ("writes begun there, after the naming", lambda move: f"{move.late_writes:,}"),
         ]
     else:
         rows += [
@@ -58,7 +62,7 @@ def _add_placement(table: Table, placements: Sequence[Placement | None]) -> None
     add("in the two databases", lambda place: " + ".join(map(str, place.by_server.values())))
     add("in both (sent again after a failure)", lambda place: f"{place.twice:,}")
     add("in neither", lambda place: _mark(f"{place.lost:,}", not place.lost))
-    add("taken by a server that was not primary", _show_misplaced)
+    add("taken by another than the client's primary", _show_misplaced)
     table.add_section()
 
 

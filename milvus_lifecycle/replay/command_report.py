@@ -7,7 +7,7 @@ import os
 import sys
 
 from .colour import add_colour_option
-from .command_stats import complain
+from .command_stats import complain, explain_nothing
 from .problems import Kind, Problems
 from .progress import progress_bar
 from .sources import find_sources
@@ -31,7 +31,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "how (default: %(default)s)",
     )
     add_colour_option(parser)
-    parser.epilog = "Exit code: 0, or 2 if a file could not be opened or the page not written."
+    parser.epilog = (
+        "Exit code: 0, or 2 if a file could not be opened or the page not written. Without a "
+        "single record there is no page."
+    )
 
 
 def execute(options: argparse.Namespace) -> int:
@@ -47,6 +50,9 @@ def execute(options: argparse.Namespace) -> int:
     sources = find_sources(options.logs)
     with progress_bar(sources.size, what="reading") as on_progress:
         report = fold_report(sources, stays=max(100, options.stays), on_progress=on_progress)
+    if not report.stats.records:
+        print(explain_nothing(sources, report.problems), file=sys.stderr)
+        return 2
     unreadable = Problems(0)
     for problem in report.problems.kept:
         if problem.kind is Kind.UNREADABLE:

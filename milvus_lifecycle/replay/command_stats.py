@@ -8,10 +8,10 @@ import sys
 
 from .colour import Paint, add_colour_option
 from .command_verify import describe
-from .problems import Problems
+from .problems import Kind, Problems
 from .progress import progress_bar
 from .reading import read_records
-from .sources import find_sources
+from .sources import Sources, find_sources, name_files
 from .stats import LONGEST, fold_stats
 from .stats_tables import stats_tables
 from .tables import print_tables
@@ -31,7 +31,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="how many outages and flapping connections to list (default: %(default)s)",
     )
     add_colour_option(parser)
-    parser.epilog = "Exit code: 0, or 2 if a file could not be opened."
+    parser.epilog = (
+        "Exit code: 0, or 2 if a file could not be opened, or if there are lines and none of them "
+        "is a record."
+    )
 
 
 def execute(options: argparse.Namespace) -> int:
@@ -40,8 +43,13 @@ def execute(options: argparse.Namespace) -> int:
     problems = Problems(limit=10)
     with progress_bar(sources.size, what="reading") as on_progress:
         stats = fold_stats(read_records(sources, problems, on_progress), max(1, options.longest))
+    if not stats.records and problems.counts:
+        print(explain_nothing(sources, problems), file=sys.stderr)
+        return 2
     if options.json:
         print(json.dumps(stats.as_dict(), indent=2))
+    elif not stats.records:
+        print("0 records")
     else:
         print_tables(stats_tables(stats))
         lost = f", {stats.lost_records:,} lost by the sink" if stats.lost_records else ""
@@ -50,6 +58,15 @@ def execute(options: argparse.Namespace) -> int:
         print(f"{stats.records:,} records{span}{lost}")
     complain(problems, options.color)
     return 2 if problems.unreadable else 0
+
+
+def explain_nothing(sources: Sources, problems: Problems) -> str:
+    """Why there is no record: a line for each file that could not be opened, or one for all."""
+    unread = [one for one in problems.kept if one.kind is Kind.UNREADABLE]
+    if unread:
+        return "\n".join(describe(one, Paint(False)) for one in unread)
+    why = "; audit verify says why" if problems.counts else ": empty"
+    return f"{name_files(sources.paths)}: no audit record in it{why}"
 
 
 def complain(problems: Problems, colour: str) -> None:

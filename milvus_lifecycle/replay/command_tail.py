@@ -76,8 +76,13 @@ def execute(options: argparse.Namespace) -> int:
     wanted = Wanted(options.address, options.connection, options.trigger, options.since)
     show = _printer(options)
 
+    foreign = False
+
     def match(line: bytes) -> Shown | None:
-        return look_at(line, wanted)
+        nonlocal foreign
+        shown = look_at(line, wanted)
+        foreign = foreign or (shown is None and bool(line.strip()))
+        return shown
 
     count = options.lines
     if count is None:
@@ -87,9 +92,13 @@ def execute(options: argparse.Namespace) -> int:
         if options.follow and options.log != STDIN:
             follower = Follower(options.log)
             end = follower.seek_end()
-        show(last_matches(options.log, None if count < 0 else count, match, end))
+        found = last_matches(options.log, None if count < 0 else count, match, end)
+        show(found)
     except OSError as error:
         print(f"{options.log}: cannot be opened: {why(error)}", file=sys.stderr)
+        return 2
+    if foreign and not found and wanted.everything and follower is None and count:
+        print(f"{options.log}: no audit record in it; audit verify says why", file=sys.stderr)
         return 2
     if follower is not None:
         _follow(follower, match, show)

@@ -46,7 +46,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="print the last line only")
     add_colour_option(parser)
-    parser.epilog = "Exit code: 0 legal, 1 violations, 2 a file could not be opened."
+    parser.epilog = (
+        "Exit code: 0 legal, 1 violations, 2 no verdict: a file could not be opened, or there is "
+        "no record in any."
+    )
 
 
 def _jobs(text: str) -> int:
@@ -70,18 +73,22 @@ def execute(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(verdict.as_dict(), indent=2))
     else:
-        _print(verdict, Paint.choose(options.color, sys.stdout), options.quiet)
+        _print(verdict, options)
     return verdict.exit_code
 
 
-def _print(verdict: Verdict, paint: Paint, quiet: bool) -> None:
-    if not quiet:
-        for problem in verdict.problems.kept:
+def _print(verdict: Verdict, options: argparse.Namespace) -> None:
+    paint = Paint.choose(options.color, sys.stdout)
+    for problem in verdict.problems.kept:
+        if problem.kind is Kind.UNREADABLE:
+            print(describe(problem, Paint.choose(options.color, sys.stderr)), file=sys.stderr)
+        elif not options.quiet:
             print(describe(problem, paint))
-        hidden = verdict.problems.counts.total() - len(verdict.problems.kept)
-        if hidden:
-            print(f"... and {hidden:,} more (see --limit)")
-    print(_summary(verdict, paint))
+    hidden = verdict.problems.counts.total() - len(verdict.problems.kept)
+    if hidden and not options.quiet:
+        print(f"... and {hidden:,} more (see --limit)")
+    if verdict.records or not verdict.problems.unreadable:
+        print(_summary(verdict, paint))
 
 
 def describe(problem: Problem, paint: Paint) -> str:
@@ -100,14 +107,21 @@ def _printable(text: str) -> str:
 
 def _summary(verdict: Verdict, paint: Paint) -> str:
     problems = verdict.problems
+    files = plural(len(verdict.files), "file")
     read = (
         f"{plural(verdict.records, 'record')} of {plural(verdict.connections, 'connection')} in "
-        f"{plural(len(verdict.files), 'file')}, {verdict.seconds:.1f} s"
+        f"{files}, {verdict.seconds:.1f} s"
     )
-    counts = problems.counts
-    parts = [f"{count:,} {kind}" for kind, count in counts.most_common() if kind not in NOTES]
-    notes = [f"{count:,} {kind}" for kind, count in counts.most_common() if kind in NOTES]
+    counts = [(kind, f"{count:,} {kind}") for kind, count in problems.counts.most_common()]
+    wrong = [said for kind, said in counts if kind not in NOTES and kind is not Kind.UNREADABLE]
+    notes = [said for kind, said in counts if kind in NOTES]
     told = f"; noted: {', '.join(notes)}" if notes else ""
-    if parts:
-        return f"{paint('NOT LEGAL', 'alarm')}: {', '.join(parts)} in {read}{told}"
+    unread = f"{plural(problems.unreadable, 'file')} could not be opened"
+    if wrong:
+        told += f"; {unread}" if problems.unreadable else ""
+        return f"{paint('NOT LEGAL', 'alarm')}: {', '.join(wrong)} in {read}{told}"
+    if not verdict.records:
+        return f"{paint('nothing to verify', 'yellow')}: no record in {files}{told}"
+    if problems.unreadable:
+        return f"{paint('no verdict', 'yellow')}: {unread}; no violation in {read}{told}"
     return f"{paint('legal', 'green')}: {read}{told}"

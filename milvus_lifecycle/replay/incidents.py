@@ -18,7 +18,8 @@ _KEPT = 2000
 class Incident:
     """``outages`` of ``connections`` connections to one endpoint (some had several).
 
-    ``seconds`` is the longest of them, ``suffered_s`` their sum (connection-seconds).
+    ``seconds`` is the longest of them, ``suffered_s`` their sum (connection-seconds). An outage
+    is counted when it begins, and its length, attempts and error once it is settled.
     """
 
     address: str
@@ -31,24 +32,30 @@ class Incident:
     attempts: int = 0
     give_ups: int = 0
     unfinished: int = 0
+    unsettled: int = 0
     causes: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     reason: str = ""
 
-    def add(self, outage: Outage, *, again: bool) -> None:
-        """Count one more outage; ``again``: of a connection that had one in here before."""
+    def begin(self, outage: Outage, *, again: bool) -> None:
+        """One more outage; ``again``: of a connection that had one in here before."""
         if outage.began <= self.began:
             self.began = outage.began
             self.reason = outage.reason
         self.last_began = max(self.last_began, outage.began)
         self.connections += int(not again)
         self.outages += 1
+        self.unsettled += 1
+        self.causes[outage.cause] += 1
+
+    def end(self, outage: Outage) -> None:
+        """One of its outages is settled."""
+        self.unsettled -= 1
         self.seconds = max(self.seconds, outage.seconds)
         self.suffered_s += outage.seconds
         self.attempts += outage.attempts
         self.give_ups += outage.give_ups
         self.unfinished += int(outage.unfinished)
-        self.causes[outage.cause] += 1
         if outage.error_code:
             self.errors[outage.error_code] += 1
 
@@ -71,14 +78,15 @@ class Incident:
 
 
 class IncidentBook:
-    """Sorts outages, in the order in which they end, into incidents."""
+    """Sorts outages, in the order in which they begin, into incidents."""
 
     def __init__(self) -> None:
         self._by_address: dict[str, list[Incident]] = {}
         self._count = 0
+        self._room = 2 * _KEPT
 
-    def add(self, outage: Outage, last: object = None) -> Incident:
-        """Count an outage that has ended (or is open when the log ends); returns its incident.
+    def begin(self, outage: Outage, last: object = None) -> Incident:
+        """Count an outage that begins; returns its incident.
 
         ``last`` is the incident of the same connection's outage before, if there was one.
         """
@@ -87,12 +95,13 @@ class IncidentBook:
             if incident.began - TOGETHER <= outage.began <= incident.last_began + TOGETHER:
                 break
         else:
+            if self._count >= self._room:
+                self._forget()
+                known = self._by_address.setdefault(outage.address, [])
             incident = Incident(outage.address, outage.began, outage.began)
             known.append(incident)
             self._count += 1
-        incident.add(outage, again=incident is last)
-        if self._count > 2 * _KEPT:
-            self._forget()
+        incident.begin(outage, again=incident is last)
         return incident
 
     def worst(self, count: int) -> list[Incident]:
@@ -102,7 +111,10 @@ class IncidentBook:
         return everything[:count]
 
     def _forget(self) -> None:
-        kept = self.worst(_KEPT)
+        order = self.worst(self._count)
+        # What is not settled yet may still turn out to be the worst of all.
+        kept = [one for rank, one in enumerate(order) if rank < _KEPT or one.unsettled]
         self._by_address, self._count = {}, len(kept)
+        self._room = max(2 * _KEPT, 2 * len(kept))
         for incident in sorted(kept, key=lambda one: one.began):
             self._by_address.setdefault(incident.address, []).append(incident)

@@ -1,18 +1,8 @@
-"""What one connection lived through: its flights and outages, folded from its records.
+"""What one connection lived through: where its time went, and its outages, folded from its records.
 
-Definitions, which ``audit stats`` and the report share:
-
-- A *recovery* is a flight that landed as ``recovered`` after it began with ``fail`` or
-  ``probe_failed``. Its duration is the time in RECOVERING, retries included. A flight that
-  began as reroute or recycle is a *move*: nothing had failed.
-- An *outage* begins with the ``fail`` or ``probe_failed`` that leads to RECOVERING, and ends
-  when something vouches for the connection again: recovered, stand_down, probe_passed or
-  served. A give_up or an abandoned flight does not end it. Its duration adds up ``dwell_s``,
-  which is monotonic time: a clock that was set does not matter. Time in IDLE while no client
-  holds the connection does not count: nobody suffers. Its attempts are the failed ones and
-  the one that landed.
-- A *relapse* is an outage that begins within ``RELAPSE`` seconds of the end of the same
-  connection's last one; a connection with ``FLAPPING`` relapses or more is flapping.
+``docs/audit.md`` ("What the figures mean") has the definitions, and its queries compute the same
+figures. Durations add up ``dwell_s``, which is monotonic time: a clock that was set does not
+matter. Only what lasts when the log ends is measured by the clocks that wrote it.
 """
 
 from __future__ import annotations
@@ -24,24 +14,36 @@ from ..table import State, Trigger
 from .records import Created, Transition
 
 UNFINISHED = "still open when the log ends"
+MISSING = "records are missing"
 
+#: Seconds after the end of an outage within which the next failure is a relapse.
 RELAPSE = 30.0
+#: Relapses that make a connection flap.
 FLAPPING = 2
+#: How the engine begins the reason of a failure if no call succeeded since the last recovery.
+NOT_OVER = "flapping, "
+#: Seconds (30 years). A longer dwell time is damage, and would drown everything else.
+_LONGEST_DWELL = 1e9
 
-_BEGINS = frozenset({str(Trigger.FAIL), str(Trigger.PROBE_FAILED)})
-_MOVES = frozenset({str(Trigger.REROUTE), str(Trigger.RECYCLE)})
+FAILURES = frozenset({str(Trigger.FAIL), str(Trigger.PROBE_FAILED)})
+MOVES = frozenset({str(Trigger.REROUTE), str(Trigger.RECYCLE)})
 _ENDS = frozenset(
     map(str, (Trigger.RECOVERED, Trigger.STAND_DOWN, Trigger.PROBE_PASSED, Trigger.SERVED))
 )
-_RETRY, _RECOVERED = str(Trigger.RETRY), str(Trigger.RECOVERED)
 _GIVE_UP = str(Trigger.GIVE_UP)
+#: Triggers that end an attempt of a recovery.
+ATTEMPTS = frozenset({str(Trigger.RETRY), _GIVE_UP, str(Trigger.RECOVERED)})
 _IDLE, _PROBING = str(State.IDLE), str(State.PROBING)
 _RECOVERING, _CLOSED = str(State.RECOVERING), str(State.CLOSED)
 
 
 @dataclass
 class Outage:
-    """One outage of one connection. ``end`` is the trigger that ended it, or says why none did."""
+    """One outage of one connection. ``end`` is the trigger that ended it, or says why none did.
+
+    ``relapses`` counts the failures in it that came within ``RELAPSE`` s of an end; ``attempts``
+    are the failed ones and the one that landed.
+    """
 
     connection_id: str
     address: str
@@ -52,7 +54,7 @@ class Outage:
     seconds: float = 0.0
     attempts: int = 0
     give_ups: int = 0
-    relapse: bool = False
+    relapses: int = 0
     end: str = UNFINISHED
 
     @property
@@ -68,29 +70,30 @@ class Outage:
         return values
 
 
-@dataclass
-class Landing:
-    """A flight that ended well, after ``seconds``; ``move``: it began without a failure."""
-
-    seconds: float
-    move: bool
-
-
 class Life:
-    """One connection, record by record."""
+    """One connection, record by record.
+
+    An outage that has ended is kept until it is *settled*: the next failure may say that it
+    goes on. ``outages`` and ``outage_s`` count what is settled.
+    """
 
     __slots__ = (
+        "_healthy_s",
+        "_held",
+        "_moment",
+        "_over",
+        "_recovery",
+        "_recovery_s",
+        "_unsettled_s",
         "address",
         "connection_id",
-        "flight_s",
-        "held",
         "incident",
-        "last_end",
-        "moving",
         "outage",
+        "outage_s",
+        "outages",
+        "records",
         "relapses",
         "state",
-        "ts",
     )
 
     def __init__(self, record: Created | Transition) -> None:
@@ -98,95 +101,147 @@ class Life:
         self.address = record.address
         #: where the records leave the connection; "" before its first step
         self.state = record.dest if isinstance(record, Created) else ""
-        self.ts: datetime = record.ts
-        self.outage: Outage | None = None
-        self.last_end: datetime | None = None
+        self.records = int(isinstance(record, Created))
+        self.outages = 0
+        self.outage_s = 0.0
         self.relapses = 0
-        #: seconds in RECOVERING so far; None while no flight is known to be under way
-        self.flight_s: float | None = None
-        self.moving = False
-        self.held = True
-        #: what the last outage was part of, for whoever keeps such books
+        #: the outage under way, or the last one
+        self.outage: Outage | None = None
+        #: what it is part of, for whoever keeps such books
         self.incident: object = None
+        self._moment: datetime = record.ts
+        self._held = True
+        #: has ``outage`` ended, as far as is known?
+        self._over = False
+        #: since it ended: seconds, and those of them that count if it goes on
+        self._healthy_s = self._unsettled_s = 0.0
+        #: the record that began the recovery under way, and its seconds so far
+        self._recovery: Transition | None = None
+        self._recovery_s = 0.0
 
-    def add(self, record: Transition) -> tuple[Landing | None, Outage | None]:
-        """Take one step; returns the flight and the outage that it ended, if any."""
-        ended: Outage | None = None
+    def suffered(self, until: datetime) -> float:
+        """Seconds in outages until then."""
+        if self.outage is None:
+            return self.outage_s
+        total = self.outage_s + self.outage.seconds
+        if not self._over and (self._held or self.state != _IDLE):
+            total += max(0.0, (until - self._moment).total_seconds())
+        return total
+
+    def add(self, record: Transition) -> Outage | None:
+        """Take one step; returns the outage that it settles, if any."""
+        settled: Outage | None = None
         if self.state and record.source != self.state:
-            # Records are missing: what was under way cannot be measured any more.
-            ended = self._end("records are missing", self.ts)
-            self.flight_s = None
-        dwell = record.dwell_s or 0.0
-        if self.outage is not None and (self.held or record.source != _IDLE):
-            self.outage.seconds += dwell
-        landing = self._fly(record, dwell)
-        ended = self._suffer(record) or ended
+            # What was under way cannot be measured any more.
+            settled = self._settle(MISSING)
+            self._recovery = None
+        self._pass(record.source, dwell_of(record) or 0.0)
+        settled = self._judge(record) or settled
+        if record.dest == _CLOSED:
+            settled = self._settle(record.trigger) or settled
+        if record.dest != _RECOVERING:
+            self._recovery = None
+        self.records += 1
         self.state = record.dest
-        self.held = record.clients != 0
-        self.ts = record.ts
         self.address = record.address or self.address
-        return landing, ended
+        self._held = record.clients != 0
+        self._moment = record.ts
+        return settled
 
-    def _fly(self, record: Transition, dwell: float) -> Landing | None:
-        """The flight's books: the time in RECOVERING from its first record to its last."""
-        if record.source == _RECOVERING:
-            if self.flight_s is not None:
-                self.flight_s += dwell
-            if record.dest == _RECOVERING:
-                return None
-            flight_s, self.flight_s = self.flight_s, None
-            if record.trigger == _RECOVERED and flight_s is not None:
-                return Landing(flight_s, self.moving)
-        elif record.dest == _RECOVERING:
-            self.flight_s = 0.0
-            self.moving = record.trigger in _MOVES
-        return None
+    def finish(self, until: datetime) -> tuple[float, Outage | None]:
+        """The log ends: seconds in the last state since the last record, the last outage."""
+        left = max(0.0, (until - self._moment).total_seconds())
+        self._pass(self.state, left)
+        return left, self.forget()
 
-    def _suffer(self, record: Transition) -> Outage | None:
-        """The outage's books; returns the outage that this record ended."""
+    def forget(self) -> Outage | None:
+        """Nothing more will be heard of the connection."""
+        return self._settle(UNFINISHED)
+
+    def _pass(self, state: str, seconds: float) -> None:
+        """The connection spent ``seconds`` in ``state``."""
+        self._recovery_s += seconds
+        # IDLE and not held: nobody suffers.
+        counted = seconds if self._held or state != _IDLE else 0.0
+        if self._over:
+            self._healthy_s += seconds
+            self._unsettled_s += counted
+        elif self.outage is not None:
+            self.outage.seconds += counted
+
+    def _judge(self, record: Transition) -> Outage | None:
+        """What a step says of outages; returns the one that it settles."""
+        settled: Outage | None = None
         trigger = record.trigger
-        if record.dest == _RECOVERING and trigger in _BEGINS:
-            if self.outage is None:
-                self._begin(record)
-        elif trigger == _GIVE_UP and self.outage is None:
-            # It began as a move, and failed on the way: only give_up tells.
-            self._begin(record).seconds = record.dwell_s or 0.0
+        if record.dest == _RECOVERING and record.source != _RECOVERING:
+            self._recovery, self._recovery_s = record, 0.0
+            if trigger in FAILURES:
+                settled = self._fail(record)
+        elif trigger == _GIVE_UP and (self.outage is None or self._over):
+            # A move stands down unless its channel fails on the way; only give_up tells of it.
+            settled = self._begin(self._recovery or record)
+            if self.outage is not None and self._recovery is not None:
+                self.outage.seconds = self._recovery_s
+                self.outage.attempts = max(0, (record.attempt or 0) - 1)
         outage = self.outage
-        if outage is None:
-            return None
-        if trigger in (_RETRY, _GIVE_UP, _RECOVERED):
+        if outage is None or self._over:
+            return settled
+        if trigger in ATTEMPTS:
             outage.attempts += 1
+            outage.give_ups += int(trigger == _GIVE_UP)
+        if trigger in _ENDS:
+            outage.end = trigger
+            self._over, self._healthy_s, self._unsettled_s = True, 0.0, 0.0
+        elif record.dest != _CLOSED:
             outage.error_code = outage.error_code or record.error_code
-        if trigger == _GIVE_UP:
-            outage.give_ups += 1
-        if trigger in _ENDS or record.dest == _CLOSED:
-            return self._end(trigger, record.ts)
-        return None
+        return settled
 
-    def _begin(self, record: Transition) -> Outage:
+    def _fail(self, record: Transition) -> Outage | None:
+        outage = self.outage
+        if outage is not None and not self._over:
+            return None
+        relapse = outage is not None and self._healthy_s <= RELAPSE
+        self.relapses += int(relapse)
+        if outage is not None and relapse and record.reason.startswith(NOT_OVER):
+            outage.seconds += self._unsettled_s
+            outage.relapses += 1
+            outage.end, self._over = UNFINISHED, False
+            return None
+        settled = self._begin(record)
+        if self.outage is not None:
+            self.outage.relapses = int(relapse)
+        return settled
+
+    def _begin(self, record: Transition) -> Outage | None:
+        """An outage begins with ``record``; returns the one before it."""
+        settled = self._settle(UNFINISHED)
         self.outage = Outage(
             connection_id=self.connection_id,
-            address=self.address or record.address,
+            address=record.address or self.address,
             began=record.ts,
             cause=record.trigger,
             reason=record.reason,
             error_code=record.error_code,
         )
-        if self.last_end is not None:
-            healthy = (record.ts - self.last_end).total_seconds()
-            if 0 <= healthy <= RELAPSE:
-                self.outage.relapse = True
-                self.relapses += 1
-        return self.outage
+        return settled
 
-    def _end(self, how: str, moment: datetime) -> Outage | None:
+    def _settle(self, end: str) -> Outage | None:
+        """Nothing can change the outage any more; ``end`` says why, if it has not ended."""
         outage, self.outage = self.outage, None
         if outage is not None:
-            outage.end = how
-            self.last_end = moment
+            outage.end = outage.end if self._over else end
+            self._over = False
+            self.outages += 1
+            self.outage_s += outage.seconds
         return outage
+
+
+def dwell_of(record: Transition) -> float | None:
+    """Seconds that the source state lasted; None where the record has no usable figure."""
+    dwell = record.dwell_s
+    return dwell if dwell is not None and 0 <= dwell <= _LONGEST_DWELL else None
 
 
 def is_failed_connect(record: Transition) -> bool:
     """The first connect failed: the connection never lived."""
-    return record.source == _PROBING and record.dest == _CLOSED and record.trigger in _BEGINS
+    return record.source == _PROBING and record.dest == _CLOSED and record.trigger in FAILURES

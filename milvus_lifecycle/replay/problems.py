@@ -163,9 +163,9 @@ class Problems:
         """How many files could not be opened."""
         return self.counts[Kind.UNREADABLE]
 
-    @property
-    def exit_code(self) -> int:
-        """0: legal. 1: violations. 2: a file could not be opened, whatever else was found."""
-        if self.unreadable:
-            return 2
-        return 1 if self.violations else 0
+    def judge(self, records: int) -> bool | None:
+        """Is what was read legal? None: nobody can say, for a file could not be opened or there
+        was no record in any."""
+        if self.violations:
+            return False
+        return True if records and not self.unreadable else None

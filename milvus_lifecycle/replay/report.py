@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from ..diagram_figures import Figures, annotate
 from .lines import Progress
 from .problems import Problems
 from .reading import read_records
-from .records import Created, Record, RecordsLost, Refused, Transition
 from .rules import Verifier
 from .sources import Sources
 from .stats import Stats, StatsFold
@@ -31,7 +28,6 @@ class Report:
     problems: Problems
     connections: int
     stats: Stats
-    figures: Figures
     lanes: list[Lane]
     timeline: TimelineFold
 
@@ -44,54 +40,19 @@ def fold_report(
     stats = StatsFold(OUTAGES)
     timeline = TimelineFold(stays)
 
-    def records() -> Iterator[dict[str, object]]:
-        for record in read_records(sources, verifier.problems, on_progress, verifier):
-            stats.add(record)
-            timeline.add(record)
-            yield _mapping(record)
-
-    # The diagram's fold pulls the records; the others look at each on its way.
-    figures = annotate(records())
+    for record in read_records(sources, verifier.problems, on_progress, verifier):
+        timeline.add(record, stats.add(record))
     verifier.finish()
     verifier.problems.sort(sources.paths)
-    lanes = timeline.finish()
+    found = stats.result()
     now = datetime.now(timezone.utc)
     return Report(
         files=sources.paths,
-        since=timeline.since or now,
-        until=timeline.until or now,
+        since=found.since or now,
+        until=found.until or now,
         problems=verifier.problems,
         connections=verifier.connections,
-        stats=stats.result(),
-        figures=figures,
-        lanes=lanes,
+        stats=found,
+        lanes=timeline.finish(),
         timeline=timeline,
     )
-
-
-_EVENTS: dict[type[Record], str] = {
-    Transition: "connection.transition",
-    Created: "connection.created",
-    Refused: "connection.refused",
-    RecordsLost: "connection.records_lost",
-}
-
-
-def _mapping(record: Record) -> dict[str, object]:
-    """The fields that the diagram's figures are made of."""
-    fields: dict[str, object] = {
-        "event": _EVENTS[type(record)],
-        "ts": record.ts.isoformat(),
-        "connection_id": record.connection_id,
-    }
-    if isinstance(record, Transition):
-        fields.update(
-            trigger=record.trigger, source=record.source, dest=record.dest, dwell_s=record.dwell_s
-        )
-    return fields
-
-
-def name_files(files: Sequence[str]) -> str:
-    """The logs in a few words."""
-    shown = ", ".join(files[:3])
-    return shown if len(files) <= 3 else f"{shown} and {len(files) - 3} more"

@@ -44,14 +44,14 @@ def timeline_data(lanes: Sequence[Lane], since: datetime, until: datetime) -> di
     stay_columns: dict[str, list[object]] = {name: [] for name in _STAY_COLUMNS}
     for lane in lanes:
         row: tuple[object, ...] = (
-            lane.connection_id,
-            texts(lane.address),
+            lane.life.connection_id,
+            texts(lane.life.address),
             texts(lane.strategy),
             texts(lane.flavour),
             lane.pid,
-            round(lane.outage_s, 3),
-            lane.outages,
-            lane.records,
+            round(lane.life.outage_s, 3),
+            lane.life.outages,
+            lane.life.records,
             len(stay_columns["start"]),
         )
         _append(lane_columns, row)

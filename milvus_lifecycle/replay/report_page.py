@@ -9,14 +9,17 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
-from ..diagram import draw
+from ..diagram import draw, show_share
+from ..diagram_figures import figures_of
 from ..diagram_render import RendererMissing, render_svg
+from ..table import State
 from .incidents import Incident
 from .outages import Outage
-from .report import OUTAGES, Report, name_files
+from .report import OUTAGES, Report
 from .report_chart import LOOKS, bokeh_script, chart_item
 from .report_data import pack, timeline_data
-from .stats_tables import TOTAL, outage_table, seconds, stats_tables
+from .sources import name_files
+from .stats_tables import NONE, TOTAL, outage_table, seconds, stats_tables
 from .tables import Table, plural
 
 TITLE = "What the connections did"
@@ -69,14 +72,18 @@ def _subtitle(report: Report) -> str:
 
 def _verdict(report: Report) -> str:
     problems = report.problems
-    if not problems.violations and not problems.unreadable:
+    unread = f"{plural(problems.unreadable, 'file')} could not be opened"
+    legal = problems.judge(report.stats.records)
+    if legal:
         return (
             '<div class="verdict legal"><b>&#10003; Legal</b>'
             f"{plural(report.stats.records, 'record')} replayed through the table</div>"
         )
+    if legal is None:
+        return f'<div class="verdict illegal"><b>No verdict</b>{unread}</div>'
     found = plural(problems.violations, "violation")
     if problems.unreadable:
-        found += f", {problems.unreadable:,} file(s) not read"
+        found += f", {unread}"
     return (
         '<div class="verdict illegal"><b>&#10007; Not legal</b>'
         f'{found}: <a href="#h-findings">see the findings</a></div>'
@@ -85,7 +92,9 @@ def _verdict(report: Report) -> str:
 
 def _tiles(report: Report) -> str:
     total = report.stats.total
-    times = total.recovery_quantiles()
+    lengths = total.outage_quantiles()
+    active = total.state_shares().get(State.ACTIVE.value)
+    recovering = seconds(total.state_s[State.RECOVERING.value])
     tiles = [
         (
             "connections",
@@ -94,11 +103,16 @@ def _tiles(report: Report) -> str:
             0,
         ),
         ("records", f"{report.stats.records:,}", f"{report.stats.lost_records:,} lost", 0),
-        ("outages", f"{total.outages:,}", f"longest {seconds(total.longest_outage_s)}", 0),
         (
-            "recoveries",
-            f"{len(total.recovery_times):,}",
-            f"p50 {seconds(times['p50'])}, p95 {seconds(times['p95'])}",
+            "of the time ACTIVE",
+            show_share(active) if active else NONE,
+            f"{recovering} in RECOVERING",
+            0,
+        ),
+        (
+            "outages",
+            f"{total.outages:,}",
+            f"p50 {seconds(lengths['p50'])}, longest {seconds(lengths['max'])}",
             0,
         ),
         ("given up", f"{total.give_ups:,}", f"of {total.attempts:,} attempts", total.give_ups),
@@ -204,7 +218,7 @@ def _findings(report: Report) -> str:
 
 def _diagram(report: Report) -> str:
     try:
-        svg = render_svg(draw(figures=report.figures))
+        svg = render_svg(draw(figures=figures_of(report.stats)))
     except RendererMissing as error:
         return f'<p class="note">No diagram: {escape(str(error))}</p>'
     return svg[svg.index("<svg") :]
@@ -232,8 +246,9 @@ def _thinned(report: Report) -> str:
 
 
 _FOOTER = """<p>An outage begins with the failure that leads to RECOVERING and ends when something
-vouches for the connection again; time in IDLE while no client holds the connection does not
-count. Outages of one endpoint that began together are one incident: <em>longest</em> is its
-longest outage, <em>sum</em> adds up all of them. Durations are monotonic time, moments are the
-clocks of the machines that wrote the log.</p>
+vouches for the connection again, however many recoveries that takes; if no call succeeds before
+the next failure it goes on. Time in IDLE while no client holds the connection does not count.
+Outages of one endpoint that began together are one incident: <em>longest</em> is its longest
+outage, <em>sum</em> adds up all of them. Durations are monotonic time, moments are the clocks of
+the machines that wrote the log; what lasts when the log ends counts up to its last record.</p>
 <p>Made by <code>milvus-lifecycle audit report</code>. This page loads nothing from anywhere.</p>"""

@@ -84,6 +84,12 @@ def find_sources(names: Sequence[str]) -> Sources:
     return Sources(paths, tuple(problems), size)
 
 
+def name_files(files: Sequence[str]) -> str:
+    """The logs in a few words."""
+    shown = ", ".join(files[:3])
+    return shown if len(files) <= 3 else f"{shown} and {len(files) - 3} more"
+
+
 def _expand(names: Iterable[str], problems: list[Problem]) -> list[str]:
     """File names; a pattern that matches nothing becomes a problem."""
     paths: list[str] = []

@@ -1,17 +1,23 @@
-"""Figures per endpoint and in all, folded from records in one pass."""
+"""The one fold: figures per endpoint and in all, from records in one pass.
+
+``audit stats``, the report and the annotated diagram show what it found; what the figures mean
+is defined in ``docs/audit.md``.
+"""
 
 from __future__ import annotations
 
 import heapq
+import math
+import statistics
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from ..table import TRANSITIONS, State, Trigger
+from ..table import LIVE, TRANSITIONS, State, Trigger
 from .incidents import Incident, IncidentBook
-from .outages import FLAPPING, Life, Outage, is_failed_connect
+from .outages import ATTEMPTS, FLAPPING, MOVES, Life, Outage, dwell_of, is_failed_connect
 from .recent import Recent
 from .records import Created, Record, RecordsLost, Refused, Transition
 
@@ -25,8 +31,15 @@ Edge = tuple[str, str, str]
 _EDGES: tuple[Edge, ...] = tuple(
     dict.fromkeys((str(row.trigger), str(row.source), str(row.dest)) for row in TRANSITIONS)
 )
-_RETRY, _GIVE_UP = str(Trigger.RETRY), str(Trigger.GIVE_UP)
-_RECOVERED = str(Trigger.RECOVERED)
+_GIVE_UP = str(Trigger.GIVE_UP)
+_RECOVERING, _CLOSED = str(State.RECOVERING), str(State.CLOSED)
+_STATES = frozenset(map(str, LIVE))
+
+#: Dwell times of an edge up to this many are kept as they are: their median is exact.
+EXACT_DWELLS = 1024
+#: Beyond, they are counted in buckets of this growth: the median is right within 1 %.
+_BUCKET_GROWTH = 1.02
+_ZERO_BUCKET = -(10**6)
 
 
 def quantile(ordered: Sequence[float], share: float) -> float | None:
@@ -36,23 +49,64 @@ def quantile(ordered: Sequence[float], share: float) -> float | None:
     return ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))]
 
 
+class DwellTally:
+    """Durations in seconds, for their median: exact for the first ones, then in buckets."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._values: list[float] = []
+        self._buckets: Counter[int] = Counter()
+
+    def add(self, seconds: float) -> None:
+        """Count one duration; it must be finite and not negative."""
+        self.count += 1
+        if self._buckets:
+            self._buckets[_bucket(seconds)] += 1
+            return
+        self._values.append(seconds)
+        if len(self._values) > EXACT_DWELLS:
+            self._buckets.update(map(_bucket, self._values))
+            self._values.clear()
+
+    def median(self) -> float | None:
+        """The median in seconds, within 1 % beyond `EXACT_DWELLS` values; None without any."""
+        if self._values:
+            return statistics.median(self._values)
+        seen = 0
+        for bucket in sorted(self._buckets):
+            seen += self._buckets[bucket]
+            if 2 * seen >= self.count:
+                return _middle(bucket)
+        return None
+
+
+def _bucket(seconds: float) -> int:
+    if seconds <= 0:
+        return _ZERO_BUCKET
+    return math.floor(math.log(seconds) / math.log(_BUCKET_GROWTH))
+
+
+def _middle(bucket: int) -> float:
+    return 0.0 if bucket == _ZERO_BUCKET else float(_BUCKET_GROWTH ** (bucket + 0.5))
+
+
 @dataclass
 class Figures:
     """What was counted for one endpoint, or for all. Times are in seconds.
 
-    Memory: eight bytes for each recovery, and a few small tables.
+    Memory: eight bytes for each outage, and a few small tables.
     """
 
     connections: int = 0
+    created: int = 0
     transitions: int = 0
-    recovery_times: array[float] = field(default_factory=lambda: array("d"))
+    outage_times: array[float] = field(default_factory=lambda: array("d"))
+    unfinished: int = 0
+    recoveries: int = 0
     moves: int = 0
     attempts: int = 0
     give_ups: int = 0
     failed_connects: int = 0
-    outages: int = 0
-    outage_s: float = 0.0
-    longest_outage_s: float = 0.0
     flapping: int = 0
     refused: int = 0
     state_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -60,37 +114,42 @@ class Figures:
 
     def absorb(self, other: Figures) -> None:
         """Add the figures of another endpoint."""
-        self.recovery_times.extend(other.recovery_times)
+        self.outage_times.extend(other.outage_times)
         for state, seconds in other.state_s.items():
             self.state_s[state] += seconds
         self.errors.update(other.errors)
-        self.longest_outage_s = max(self.longest_outage_s, other.longest_outage_s)
-        self.outage_s += other.outage_s
         for name in _COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
-    def recovery_quantiles(self) -> dict[str, float | None]:
-        """p50, p95, p99 (nearest rank) and max of the recoveries' durations in seconds."""
-        ordered = sorted(self.recovery_times)
+    @property
+    def outages(self) -> int:
+        """How many outages there were."""
+        return len(self.outage_times)
+
+    def outage_quantiles(self) -> dict[str, float | None]:
+        """p50, p95, p99 (nearest rank) and max of the outages' lengths in seconds."""
+        ordered = sorted(self.outage_times)
         shares = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
         return {name: quantile(ordered, share) for name, share in shares.items()}
 
+    def state_shares(self) -> dict[str, float]:
+        """Each state's fraction of the time; empty if no time passed."""
+        total = math.fsum(self.state_s.values())
+        return {state.value: self.state_s[state.value] / total for state in State if total > 0}
+
     def as_dict(self) -> dict[str, object]:
         """JSON-ready."""
-        total = sum(self.state_s.values())
+        shares = self.state_shares()
+        lengths = {**self.outage_quantiles(), "sum": math.fsum(self.outage_times)}
         return {
             **{name: getattr(self, name) for name in _COUNTS},
-            "recoveries": len(self.recovery_times),
-            "recovery_s": {
-                name: None if value is None else round(value, 6)
-                for name, value in self.recovery_quantiles().items()
+            "outages": self.outages,
+            "outage_s": {
+                name: None if value is None else round(value, 6) for name, value in lengths.items()
             },
-            "outage_s": round(self.outage_s, 6),
-            "longest_outage_s": round(self.longest_outage_s, 6),
             "state_s": {state.value: round(self.state_s[state.value], 6) for state in State},
             "state_share": {
-                state.value: round(self.state_s[state.value] / total, 6) if total else None
-                for state in State
+                state.value: round(shares[state.value], 6) if shares else None for state in State
             },
             "errors": dict(self.errors.most_common()),
         }
@@ -98,12 +157,14 @@ class Figures:
 
 _COUNTS = (
     "connections",
+    "created",
     "transitions",
+    "unfinished",
+    "recoveries",
     "moves",
     "attempts",
     "give_ups",
     "failed_connects",
-    "outages",
     "flapping",
     "refused",
 )
@@ -120,11 +181,17 @@ class Flapper:
 
 @dataclass(frozen=True)
 class Stats:
-    """The result: figures by endpoint and in all, the worst outages, the edges' counts."""
+    """The result: figures by endpoint and in all, the worst outages, the edges' counts.
+
+    ``medians`` are those of the times in the source state before an edge was taken, in seconds;
+    ``strays`` counts transitions that no row of the table allows.
+    """
 
     endpoints: dict[str, Figures]
     total: Figures
     edges: dict[Edge, int]
+    medians: dict[Edge, float | None]
+    strays: int
     incidents: list[Incident]
     longest_outages: list[Outage]
     flapping: list[Flapper]
@@ -162,14 +229,23 @@ class Stats:
         }
 
 
+class _Taken:
+    """The tally of one edge."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.dwells = DwellTally()
+
+
 class StatsFold:
     """Takes records in the order of the log; ``result`` may be asked once, at the end."""
 
     def __init__(self, longest: int = LONGEST) -> None:
         self.longest = longest
         self._endpoints: dict[str, Figures] = {}
-        self._edges: Counter[Edge] = Counter()
-        self._lives: Recent[str, Life] = Recent()
+        self._edges: dict[Edge, _Taken] = {edge: _Taken() for edge in _EDGES}
+        self._strays = 0
+        self._lives: Recent[str, Life] = Recent(forget=self._forget)
         self._outages: list[tuple[float, int, Outage]] = []
         self._incidents = IncidentBook()
         self._flapping: dict[str, Flapper] = {}
@@ -177,22 +253,27 @@ class StatsFold:
         self._until: datetime | None = None
         self._records = self._lost = self._serial = 0
 
-    def add(self, record: Record) -> None:
-        """Fold one record."""
+    def add(self, record: Record) -> Life | None:
+        """Fold one record; returns what is known of its connection, if it is about one's life."""
         self._records += 1
-        moment = record.ts
-        if self._since is None or moment < self._since:
-            self._since = moment
-        if self._until is None or moment > self._until:
-            self._until = moment
+        self.reach(record.ts)
         if type(record) is Transition:
-            self._step(record)
-        elif isinstance(record, RecordsLost):
+            return self._step(record)
+        if isinstance(record, RecordsLost):
             self._lost += max(0, record.count)
         elif isinstance(record, Refused):
             self._figures(record.address).refused += 1
         elif isinstance(record, Created):
-            self._begin(record)
+            self._figures(record.address).created += 1
+            return self._begin(record)
+        return None
+
+    def reach(self, moment: datetime) -> None:
+        """The log has something of ``moment``: it lasts at least from or until then."""
+        if self._since is None or moment < self._since:
+            self._since = moment
+        if self._until is None or moment > self._until:
+            self._until = moment
 
     def _begin(self, record: Created | Transition) -> Life:
         life = Life(record)
@@ -208,43 +289,65 @@ class StatsFold:
             figures = self._endpoints.setdefault(address, Figures())
         return figures
 
-    def _step(self, record: Transition) -> None:
+    def _step(self, record: Transition) -> Life:
         life = self._lives.find(record.connection_id) or self._begin(record)
         figures = self._figures(life.address)
+        self._count(figures, record)
+        dwell = dwell_of(record)
+        taken = self._edges.get((record.trigger, record.source, record.dest))
+        if taken is None:
+            self._strays += 1
+        else:
+            taken.count += 1
+            if dwell is not None:
+                taken.dwells.add(dwell)
+        if life.state and dwell is not None and record.source in _STATES:
+            # Time before a connection's first record is another log's, or a parent process's.
+            figures.state_s[record.source] += dwell
+        outage, relapses = life.outage, life.relapses
+        settled = life.add(record)
+        if settled is not None:
+            self._suffer(life, settled)
+        if life.outage is not None and life.outage is not outage:
+            life.incident = self._incidents.begin(life.outage, life.incident)
+        if life.relapses > relapses and life.relapses >= FLAPPING:
+            self._figures(life.address).flapping += int(life.relapses == FLAPPING)
+            self._flap(Flapper(life.relapses, life.connection_id, life.address))
+        if life.state == _CLOSED:
+            self._lives.drop(life.connection_id)
+        return life
+
+    def _count(self, figures: Figures, record: Transition) -> None:
         figures.transitions += 1
-        figures.state_s[record.source] += record.dwell_s or 0.0
-        self._edges[record.trigger, record.source, record.dest] += 1
         if record.error_code is not None:
             figures.errors[record.error_code] += 1
-        if record.trigger in (_RETRY, _GIVE_UP, _RECOVERED):
+        if record.trigger in ATTEMPTS:
             figures.attempts += 1
             figures.give_ups += int(record.trigger == _GIVE_UP)
+        elif record.dest == _RECOVERING != record.source:
+            figures.recoveries += 1
+            figures.moves += int(record.trigger in MOVES)
         elif is_failed_connect(record):
             figures.failed_connects += 1
-        landing, outage = life.add(record)
-        if landing is not None:
-            if landing.move:
-                figures.moves += 1
-            else:
-                figures.recovery_times.append(landing.seconds)
-        if outage is not None:
-            self._suffer(life, outage)
 
     def _suffer(self, life: Life, outage: Outage) -> None:
+        """Count an outage, now that nothing can change it any more."""
         figures = self._figures(outage.address)
-        figures.outages += 1
-        figures.outage_s += outage.seconds
-        figures.longest_outage_s = max(figures.longest_outage_s, outage.seconds)
-        life.incident = self._incidents.add(outage, life.incident)
+        figures.outage_times.append(outage.seconds)
+        figures.unfinished += int(outage.unfinished)
+        if isinstance(life.incident, Incident):
+            life.incident.end(outage)
         self._serial += 1
         entry = (outage.seconds, -self._serial, outage)
         if len(self._outages) < self.longest:
             heapq.heappush(self._outages, entry)
         else:
             heapq.heappushpop(self._outages, entry)
-        if outage.relapse and life.relapses >= FLAPPING:
-            figures.flapping += int(life.relapses == FLAPPING)
-            self._flap(Flapper(life.relapses, life.connection_id, outage.address))
+
+    def _forget(self, life: Life) -> None:
+        outage = life.forget()
+        if outage is not None:
+            self._suffer(life, outage)
 
     def _flap(self, flapper: Flapper) -> None:
         """Keep the connections that flap most."""
@@ -257,18 +360,24 @@ class StatsFold:
         return order[: self.longest]
 
     def result(self) -> Stats:
-        """The figures. Outages that are still open when the log ends count as they are."""
+        """The figures. What lasts when the log ends counts up to its last moment."""
         for life in self._lives.values():
-            if life.outage is not None:
-                self._suffer(life, life.outage)
-                life.outage = None
+            if self._until is None:
+                break
+            left, outage = life.finish(self._until)
+            if life.state in _STATES:
+                self._figures(life.address).state_s[life.state] += left
+            if outage is not None:
+                self._suffer(life, outage)
         total = Figures()
         for figures in self._endpoints.values():
             total.absorb(figures)
         return Stats(
             endpoints=dict(sorted(self._endpoints.items())),
             total=total,
-            edges=dict(self._edges),
+            edges={edge: taken.count for edge, taken in self._edges.items() if taken.count},
+            medians={edge: taken.dwells.median() for edge, taken in self._edges.items()},
+            strays=self._strays,
             incidents=self._incidents.worst(self.longest),
             longest_outages=[outage for _, _, outage in sorted(self._outages, reverse=True)],
             flapping=self._worst_flappers(),

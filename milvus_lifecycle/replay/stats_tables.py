@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..diagram import show_seconds
+from ..diagram import show_seconds, show_share
 from ..table import State
 from .decoding import clean
 from .incidents import TOGETHER, Incident
@@ -22,7 +22,7 @@ def seconds(value: float | None) -> str:
 def stats_tables(stats: Stats) -> list[Table]:
     """All tables of ``audit stats``; one without rows is left out when printed."""
     return [
-        _recoveries(stats),
+        _outages(stats),
         _states(stats),
         _errors(stats),
         incident_table(stats.incidents),
@@ -37,17 +37,18 @@ def _figures(stats: Stats) -> list[tuple[str, Figures]]:
     return [*rows, (TOTAL, stats.total)] if len(rows) > 1 else rows
 
 
-def _recoveries(stats: Stats) -> Table:
+def _outages(stats: Stats) -> Table:
     rows = []
     for name, figures in _figures(stats):
-        spent = figures.recovery_quantiles()
+        spent = figures.outage_quantiles()
         rows.append(
             (
                 name,
                 f"{figures.connections:,}",
                 f"{figures.outages:,}",
-                f"{len(figures.recovery_times):,}",
                 *(seconds(spent[which]) for which in ("p50", "p95", "p99", "max")),
+                f"{figures.unfinished:,}",
+                f"{figures.recoveries:,}",
                 f"{figures.attempts:,}",
                 f"{figures.give_ups:,}",
                 f"{figures.failed_connects:,}",
@@ -55,25 +56,26 @@ def _recoveries(stats: Stats) -> Table:
                 f"{figures.flapping:,}",
             )
         )
-    counts = ("attempts>", "give_ups>", "failed connects>", "moves>", "flapping>")
-    times = ("p50>", "p95>", "p99>", "max>")
-    columns = ("endpoint", "connections>", "outages>", "recoveries>", *times, *counts)
-    return Table("Connections and recoveries", columns, rows, "moves: reroute and recycle")
+    counts = ("unfinished>", "recoveries>", "attempts>", "give_ups>", "failed connects>")
+    lengths = ("p50>", "p95>", "p99>", "longest>")
+    columns = ("endpoint", "connections>", "outages>", *lengths, *counts, "moves>", "flapping>")
+    note = "p50 to longest: how long the outages were; moves: recoveries by reroute and recycle"
+    return Table("Connections and outages", columns, rows, note)
 
 
 def _states(stats: Stats) -> Table:
     rows = []
     for name, figures in _figures(stats):
-        total = sum(figures.state_s.values())
+        shares = figures.state_shares()
         cells = []
         for state in _LIVE:
-            spent = figures.state_s[state]
-            cells += [seconds(spent), f"{100 * spent / total:.2f} %" if total else NONE]
+            share = shares.get(state)
+            cells += [seconds(figures.state_s[state]), show_share(share) if share else NONE]
         rows.append((name, *cells))
     columns = ["endpoint"]
     for state in _LIVE:
         columns += [f"{state}>", "share>"]
-    note = "finished stays only: what a connection is in when the log ends is not known to end"
+    note = "of each connection from its first record to its close, or to the end of the log"
     return Table("Time in each state", columns, rows, note)
 
 
@@ -126,12 +128,13 @@ def outage_table(outages: list[Outage], title: str = "Longest outages") -> Table
             one.error_code or NONE,
             f"{one.attempts:,}",
             f"{one.give_ups:,}",
-            clean(one.end) + (" (relapse)" if one.relapse else ""),
+            f"{one.relapses:,}",
+            clean(one.end),
         )
         for one in outages
     ]
     columns = ("began (UTC)", "endpoint", "connection", "duration>", "cause", "error code")
-    return Table(title, (*columns, "attempts>", "give_ups>", "end"), rows)
+    return Table(title, (*columns, "attempts>", "give_ups>", "relapses>", "end"), rows)
 
 
 def _flapping(stats: Stats) -> Table:
@@ -139,7 +142,7 @@ def _flapping(stats: Stats) -> Table:
         (clean(one.address), clean(one.connection_id), f"{one.relapses:,}")
         for one in stats.flapping
     ]
-    note = f"{FLAPPING} outages or more within {RELAPSE:g} s of the end of the one before"
+    note = f"{FLAPPING} failures or more within {RELAPSE:g} s of the end of an outage"
     return Table("Flapping connections", ("endpoint", "connection", "relapses>"), rows, note)
 
 

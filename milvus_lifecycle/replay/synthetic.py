@@ -7,7 +7,9 @@ construction, since every step is a row. Nothing here is measured on a real serv
 
 from __future__ import annotations
 
+import copy
 import heapq
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -265,8 +267,17 @@ def synthetic_records(
         heap.append((first, number, walker))
     heapq.heapify(heap)
     written = 0
+    numbers = itertools.count(connections)
     while written < count:
         now, number, walker = heap[0]
+        if walker.created and walker.row.trigger is Trigger.FORKED:
+            # The child takes the step; its parent goes on as if nothing had happened.
+            child = copy.copy(walker)
+            walker.plan()
+            walker.next_at = max(walker.next_at, now + 1e-4)
+            heapq.heapreplace(heap, (walker.next_at, number, walker))
+            walker, number = child, next(numbers)
+            heapq.heappush(heap, (now, number, walker))
         if not walker.created:
             record = walker.create()
             walker.created = True

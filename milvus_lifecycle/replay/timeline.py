@@ -21,7 +21,6 @@ from datetime import datetime, timedelta
 
 from ..table import State
 from .outages import Life
-from .recent import Recent
 from .records import Created, Record, Transition
 
 STAYS = 60_000
@@ -55,16 +54,11 @@ class Stay:
 class Lane:
     """One connection: its stays in order, each up to the start of the next."""
 
-    connection_id: str
-    address: str
+    life: Life
     strategy: str
     flavour: str
     pid: int | None
     stays: list[Stay] = field(default_factory=list)
-    records: int = 0
-    outage_s: float = 0.0
-    outages: int = 0
-    life: Life | None = None
 
     def thin(self, grain: timedelta) -> None:
         """Merge stays shorter than ``grain`` into the ones before them."""
@@ -92,50 +86,46 @@ class TimelineFold:
         self.since: datetime | None = None
         self.until: datetime | None = None
         self._lanes: dict[str, Lane] = {}
-        #: left out for now, without stays: their outages still count if they come back
-        self._past: Recent[str, Lane] = Recent()
         self._stays = 0
 
-    def add(self, record: Record) -> None:
-        """Fold one record; only steps and creations leave a stay."""
+    def add(self, record: Record, life: Life | None) -> None:
+        """Take one record, with what the fold of the figures knows of its connection."""
         if self.since is None or record.ts < self.since:
             self.since = record.ts
         if self.until is None or record.ts > self.until:
             self.until = record.ts
-        if not isinstance(record, (Transition, Created)):
+        if life is None or not isinstance(record, (Transition, Created)):
             return
         self.records += 1
-        lane = self._lanes.get(record.connection_id) or self._begin(record)
+        lane = self._lanes.get(record.connection_id) or self._begin(record, life)
+        lane.life = life
         lane.stays.append(Stay(record.ts, record.dest, record))
-        lane.records += 1
-        lane.address = record.address or lane.address
         self._stays += 1
-        if isinstance(record, Transition) and lane.life is not None:
-            _, outage = lane.life.add(record)
-            if outage is not None:
-                lane.outage_s += outage.seconds
-                lane.outages += 1
         if self._stays > 2 * self.limit:
             self._shrink()
 
     def finish(self) -> list[Lane]:
         """The lanes to show, those with the most time in outages first."""
-        for lane in self._lanes.values():
-            if lane.life is not None and lane.life.outage is not None:
-                lane.outage_s += lane.life.outage.seconds
-                lane.outages += 1
-                lane.life.outage = None
         if self._stays > self.limit:
             self._shrink()
-        return sorted(self._lanes.values(), key=_trouble)
+        return self._sorted()
 
-    def _begin(self, record: Transition | Created) -> Lane:
-        lane = self._past.find(record.connection_id) if self.left_out else None
-        if lane is None:
-            lane = Lane(
-                record.connection_id, record.address, record.strategy, record.flavour, record.pid
-            )
-            lane.life = Life(record)
+    def _sorted(self) -> list[Lane]:
+        """Most time in outages first, then most records."""
+        until = self.until
+        if until is None:
+            return []
+        return sorted(
+            self._lanes.values(),
+            key=lambda lane: (
+                -lane.life.suffered(until),
+                -lane.life.records,
+                lane.life.connection_id,
+            ),
+        )
+
+    def _begin(self, record: Transition | Created, life: Life) -> Lane:
+        lane = Lane(life, record.strategy, record.flavour, record.pid)
         self._lanes[record.connection_id] = lane
         if isinstance(record, Transition) and record.seq > 1 and record.dwell_s:
             # What went before is not shown, but known by its end and its length.
@@ -161,25 +151,16 @@ class TimelineFold:
             self._leave_out()
 
     def _leave_out(self) -> None:
-        order = sorted(self._lanes.values(), key=_trouble)
+        order = self._sorted()
         room = self.limit
         for index, lane in enumerate(order):
             room -= len(lane.stays)
             if room < 0 and index:
-                order, gone = order[:index], order[index:]
+                order = order[:index]
                 self.left_out = True
-                for one in gone:
-                    one.stays = []
-                    self._past.put(one.connection_id, one)
                 break
-        self._lanes = {lane.connection_id: lane for lane in order}
+        self._lanes = {lane.life.connection_id: lane for lane in order}
         self._count()
 
     def _count(self) -> None:
         self._stays = sum(len(lane.stays) for lane in self._lanes.values())
-
-
-def _trouble(lane: Lane) -> tuple[float, int, str]:
-    """The order of lanes: most time in outages first, then most records."""
-    running = lane.life.outage.seconds if lane.life and lane.life.outage else 0.0
-    return (-lane.outage_s - running, -lane.records, lane.connection_id)

@@ -29,15 +29,22 @@ class Verdict:
     problems: Problems
 
     @property
+    def legal(self) -> bool | None:
+        """None: no verdict, for a file could not be opened or there was no record in any."""
+        return self.problems.judge(self.records)
+
+    @property
     def exit_code(self) -> int:
-        """0 legal, 1 violations, 2 a file could not be opened."""
-        return self.problems.exit_code
+        """0 legal, 1 violations, 2 no verdict, or not on every file that was asked for."""
+        if self.problems.unreadable or self.legal is None:
+            return 2
+        return 0 if self.legal else 1
 
     def as_dict(self) -> dict[str, object]:
         """JSON-ready."""
         problems = self.problems
         return {
-            "legal": not problems.violations and not problems.unreadable,
+            "legal": self.legal,
             "exit_code": self.exit_code,
             "files": list(self.files),
             "records": self.records,

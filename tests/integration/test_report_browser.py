@@ -204,9 +204,9 @@ def test_fifty_thousand_records_open_soon(
     assert opened.troubles == []
 
 
-def test_an_empty_log_opens_too(browser: Any, tmp_path: Path) -> None:
+def test_a_log_without_steps_opens_too(browser: Any, tmp_path: Path) -> None:
     """Nothing to draw is no error."""
-    opened = open_report(browser, tmp_path, [])
+    opened = open_report(browser, tmp_path, merged(Story()))
     assert opened.page.locator("html").get_attribute("data-failed") is None
     assert opened.troubles == []
 

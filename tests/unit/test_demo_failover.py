@@ -126,7 +126,8 @@ def test_a_move_has_landed_when_every_connection_has() -> None:
 
 
 def test_the_figures_of_moves() -> None:
-    """Times count from the naming; the old primary's late writes are those on the wrong one."""
+    """Times count from the naming, and so do the old primary's late writes; channels are each
+    move's own, from the death on if there was one."""
     moves = [
         Move("switch", A, B, 2, named_at=10.0),
         Move("death", B, A, 3, named_at=20.2, killed_at=19.95),
@@ -141,25 +142,28 @@ def test_the_figures_of_moves() -> None:
         workers=1,
         ended=30.0,
         calls=calls,
+        channels=[0.5, 10.9, 19.96, 20.4],
         writes=list_writes(calls, {0: 1}),
         records=RECORDS,
         contents={A: frozenset({1, 3}), B: frozenset({2})},
         served={2: 10.85, 3: 20.9},
     )
-    assert (switch.moved_s, switch.wrong_writes) == (1.0, 1)
+    assert (switch.moved_s, switch.late_writes) == (1.0, 1)
     assert switch.refreshed_s == pytest.approx(0.85)
     assert switch.after_refresh_s == pytest.approx(0.15)
-    assert switch.wrong_s == pytest.approx(0.6)
+    assert switch.late_s == pytest.approx(0.6)
     assert death.moved_s == pytest.approx(0.8)
     assert death.first_good_s == death.slowest_s == pytest.approx(1.0)
-    assert death.wrong_writes == 0
+    assert death.late_writes == 0
+    assert (switch.channels, death.channels) == (1, 2)
     assert find_move_faults([switch, death], on_engine=True) == []
 
 
 def test_a_move_that_nobody_followed_is_a_fault_of_the_engine_only() -> None:
     """pymilvus is not expected to move; a worker without a good call is a fault of either."""
     move = Move("switch", A, B, 2, named_at=100.0)
-    nothing: dict[str, Any] = {"calls": [], "writes": [], "records": RECORDS, "served": {}}
+    nothing: dict[str, Any] = {"calls": [], "channels": [], "writes": [], "served": {}}
+    nothing["records"] = RECORDS
     contents: dict[str, frozenset[int]] = {A: frozenset(), B: frozenset()}
     figures = take_moves([move], workers=1, ended=101.0, contents=contents, **nothing)
     assert len(find_move_faults(figures, on_engine=True)) == 2

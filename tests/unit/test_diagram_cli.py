@@ -6,13 +6,15 @@ import argparse
 import gzip
 import io
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from milvus_lifecycle import diagram_cli
+from milvus_lifecycle import diagram_cli, diagram_render
 from milvus_lifecycle.diagram import draw
 from milvus_lifecycle.diagram_text import to_dot, to_mermaid
 
@@ -21,6 +23,7 @@ DIAGRAMS = Path(__file__).parents[2] / "diagrams"
 RECORD = {
     "event": "connection.transition",
     "ts": "2026-01-01T00:00:00+00:00",
+    "seq": 1,
     "connection_id": "3f2a9c01",
     "trigger": "retry",
     "source": "RECOVERING",
@@ -101,10 +104,10 @@ def test_missing_pygraphviz_is_one_clear_line(
 def test_logs_may_be_many_packed_or_patterns(
     tmp_path: Path, log: Path, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    """Several files, gzip and globs are read one after the other."""
+    """Several files, gzip and globs are read one after the other, and none twice."""
     (tmp_path / "old.jsonl.gz").write_bytes(gzip.compress(log.read_bytes() * 2))
     assert run("--audit", log, tmp_path / "old.jsonl.gz", tmp_path / "*.jsonl") == 0
-    assert "\u00d74" in capsysbinary.readouterr().out.decode()
+    assert "\u00d73" in capsysbinary.readouterr().out.decode()
 
 
 def test_standard_input_is_a_log(
@@ -139,7 +142,7 @@ def test_broken_lines_cost_only_themselves(
     assert run("--audit", log) == 0
     out, err = capsysbinary.readouterr()
     assert "\u00d72" in out.decode() or "\u00d73" in out.decode()
-    assert b"no readable record: 1;" in err
+    assert b"left out: 1 finding;" in err
 
 
 def test_a_cut_gzip_file_is_read_as_far_as_it_goes(
@@ -151,7 +154,7 @@ def test_a_cut_gzip_file_is_read_as_far_as_it_goes(
         path = tmp_path / "cut.gz"
         path.write_bytes(content)
         assert run("--audit", path) == 0
-        assert b"hold no readable record" in capsysbinary.readouterr().err
+        assert b"no sound record was left out" in capsysbinary.readouterr().err
 
 
 def test_the_path_of_one_connection(log: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
@@ -160,6 +163,55 @@ def test_the_path_of_one_connection(log: Path, capsysbinary: pytest.CaptureFixtu
     assert "What connection 3f2a9c01 did" in capsysbinary.readouterr().out.decode()
     assert run("--audit", log, "--connection", "3f2a9c0x") == 2
     assert b"did you mean '3f2a9c01'" in capsysbinary.readouterr().err
+
+
+def test_something_else_is_no_log(
+    tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """Lines without a single record are refused; an empty log is a drawing in which all is dim."""
+    path = tmp_path / "app.log"
+    path.write_text("hello\n")
+    assert run("--audit", path) == 2
+    out, err = capsysbinary.readouterr()
+    assert (out, err.count(b"\n")) == (b"", 1)
+    assert f"{path}: no audit record in it".encode() in err
+    path.write_text("")
+    assert run("--audit", path) == 0
+
+
+@pytest.mark.parametrize("name", ["a.svg", "a.png"])
+def test_a_picture_says_nothing_on_standard_error(name: str, tmp_path: Path) -> None:
+    """The bundled Fontconfig complains of configurations newer than itself: nobody can help it."""
+    pytest.importorskip("pygraphviz", reason="needs the extra milvus_lifecycle[diagram]")
+    fonts = tmp_path / "fonts.conf"
+    fonts.write_text("<fontconfig><newer/><include>/etc/fonts/fonts.conf</include></fontconfig>")
+    done = subprocess.run(
+        [sys.executable, "-m", "milvus_lifecycle", "diagram", "-o", str(tmp_path / name)],
+        env={**os.environ, "FONTCONFIG_FILE": str(fonts)},
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.decode()) == (0, "")
+    assert (tmp_path / name).stat().st_size > 1000
+
+
+def test_what_else_is_said_while_drawing_is_heard(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Only Fontconfig's lines are dropped, and an error of the drawing itself comes through."""
+
+    class Graph:
+        def draw(self, path: None, **how: object) -> bytes:
+            os.write(2, b"Fontconfig warning: unknown\nError: real trouble\n")
+            raise RuntimeError("no picture")
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(diagram_render, "_load", lambda dot: Graph())
+    with pytest.raises(RuntimeError, match="no picture"):
+        diagram_render.render_png(draw())
+    assert capfd.readouterr().err == "Error: real trouble\n"
 
 
 def test_mistakes_are_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,7 +223,7 @@ def test_mistakes_are_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixtu
         ("-o", str(tmp_path), "--format", "dot"): "directory",
         ("--audit", str(tmp_path / "none.jsonl")): "No such file",
         ("--audit", str(tmp_path)): "directory",
-        ("--audit", str(tmp_path / "*.none")): "No such file",
+        ("--audit", str(tmp_path / "*.none")): "no file matches",
         ("--format", "pdf"): "invalid choice",
         ("--check", str(tmp_path / "none")): "no directory",
         ("--check", str(tmp_path), "--format", "svg"): "no other option",

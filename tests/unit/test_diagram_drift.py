@@ -31,6 +31,7 @@ from milvus_lifecycle.diagram_render import (
     render_svg,
 )
 from milvus_lifecycle.table import TRANSITIONS, Row, State
+from tests.audit_logs import Story, decoded
 
 DIAGRAMS = Path(__file__).parents[2] / "diagrams"
 
@@ -186,31 +187,8 @@ def test_without_pygraphviz_the_error_names_the_extra(
     assert list(tmp_path.iterdir()) == []
 
 
-RECORDS: list[dict[str, object]] = [
-    {"event": "connection.created", "ts": "2026-01-01T00:00:00+00:00", "connection_id": "c"},
-    *(
-        {
-            "event": "connection.transition",
-            "ts": f"2026-01-01T00:00:{second:02}+00:00",
-            "connection_id": "c",
-            "trigger": trigger,
-            "source": source,
-            "dest": dest,
-            "dwell_s": 1.0,
-        }
-        for second, (trigger, source, dest) in enumerate(
-            [
-                ("acquire", "IDLE", "PROBING"),
-                ("probe_passed", "PROBING", "ACTIVE"),
-                ("fail", "ACTIVE", "RECOVERING"),
-                ("retry", "RECOVERING", "RECOVERING"),
-                ("retry", "RECOVERING", "RECOVERING"),
-                ("give_up", "RECOVERING", "IDLE"),
-            ],
-            start=1,
-        )
-    ),
-]
+STORY = Story("c").connect().step("fail", "RECOVERING", 1.0).step("retry", "RECOVERING", 1.0)
+RECORDS = decoded(STORY.step("retry", "RECOVERING", 1.0).step("give_up", "IDLE", 1.0))
 
 
 @pytest.fixture

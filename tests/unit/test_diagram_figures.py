@@ -12,35 +12,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from milvus_lifecycle.diagram import draw, show_count, show_seconds, show_share
-from milvus_lifecycle.diagram_figures import (
-    EXACT_DWELLS,
-    DwellTally,
-    Figures,
-    RowFigure,
-    UnknownConnection,
-    annotate,
-)
+from milvus_lifecycle.diagram_figures import Figures, RowFigure, UnknownConnection, annotate
 from milvus_lifecycle.diagram_text import to_dot, to_mermaid
+from milvus_lifecycle.replay.records import Record, convert
+from milvus_lifecycle.replay.stats import EXACT_DWELLS, DwellTally
 
 
-def step(
-    second: float, trigger: str, source: str, dest: str, **fields: object
-) -> dict[str, object]:
+def step(second: float, trigger: str, source: str, dest: str, **fields: object) -> Record:
     """A transition record of connection ``c`` at ``second`` past midnight, dwell time 1 s."""
-    return {
-        "event": "connection.transition",
-        "ts": f"2026-01-01T00:{int(second // 60):02}:{second % 60:09.6f}+00:00",
-        "connection_id": "c",
-        "trigger": trigger,
-        "source": source,
-        "dest": dest,
-        "dwell_s": 1.0,
-        **fields,
-    }
+    return convert(
+        {
+            "event": "connection.transition",
+            "ts": f"2026-01-01T00:{int(second // 60):02}:{second % 60:09.6f}+00:00",
+            "seq": 1,
+            "connection_id": "c",
+            "trigger": trigger,
+            "source": source,
+            "dest": dest,
+            "dwell_s": 1.0,
+            **fields,
+        }
+    )
 
 
-def created(second: float, connection: str = "c") -> dict[str, object]:
-    return {**step(second, "", "", "IDLE", connection_id=connection), "event": "connection.created"}
+def created(second: float, connection: str = "c") -> Record:
+    return step(second, "", "", "IDLE", connection_id=connection, event="connection.created")
 
 
 OUTAGE = [
@@ -101,46 +97,24 @@ def test_an_unknown_connection_is_an_error_with_a_hint() -> None:
         annotate([step(1, "close", "IDLE", "CLOSED", connection_id="3f2a9c01")], "3f2a9c0x")
 
 
-def test_what_is_no_transition_is_counted_and_left_out() -> None:
-    """Junk, foreign events, half a record and impossible values change no figure."""
-    junk: list[dict[str, object]] = [
-        {},
-        {"event": "request.started"},
-        {"event": 7, "connection_id": "c"},
-        {"event": "connection.transition"},
-        {**step(3, "acquire", "IDLE", "PROBING"), "trigger": None},
-        step(3, "acquire", "IDLE", "PROBING", connection_id=12),
-    ]
+def test_what_is_no_step_changes_no_figure() -> None:
+    """Refused triggers and confessed losses are records, but nothing happened."""
     harmless = [
-        {**step(3, "acquire", "CLOSED", "CLOSED"), "event": "connection.refused"},
-        {"event": "connection.records_lost", "count": 5},
+        step(3, "acquire", "CLOSED", "CLOSED", event="connection.refused", seq=None),
+        convert(
+            {"event": "connection.records_lost", "ts": "2026-01-01T00:00:03+00:00", "count": 5}
+        ),
     ]
-    figures = annotate([*OUTAGE, *junk, *harmless])
-    assert figures.rows == annotate(OUTAGE).rows
-    assert (figures.skipped, figures.strays) == (len(junk), 0)
+    figures = annotate([*OUTAGE, *harmless])
+    assert (figures.rows, figures.strays) == (annotate(OUTAGE).rows, 0)
 
 
-@pytest.mark.parametrize("dwell", [None, -1.0, float("nan"), float("inf"), 10**400, "1", [1]])
+@pytest.mark.parametrize("dwell", [None, -1.0, float("nan"), float("inf"), 1e10])
 def test_a_dwell_time_that_is_none_is_not_used(dwell: object) -> None:
     """The step counts; its time does not."""
     figures = annotate([step(1, "fail", "ACTIVE", "RECOVERING", dwell_s=dwell)])
     assert figures.rows["fail", "ACTIVE", "RECOVERING"] == RowFigure(1, None)
     assert "\u00d71" in to_mermaid(draw(figures=figures))
-
-
-@pytest.mark.parametrize(
-    "ts", [None, 5, "", "yesterday", "2026-99-01", "0001-01-01T00:00:00+14:00", "2026-01-01"]
-)
-def test_a_moment_that_is_none_is_not_used(ts: object) -> None:
-    """A broken, naive or impossible time costs no record."""
-    assert annotate([step(1, "fail", "ACTIVE", "RECOVERING", ts=ts)]).transitions == 1
-
-
-def test_the_suffix_z_is_utc() -> None:
-    """Collectors rewrite +00:00 as Z; Python 3.10 would not read it."""
-    figures = annotate([step(1, "fail", "ACTIVE", "RECOVERING", ts="2026-01-01T00:00:01.500000Z")])
-    assert figures.since is not None
-    assert figures.since.isoformat() == "2026-01-01T00:00:01.500000+00:00"
 
 
 def test_transitions_that_the_table_does_not_allow_are_told_apart() -> None:
@@ -225,7 +199,7 @@ def test_the_median_of_few_is_exact(values: list[float]) -> None:
     assert tally.median() == (statistics.median(values) if values else None)
 
 
-def many_records(total: int) -> Iterator[dict[str, object]]:
+def many_records(total: int) -> Iterator[Record]:
     """Connections that come, work and go: no more than one is open at a time."""
     for number in count():
         for trigger, source, dest in (

@@ -77,9 +77,58 @@ def test_verify_as_json(bad_log: str, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_verify_without_the_file_is_two(log: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 2 where a file could not be opened, although the other one is legal."""
-    code, out = run(capsys, "verify", log, log + ".missing")
-    assert code == 2
-    assert "unreadable: cannot be opened: No such file" in out
+    assert main(["audit", "verify", log, log + ".missing"]) == 2
+    told = capsys.readouterr()
+    assert told.err == f"{log}.missing: unreadable: cannot be opened: No such file or directory\n"
+    assert told.out.startswith("no verdict: 1 file could not be opened; no violation in 9 records")
+
+
+@pytest.mark.parametrize(
+    ("words", "content", "code", "told"),
+    [
+        # "": the file is not there
+        (("verify",), "", 2, "{log}: unreadable: cannot be opened: No such file or directory"),
+        (("stats",), "", 2, "{log}: unreadable: cannot be opened: No such file or directory"),
+        (("report", "-o", "{out}"), "", 2, "{log}: unreadable: cannot be opened: No such file"),
+        (("tail",), "", 2, "{log}: cannot be opened: No such file or directory"),
+        (("verify", "-q"), "\n", 2, "nothing to verify: no record in 1 file"),
+        (("stats",), "\n", 0, "0 records"),
+        (("report", "-o", "{out}"), "\n", 2, "{log}: no audit record in it: empty"),
+        (("tail",), "\n", 0, ""),
+        (("verify", "-q"), "no JSON", 1, "NOT LEGAL: 1 foreign-line in 0 records"),
+        (("stats",), "no JSON", 2, "{log}: no audit record in it; audit verify says why"),
+        (("stats", "--json"), "no JSON", 2, "{log}: no audit record in it;"),
+        (("report", "-o", "{out}"), "no JSON", 2, "{log}: no audit record in it;"),
+        (("tail",), "no JSON", 2, "{log}: no audit record in it; audit verify says why"),
+    ],
+)
+def test_a_log_without_a_record_is_one_line(
+    words: tuple[str, ...],
+    content: str,
+    code: int,
+    told: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Missing, empty, or something else: one line says so, no figures, no page, no verdict."""
+    log, out = tmp_path / "log.jsonl", tmp_path / "page.html"
+    if content:
+        log.write_text(content)
+    command = [word.format(out=out) for word in words]
+    assert main(["audit", command[0], str(log), *command[1:]]) == code
+    lines = "".join(capsys.readouterr()).splitlines()
+    assert len(lines) == int(bool(told))
+    assert "".join(lines).startswith(told.format(log=log))
+    assert not out.exists()
+
+
+def test_an_empty_log_has_figures_for_programs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Healthy connections write nothing: an alert that asks an empty log gets zeros."""
+    (tmp_path / "log.jsonl").touch()
+    code, out = run(capsys, "stats", "--json", str(tmp_path / "log.jsonl"))
+    assert (code, json.loads(out)["total"]["give_ups"]) == (0, 0)
 
 
 def test_verify_can_be_brief_and_can_ignore(
@@ -164,7 +213,7 @@ def test_stats_as_tables_and_as_json(log: str, capsys: pytest.CaptureFixture[str
     """A table for people, an object for programs, the same figures."""
     code, out = run(capsys, "stats", log)
     assert code == 0
-    assert "Connections and recoveries" in out
+    assert "Connections and outages" in out
     assert "one:1" in out
     code, out = run(capsys, "stats", "--json", log)
     assert json.loads(out)["endpoints"]["one:1"]["recoveries"] == 1

@@ -54,10 +54,9 @@ def test_the_verdict_stands_on_the_page(tmp_path: Path) -> None:
     assert "illegal-transition" in page
 
 
-def test_a_log_without_outages_and_an_empty_one_make_a_page(tmp_path: Path) -> None:
+def test_a_log_without_outages_makes_a_page(tmp_path: Path) -> None:
     """Nothing to show is shown as such."""
     assert "No outage in this log." in page_of(tmp_path, merged(Story().connect()))
-    assert "No outage in this log." in page_of(tmp_path, [])
 
 
 def test_a_thinned_page_says_by_which_rule(tmp_path: Path) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from milvus_lifecycle.replay import incidents as incidents_module
 from milvus_lifecycle.replay import stats as stats_module
-from milvus_lifecycle.replay.outages import UNFINISHED
+from milvus_lifecycle.replay.outages import NOT_OVER, UNFINISHED
+from milvus_lifecycle.replay.recent import Recent
+from milvus_lifecycle.replay.records import convert
 from milvus_lifecycle.replay.stats import Stats, fold_stats, quantile
 from milvus_lifecycle.replay.stats_tables import stats_tables
 from milvus_lifecycle.replay.synthetic import synthetic_records
@@ -28,7 +32,7 @@ def test_an_outage_is_added_up_from_its_records() -> None:
     assert (outage.seconds, outage.attempts, outage.cause) == (1.5, 3, "fail")
     assert (outage.error_code, outage.end) == ("UNAVAILABLE", "recovered")
     assert outage.began.isoformat() == "2026-03-01T09:00:13+00:00"
-    assert list(stats.total.recovery_times) == [1.5]
+    assert list(stats.total.outage_times) == [1.5]
 
 
 def test_time_in_each_state_is_the_sum_of_the_stays() -> None:
@@ -58,9 +62,9 @@ def test_figures_are_kept_for_each_endpoint_and_in_all() -> None:
         Story("c2", "b:1").connect().outage(5.0, 3.0).outage(100.0, 2.0),
     )
     assert list(stats.endpoints) == ["a:1", "b:1"]
-    assert list(stats.endpoints["b:1"].recovery_times) == [3.0, 2.0]
+    assert sorted(stats.endpoints["b:1"].outage_times) == [2.0, 3.0]
     assert stats.total.connections == 2
-    assert stats.total.recovery_quantiles() == {"p50": 2.0, "p95": 3.0, "p99": 3.0, "max": 3.0}
+    assert stats.total.outage_quantiles() == {"p50": 2.0, "p95": 3.0, "p99": 3.0, "max": 3.0}
     assert [outage.seconds for outage in stats.longest_outages] == [3.0, 2.0, 1.0]
 
 
@@ -68,7 +72,7 @@ def test_a_move_is_no_outage() -> None:
     """reroute and recycle change a healthy channel: nobody suffered."""
     story = Story().connect().step("recycle", "RECOVERING", 9.0).step("recovered", "ACTIVE", 0.1)
     total = figures(story).total
-    assert (total.moves, total.outages, len(total.recovery_times)) == (1, 0, 0)
+    assert (total.moves, total.recoveries, total.outages) == (1, 1, 0)
 
 
 def test_a_give_up_does_not_end_an_outage() -> None:
@@ -103,8 +107,10 @@ def test_missing_records_end_what_cannot_be_measured() -> None:
     story.state = "ACTIVE"  # records were lost
     story.step("release", "IDLE", 1.0).step("acquire", "ACTIVE", 1.0).outage(5.0, 2.0)
     stats = figures(story)
-    assert list(stats.total.recovery_times) == [2.0]
-    assert {outage.end for outage in stats.longest_outages} == {"records are missing", "recovered"}
+    assert {outage.end: outage.seconds for outage in stats.longest_outages} == {
+        "records are missing": 0.0,
+        "recovered": 2.0,
+    }
 
 
 def test_a_failed_first_connect_is_counted() -> None:
@@ -122,6 +128,62 @@ def test_a_connection_flaps_when_it_relapses_twice() -> None:
     assert [flapper.connection_id for flapper in stats.flapping] == ["flaps"]
     assert stats.flapping[0].relapses == 2
     assert stats.total.flapping == 1
+
+
+@pytest.mark.parametrize(
+    ("healthy", "reason", "lengths", "relapses"),
+    [
+        (30.0, NOT_OVER + "again", [1.0 + 30.0 + 2.0], 1),
+        (30.0, "an RPC failed", [1.0, 2.0], 1),  # a call succeeded in between
+        (30.5, NOT_OVER + "again", [1.0, 2.0], 0),  # nobody called: it would have been told
+    ],
+)
+def test_an_outage_goes_on_if_no_call_succeeded(
+    healthy: float, reason: str, lengths: list[float], relapses: int
+) -> None:
+    """The record says whether one has; after 30 s it is another outage in any case."""
+    story = Story().connect().outage(5.0, 1.0).step("fail", "RECOVERING", healthy, reason=reason)
+    stats = figures(story.step("recovered", "ACTIVE", 2.0))
+    assert sorted(stats.total.outage_times) == lengths
+    assert sum(one.relapses for one in stats.longest_outages) == relapses
+
+
+def test_a_move_that_gives_up_is_an_outage_from_its_beginning() -> None:
+    """Its channel failed on the way, and nobody wrote down when."""
+    story = Story().connect().step("reroute", "RECOVERING", 9.0).step("retry", "RECOVERING", 2.0)
+    story.step("give_up", "IDLE", 60.0, attempt=2).step("served", "ACTIVE", 1.0)
+    (outage,) = figures(story).longest_outages
+    assert (outage.cause, outage.seconds, outage.attempts) == ("reroute", 63.0, 2)
+
+
+def test_what_went_before_the_first_record_does_not_count() -> None:
+    """It is another log's, or the parent's of a forked child."""
+    child = Story("child").step("forked", "IDLE", 500.0)
+    child.records.pop(0)  # a child has no record of its creation
+    late = Story("late").connect().step("release", "IDLE", 100.0).step("expire", "CLOSED", 300.0)
+    del late.records[:3]
+    state_s = figures(child, late).total.state_s
+    assert (state_s["ACTIVE"], state_s["IDLE"]) == (0.0, 300.0)
+
+
+def test_an_outage_of_a_forgotten_connection_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fold that has to forget connections forgets nothing that they suffered."""
+    monkeypatch.setattr(stats_module, "Recent", partial(Recent, 2))
+    stories = [Story(f"c{n}", began=100.0 * n).connect().outage(5.0, 1.0) for n in range(20)]
+    stats = figures(*stories)
+    assert (stats.total.outages, stats.incidents[0].suffered_s) == (20, 1.0)
+    assert stats.forgotten > 10
+
+
+def test_the_worst_incidents_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more incidents than are remembered those with the least suffering go."""
+    monkeypatch.setattr(incidents_module, "_KEPT", 5)
+    stories = [Story(f"c{n}", began=100.0 * n).connect() for n in range(60)]
+    for number, story in enumerate(stories):
+        story.outage(5.0, number % 7 + 0.5).step("close", "CLOSED", 1.0)
+    incidents = figures(*stories).incidents
+    assert [one.suffered_s for one in incidents[:5]] == [6.5] * 5
+    assert len(incidents) <= 10
 
 
 def test_outages_that_began_together_are_one_incident() -> None:
@@ -160,7 +222,7 @@ def test_everything_is_json() -> None:
     """``--json`` has every figure, in seconds and counts."""
     stats = figures(Story().connect().outage(10.0, 0.5, 0.25))
     told = json.loads(json.dumps(stats.as_dict()))
-    assert told["total"]["recovery_s"]["p50"] == 0.75
+    assert told["total"]["outage_s"]["p50"] == 0.75
     assert told["longest_outages"][0]["connection_id"] == "c1"
     assert told["endpoints"]["a:19530"]["state_share"]["PROBING"] == pytest.approx(
         2 / 13.75, abs=1e-6
@@ -186,13 +248,17 @@ def test_many_endpoints_share_the_last_line(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_totals_of_a_large_log_add_up() -> None:
     """Counts by endpoint, by edge and in all agree with each other."""
-    from milvus_lifecycle.replay.records import convert
-
     stats = fold_stats(convert(record) for record in synthetic_records(20_000, seed=8))
     assert sum(stats.edges.values()) == stats.total.transitions
     assert sum(one.transitions for one in stats.endpoints.values()) == stats.total.transitions
     ended = [one for one in stats.edges if one[0] in ("recovered", "give_up", "retry")]
     assert stats.total.attempts == sum(stats.edges[edge] for edge in ended)
+
+
+def test_a_made_up_parent_goes_on_after_a_fork() -> None:
+    """Its connections do not fall silent, as if they were down until the log ends."""
+    made_up = synthetic_records(16_000, seed=2, connections=20)
+    assert fold_stats(convert(record) for record in made_up).total.unfinished == 0
 
 
 def test_plain_tables_line_up(tmp_path: Path) -> None:

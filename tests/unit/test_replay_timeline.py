@@ -8,17 +8,24 @@ import json
 from datetime import timedelta
 from typing import Any
 
-from milvus_lifecycle.replay.records import convert
+from milvus_lifecycle.replay.outages import Life
+from milvus_lifecycle.replay.records import Created, Record, convert
 from milvus_lifecycle.replay.report_data import STATES, pack, timeline_data
+from milvus_lifecycle.replay.stats import StatsFold
 from milvus_lifecycle.replay.synthetic import synthetic_records
 from milvus_lifecycle.replay.timeline import Lane, Stay, TimelineFold
 from tests.audit_logs import START, Story, decoded
 
 
 def fold(limit: int, *stories: Story) -> tuple[TimelineFold, list[Lane]]:
-    timeline = TimelineFold(limit)
-    for record in decoded(*stories):
-        timeline.add(record)
+    return feed(TimelineFold(limit), decoded(*stories))
+
+
+def feed(timeline: TimelineFold, records: list[Record]) -> tuple[TimelineFold, list[Lane]]:
+    stats = StatsFold()
+    for record in records:
+        timeline.add(record, stats.add(record))
+    stats.result()
     return timeline, timeline.finish()
 
 
@@ -31,7 +38,7 @@ def test_each_record_begins_a_stay() -> None:
     timeline, (lane,) = fold(100, Story().connect().outage(2.0, 0.5, 1.0))
     assert states(lane) == ["IDLE", "PROBING", "ACTIVE", "RECOVERING", "RECOVERING", "ACTIVE"]
     assert [(stay.start - START).total_seconds() for stay in lane.stays] == [0, 1, 3, 5, 5.5, 6.5]
-    assert (timeline.grain, timeline.left_out, lane.outage_s) == (timedelta(0), False, 1.5)
+    assert (timeline.grain, timeline.left_out, lane.life.outage_s) == (timedelta(0), False, 1.5)
 
 
 def test_a_log_that_starts_late_shows_what_came_before() -> None:
@@ -39,9 +46,7 @@ def test_a_log_that_starts_late_shows_what_came_before() -> None:
     records = decoded(Story().connect().step("release", "IDLE", 4.0))[-2:]
     timeline = TimelineFold(100)
     timeline.since = START
-    for record in records:
-        timeline.add(record)
-    (lane,) = timeline.finish()
+    _, (lane,) = feed(timeline, records)
     assert states(lane) == ["PROBING", "ACTIVE", "IDLE"]
     assert (lane.stays[0].record, lane.stays[0].start) == (None, START + timedelta(seconds=1))
 
@@ -51,11 +56,11 @@ def test_connections_in_trouble_come_first() -> None:
     _, lanes = fold(
         100,
         Story("calm").connect(),
-        Story("worst").connect().outage(1.0, 9.0),
+        Story("worst").connect().outage(0.5, 9.0),
         Story("bad").connect().outage(1.0, 2.0),
         Story("ongoing").connect().step("fail", "RECOVERING", 1.0).step("retry", "RECOVERING", 5.0),
     )
-    assert [lane.connection_id for lane in lanes] == ["worst", "ongoing", "bad", "calm"]
+    assert [lane.life.connection_id for lane in lanes] == ["worst", "ongoing", "bad", "calm"]
 
 
 def test_short_stays_are_merged_into_the_worst_of_them() -> None:
@@ -76,7 +81,9 @@ def test_short_stays_are_merged_into_the_worst_of_them() -> None:
 
 def test_the_last_state_survives_thinning() -> None:
     """What became of a connection is always to be seen."""
-    lane = Lane("c", "a:1", "regular", "threads", 1)
+    (created,) = decoded(Story())
+    assert isinstance(created, Created)
+    lane = Lane(Life(created), "regular", "threads", 1)
     for index, state in enumerate(("IDLE", "ACTIVE", "RECOVERING", "CLOSED")):
         lane.stays.append(Stay(START + timedelta(milliseconds=index), state, None))
     lane.thin(timedelta(seconds=1))
@@ -86,16 +93,12 @@ def test_the_last_state_survives_thinning() -> None:
 def test_a_huge_log_keeps_the_connections_in_trouble() -> None:
     """Memory and page stay small, and what is left out had the least trouble."""
     records = [convert(record) for record in synthetic_records(20_000, seed=6, connections=300)]
-    complete, thinned = TimelineFold(10**9), TimelineFold(1000)
-    for record in records:
-        complete.add(record)
-        thinned.add(record)
-    lanes = thinned.finish()
-    worst = complete.finish()[0]
+    _, (worst, *_) = feed(TimelineFold(10**9), records)
+    thinned, lanes = feed(TimelineFold(1000), records)
     assert sum(len(lane.stays) for lane in lanes) <= 1000
     assert thinned.left_out
-    assert worst.connection_id in {lane.connection_id for lane in lanes}
-    assert worst.outage_s > 0
+    assert worst.life.connection_id in {lane.life.connection_id for lane in lanes}
+    assert worst.life.outage_s > 0
 
 
 def test_the_page_gets_every_field_of_a_record() -> None:

@@ -189,12 +189,16 @@ def test_no_permission_is_told(
     assert "Permission denied" in verdict.problems.kept[0].message
 
 
-def test_an_empty_file_is_noted(tmp_path: Path) -> None:
-    """Nothing to verify is legal, but said."""
+def test_an_empty_file_is_no_proof(tmp_path: Path) -> None:
+    """Nothing to verify is said, and no verdict; beside a file with records it is a mere note."""
     (tmp_path / "audit.jsonl").touch()
     verdict = verify_logs([str(tmp_path / "audit.jsonl")])
     assert kinds(verdict) == [(Kind.EMPTY_FILE, 0)]
-    assert verdict.exit_code == 0
+    assert (verdict.legal, verdict.exit_code) == (None, 2)
+    write(tmp_path / "audit.jsonl.1", list(synthetic_records(10)))
+    verdict = verify_logs([str(tmp_path / "audit.jsonl*")])
+    assert kinds(verdict) == [(Kind.EMPTY_FILE, 0)]
+    assert (verdict.legal, verdict.exit_code) == (True, 0)
 
 
 def test_a_cut_gzip_is_a_violation_after_what_could_be_read(
