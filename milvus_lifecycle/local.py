@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError, ConnectFailed, ConnectionClosed, Failure, classify
 from .facts import Located
+from .forking import renew_in_child
 from .table import State
 from .uri import parse_endpoint
 
@@ -37,7 +38,7 @@ class _Servers:
 
 
 _SERVERS = _Servers()
-os.register_at_fork(after_in_child=_SERVERS.reset_after_fork)
+renew_in_child(_SERVERS.reset_after_fork)
 
 
 def _lite() -> Any:

@@ -347,7 +347,9 @@ def _keep_time(
         due = manager.run_due()
         if manager.keeper_may_end():
             return
-        wait = None if due is None else max(0.0, due - manager.seams.clock())
+        wait = None
+        if due is not None:
+            wait = min(max(0.0, due - manager.seams.clock()), threading.TIMEOUT_MAX)
         del manager
         try:
             job = mailbox.get(timeout=wait)
