@@ -24,7 +24,7 @@ from .face import FACE, Face
 from .facts import Located
 from .forking import on_fork_in_child
 from .kept import kept
-from .policy import LifecyclePolicy
+from .policy import LifecyclePolicy, parse_timeout
 from .procedures import Procedures
 from .requests import Locate, Open, Pause, Ping, Procedure, Register, Request, Wait
 from .settings import Settings
@@ -109,11 +109,13 @@ class AsyncConnectionManager(Procedures):
         timeout: float | None = None,
     ) -> Any:
         """A handler on a usable connection; see ``ConnectionManager.get_or_create``."""
-        if not dedicated and type(config) is ConnectionConfig:
-            pooled = self.registry.find(config.key)
-            if pooled is not None and pooled.try_fast(client, self.seams.clock()):
-                return pooled.handler
         try:
+            if timeout is not None:
+                timeout = parse_timeout(timeout)
+            if not dedicated and type(config) is ConnectionConfig:
+                pooled = self.registry.find(config.key)
+                if pooled is not None and pooled.try_fast(client, self.seams.clock()):
+                    return pooled.handler
             return await self.drive(self.obtain(config, dedicated, client, timeout))
         except LifecycleError as error:
             raise self.transport.translate(error) from error.last_error

@@ -25,7 +25,7 @@ from .facts import Located
 from .forking import ForkGate, around_fork, on_fork_in_child
 from .kept import kept
 from .mutex import Reentered
-from .policy import LifecyclePolicy
+from .policy import LifecyclePolicy, parse_timeout
 from .procedures import Procedures
 from .requests import Locate, Open, Pause, Ping, Procedure, Register, Request, Wait
 from .settings import Settings
@@ -105,11 +105,13 @@ class ConnectionManager(Procedures):
         lease, until ``release(handler)``. ``timeout`` (seconds) limits the wait; by default
         ``connect_timeout`` for a first connect and ``recovery_budget`` for a recovery.
         """
-        if not dedicated and type(config) is ConnectionConfig:
-            pooled = self.registry.find(config.key)
-            if pooled is not None and pooled.try_fast(client, self.seams.clock()):
-                return pooled.handler
         try:
+            if timeout is not None:
+                timeout = parse_timeout(timeout)
+            if not dedicated and type(config) is ConnectionConfig:
+                pooled = self.registry.find(config.key)
+                if pooled is not None and pooled.try_fast(client, self.seams.clock()):
+                    return pooled.handler
             return self.drive(self.obtain(config, dedicated, client, timeout))
         except LifecycleError as error:
             raise self.transport.translate(error) from error.last_error

@@ -46,7 +46,7 @@ class MilvusLoopMismatch(errors.LoopMismatch, MilvusException):
 
 
 _CLASSES: dict[type[errors.LifecycleError], tuple[type[errors.LifecycleError], object]] = {
-    errors.ConfigError: (MilvusConfigError, Status.ILLEGAL_ARGUMENT),
+    errors.ConfigError: (MilvusConfigError, ErrorCode.UNEXPECTED_ERROR),
     errors.ConnectFailed: (MilvusConnectFailed, Status.CONNECT_FAILED),
     errors.RecoveryExhausted: (MilvusRecoveryExhausted, grpc.StatusCode.UNAVAILABLE),
     errors.PermanentFailure: (MilvusPermanentFailure, Status.CONNECT_FAILED),
