@@ -161,7 +161,7 @@ def parse_timeout(timeout: Any) -> float | None:
     """Return a caller's own timeout in seconds; None for no limit.
 
     Takes whatever `float` does, as pymilvus's users have it: numpy's numbers and fractions, True,
-    "5". What goes on is a plain float: a float32 added to a clock loses up to 128 seconds.
+    "5". What goes on is a plain float: a float32 added to a clock is off by up to 64 seconds.
 
     Raises:
         ConfigError: names the value and what is accepted.
