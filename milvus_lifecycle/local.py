@@ -11,7 +11,7 @@ from .errors import ConfigError, ConnectFailed, ConnectionClosed, Failure, class
 from .facts import Located
 from .forking import renew_in_child
 from .table import State
-from .uri import parse_endpoint
+from .uri import LITE_MISSING, parse_endpoint
 
 if TYPE_CHECKING:
     from .connection import ManagedConnection
@@ -45,11 +45,7 @@ def _lite() -> Any:
     try:
         from milvus_lite.server_manager import server_manager_instance
     except ImportError as error:
-        raise ConfigError(
-            "a path ending in .db needs Milvus Lite: pip install 'milvus_lifecycle[demo]' "
-            "or pip install milvus-lite",
-            field="uri",
-        ) from error
+        raise ConfigError(LITE_MISSING, field="uri") from error
     return server_manager_instance
 
 

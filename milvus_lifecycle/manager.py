@@ -120,7 +120,8 @@ class ConnectionManager(Procedures):
         """Give a lease back. Closing is not waited for. Raises UnknownHandler."""
         face = getattr(handler, FACE, None)
         if not isinstance(face, Face) or face.engine is not self:
-            face = self._face_of(handler)
+            unknown = UnknownHandler(f"unknown handler of type {type(handler).__name__}")
+            raise self.transport.translate(unknown)
         self.let_go(face.connection, client)
 
     def close_all(self) -> None:
@@ -128,8 +129,14 @@ class ConnectionManager(Procedures):
         self.shut_all("close_all")
 
     def handle_error(self, handler: Any, error: Exception) -> bool:
-        """What pymilvus's decorator asks after a failed call: True if it should retry."""
-        return bool(self._face_of(handler).on_rpc_error(error))  # type: ignore[attr-defined]
+        """What pymilvus's decorator asks after a failed call: True if it should retry.
+
+        False for a handler that this manager did not hand out.
+        """
+        face = getattr(handler, FACE, None)
+        if not isinstance(face, Face) or face.engine is not self:
+            return False
+        return bool(face.on_rpc_error(error))  # type: ignore[attr-defined]
 
     def get_stats(self) -> dict[str, Any]:
         """Counts and one row per connection; ages and idle times in seconds."""
@@ -138,14 +145,6 @@ class ConnectionManager(Procedures):
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call ``listener(record)`` for every transition. Returns the unsubscriber."""
         return self.listen(listener)
-
-    def _face_of(self, handler: Any) -> Face:
-        face = getattr(handler, FACE, None)
-        if not isinstance(face, Face) or face.engine is not self:
-            raise self.transport.translate(
-                UnknownHandler(f"unknown handler {type(handler).__name__}")
-            )
-        return face
 
     # -- driving procedures ----------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .config import ConnectionConfig, ForeignConfig
 from .errors import (
+    ConfigError,
     ConnectFailed,
     ConnectionClosed,
     DeadlineExceeded,
@@ -278,13 +279,7 @@ class Procedures(Flights):
         elif outcome is Outcome.GAVE_UP and (permanent or self.seams.clock() >= limit):
             kind = RecoveryExhausted
         if kind is not None:
-            kind = PermanentFailure if permanent else kind
-            raise kind(
-                address=connection.address,
-                attempts=max(1, flight.attempts),
-                elapsed=spent,
-                last_error=error,
-            )
+            raise _verdict(kind, connection, max(1, flight.attempts), spent, error)
         if outcome is Outcome.GAVE_UP:
             self.step(connection, Trigger.FAIL, reason="a caller has budget left")
         elif outcome is Outcome.ABANDONED:
@@ -295,10 +290,7 @@ class Procedures(Flights):
         error = connection.last_error
         if connection.closed_by not in (Trigger.PROBE_FAILED, Trigger.ABANDONED) or error is None:
             return ConnectionClosed(address=connection.address)
-        permanent = classify(error) is Failure.PERMANENT
-        kind = PermanentFailure if permanent else ConnectFailed
-        elapsed = self.seams.clock() - began
-        return kind(address=connection.address, attempts=1, elapsed=elapsed, last_error=error)
+        return _verdict(ConnectFailed, connection, 1, self.seams.clock() - began, error)
 
     def _late(
         self,
@@ -332,6 +324,25 @@ class _Caller:
     """Holds a connection for one call, while that waits."""
 
     __slots__ = ("__weakref__",)
+
+
+def _verdict(
+    kind: type[LifecycleError],
+    connection: ManagedConnection,
+    attempts: int,
+    elapsed: float,
+    error: BaseException | None,
+) -> LifecycleError:
+    """What the waiters of a flight see of its error: a permanent one is called so.
+
+    A first connect that could not even be tried (Milvus Lite is missing) was refused by no server.
+    """
+    if kind is ConnectFailed and isinstance(error, ConfigError):
+        return ConfigError(error.detail, field=error.field, address=connection.address)
+    if error is not None and classify(error) is Failure.PERMANENT:
+        kind = PermanentFailure
+    address = connection.address
+    return kind(address=address, attempts=attempts, elapsed=elapsed, last_error=error)
 
 
 def _deserted(connection: ManagedConnection) -> bool:

@@ -16,6 +16,9 @@ class MilvusLifecycleError(errors.LifecycleError, MilvusException):
 class MilvusConfigError(errors.ConfigError, ConnectionConfigException):
     """A bad URI, token, TLS file or option."""
 
+    # Raised with and without pymilvus in the program: it reads the same.
+    __str__ = errors.ConfigError.__str__
+
 
 class MilvusConnectFailed(errors.ConnectFailed, MilvusException):
     """The first connect failed."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,11 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from pymilvus import AsyncMilvusClient, MilvusClient
 from pymilvus.exceptions import ErrorCode, MilvusException
 
 import milvus_lifecycle as ml
 from milvus_lifecycle.errors import ConfigError, LifecycleError
+from tests.asking import ASKING, Ask
 from tests.network import BlackHole
 from tests.observe import wait_until
 from tests.servers import FakeMilvus
@@ -28,28 +27,6 @@ pytestmark = pytest.mark.timeout(60)
 #: What pymilvus takes (stock, in at least one flavour), and what it would take but for an overflow.
 TAKEN = [True, "5", np.float32(5), np.int64(5), Fraction(5), np.bool_(True), math.inf, 1e10, 1e300]
 REFUSED = ["soon", math.nan, [], {}]
-
-#: A client's answer to list_collections, with a timeout of the client and one of the call.
-Ask = Callable[..., Any]
-
-
-def ask_in_a_thread(uri: str, of_client: Any = None, of_call: Any = None) -> Any:
-    client = MilvusClient(uri, timeout=of_client)
-    try:
-        return client.list_collections(timeout=of_call)
-    finally:
-        client.close()
-
-
-def ask_in_a_loop(uri: str, of_client: Any = None, of_call: Any = None) -> Any:
-    async def ask() -> Any:
-        client = AsyncMilvusClient(uri, timeout=of_client)
-        try:
-            return await client.list_collections(timeout=of_call)
-        finally:
-            await client.close()
-
-    return asyncio.run(ask())
 
 
 def triggers(audit: Path) -> list[str]:
@@ -63,13 +40,13 @@ def audit(tmp_path: Path) -> Path:
     return tmp_path / "audit.jsonl"
 
 
-@pytest.fixture(params=[ask_in_a_thread, ask_in_a_loop], ids=["threads", "asyncio"])
+@pytest.fixture(params=ASKING)
 def ask(request: pytest.FixtureRequest, audit: Path) -> Iterator[Ask]:
     """The engine, installed, and how its clients are asked in one of its flavours."""
     policy = ml.LifecyclePolicy(connect_timeout=5.0, recovery_budget=5.0)
     ml.install(policy=policy, audit=str(audit))
     try:
-        yield request.param
+        yield ASKING[request.param]
     finally:
         ml.uninstall()
 
