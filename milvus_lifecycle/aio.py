@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 from .aio_loops import GONE, call_in, fail, hush, run_at_once, settle
 from .audit import Listener
 from .config import ConnectionConfig, ForeignConfig
-from .errors import LifecycleError, LoopMismatch, UnknownHandler
+from .errors import LifecycleError, LoopMismatch, UnknownHandler, for_callers
 from .face import FACE, Face
 from .facts import Located
 from .forking import on_fork_in_child
 from .kept import kept
-from .policy import LifecyclePolicy
+from .policy import LifecyclePolicy, parse_timeout
 from .procedures import Procedures
 from .requests import Locate, Open, Pause, Ping, Procedure, Register, Request, Wait
 from .settings import Settings
@@ -80,7 +80,7 @@ class AsyncConnectionManager(Procedures):
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            raise LoopMismatch("no event loop is running here") from None
+            raise for_callers(LoopMismatch("no event loop is running here")) from None
         with cls._instances_lock:
             over = [known for known in cls._instances.values() if known.loop_is_over()]
             instance = cls._instances.get(id(loop))
@@ -109,11 +109,13 @@ class AsyncConnectionManager(Procedures):
         timeout: float | None = None,
     ) -> Any:
         """A handler on a usable connection; see ``ConnectionManager.get_or_create``."""
-        if not dedicated and type(config) is ConnectionConfig:
-            pooled = self.registry.find(config.key)
-            if pooled is not None and pooled.try_fast(client, self.seams.clock()):
-                return pooled.handler
         try:
+            if timeout is not None:
+                timeout = parse_timeout(timeout)
+            if not dedicated and type(config) is ConnectionConfig:
+                pooled = self.registry.find(config.key)
+                if pooled is not None and pooled.try_fast(client, self.seams.clock()):
+                    return pooled.handler
             return await self.drive(self.obtain(config, dedicated, client, timeout))
         except LifecycleError as error:
             raise self.transport.translate(error) from error.last_error
@@ -129,8 +131,12 @@ class AsyncConnectionManager(Procedures):
         self.shut_all("close_all")
 
     async def handle_error(self, handler: Any, error: Exception) -> bool:
-        """What pymilvus's decorator asks after a failed call: True if it should retry."""
-        return await self.face_of(handler).on_rpc_error(error)
+        """What pymilvus's decorator asks after a failed call: True if it should retry.
+
+        False for a handler that this manager did not hand out.
+        """
+        face = self._known(handler)
+        return face is not None and await face.on_rpc_error(error)
 
     def get_stats(self) -> dict[str, Any]:
         """Counts and one row per connection; ages and idle times in seconds."""
@@ -151,11 +157,15 @@ class AsyncConnectionManager(Procedures):
 
     def face_of(self, handler: Any) -> AsyncFace:
         """The permanent channel behind a handler. Raises UnknownHandler."""
-        face = getattr(handler, FACE, None)
-        if not isinstance(face, AsyncFace) or face.engine is not self:
+        face = self._known(handler)
+        if face is None:
             unknown = UnknownHandler(f"unknown handler of type {type(handler).__name__}")
             raise self.transport.translate(unknown)
         return face
+
+    def _known(self, handler: Any) -> AsyncFace | None:
+        face = getattr(handler, FACE, None)
+        return face if isinstance(face, AsyncFace) and face.engine is self else None
 
     # -- driving procedures ----------------------------------------------------------------
 

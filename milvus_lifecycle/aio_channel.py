@@ -13,6 +13,7 @@ from .aio import AsyncConnectionManager, AsyncFace
 from .errors import LifecycleError
 from .face import Start
 from .method import Method
+from .policy import parse_timeout
 from .wire import Rpc, WireState
 
 if TYPE_CHECKING:
@@ -65,16 +66,18 @@ class AsyncLifecycleChannel(AsyncFace, grpc.aio.Channel):
     async def begin(self, timeout: float | None) -> Start:
         """Let an RPC in, waiting for a flight if need be. Raises what the caller is to see."""
         rpc = Rpc()
-        start, began, until = self.quick(rpc, timeout)
-        if start is None:
-            if until is not None and timeout is not None:
-                # pymilvus cancels the call at its deadline, and its caller would learn nothing.
-                until -= min(SAY_BEFORE, timeout / 10)
-            try:
+        try:
+            if timeout is not None:
+                timeout = parse_timeout(timeout)
+            start, began, until = self.quick(rpc, timeout)
+            if start is None:
+                if until is not None and timeout is not None:
+                    # pymilvus cancels the call at its deadline: its caller would learn nothing.
+                    until -= min(SAY_BEFORE, timeout / 10)
                 return await self.engine.drive(self.engine.admit(self, rpc, timeout, began, until))
-            except LifecycleError as error:
-                raise self.engine.transport.translate(error) from None
-        return start
+            return start
+        except LifecycleError as error:
+            raise self.engine.transport.translate(error) from None
 
     def ended_badly(self, start: Start, error: Exception) -> Exception:
         """What the caller of a failed RPC sees."""
@@ -240,11 +243,14 @@ class _Streaming(Method[AsyncLifecycleChannel]):
         **options: Any,
     ) -> Any:
         face = self._face
-        start, _, _ = face.quick(Rpc(), timeout)
-        if start is None:
-            raise face.engine.transport.translate(
-                LifecycleError("the connection is not usable now", address=face.connection.address)
-            )
+        try:
+            timeout = parse_timeout(timeout)
+            start, _, _ = face.quick(Rpc(), timeout)
+            if start is None:
+                address = face.connection.address
+                raise LifecycleError("the connection is not usable now", address=address)
+        except LifecycleError as error:
+            raise face.engine.transport.translate(error) from None
         call = self.target(start)(
             request,
             timeout=timeout,

@@ -11,6 +11,7 @@ import grpc
 from .errors import LifecycleError
 from .face import DrainedError, Face, GrpcFuture, Start
 from .method import Method
+from .policy import parse_timeout
 from .wire import Rpc
 
 if TYPE_CHECKING:
@@ -33,13 +34,15 @@ class LifecycleChannel(Face, grpc.Channel):
     def begin(self, timeout: float | None) -> Start:
         """Let an RPC in, waiting for a flight if need be. Raises what the caller is to see."""
         rpc = Rpc()
-        start, began, until = self.quick(rpc, timeout)
-        if start is None:
-            try:
+        try:
+            if timeout is not None:
+                timeout = parse_timeout(timeout)
+            start, began, until = self.quick(rpc, timeout)
+            if start is None:
                 return self.engine.drive(self.engine.admit(self, rpc, timeout, began, until))
-            except LifecycleError as error:
-                raise self.engine.transport.translate(error) from None
-        return start
+            return start
+        except LifecycleError as error:
+            raise self.engine.transport.translate(error) from None
 
     def ended_badly(self, start: Start, error: Exception) -> Exception:
         """What the caller of a failed RPC sees."""

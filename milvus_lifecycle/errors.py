@@ -45,6 +45,7 @@ __all__ = [
     "brief",
     "classify",
     "error_code",
+    "for_callers",
     "redact",
 ]
 
@@ -77,6 +78,18 @@ _SECRETS = (
         r"\1\2***",
     ),
 )
+
+
+def for_callers(error: LifecycleError) -> Exception:
+    """The error as pymilvus's users know errors; as it is where pymilvus is not installed.
+
+    For what is raised with no manager at hand, whose transport knows its users.
+    """
+    try:
+        from .integrations.pymilvus_errors import translate
+    except ImportError:
+        return error
+    return translate(error)
 
 
 def redact(text: str) -> str:

@@ -19,6 +19,8 @@ from .errors import (
     REPLICATE_VIOLATION_MARK,
     ConnectionClosed,
     DeadlineExceeded,
+    Failure,
+    classify,
 )
 from .table import State
 from .wire import Binding, Rpc, WireState
@@ -65,6 +67,11 @@ class Start:
     def remaining(self, now: float) -> float | None:
         """Timeout for the RPC itself: what is left of the call's."""
         return None if self.until is None else max(0.0, self.until - now)
+
+    @property
+    def hopeless(self) -> bool:
+        """It was sent without any time: its deadline says nothing about the connection."""
+        return self.until is not None and self.until <= self.at
 
 
 @dataclass(slots=True)
@@ -187,7 +194,9 @@ class Face:
         now = self.engine.seams.clock()
         began, until = self.call_window(timeout, now)
         connection = self.connection
-        if until is None or now < until:
+        # A timeout of 0 is for gRPC to judge, as it is without the engine: it often lets an answer
+        # through that comes within a millisecond. Only a retry is not begun without time.
+        if until is None or now < until or began == now:
             binding = connection.enter(rpc, now)
             if binding is not None:
                 return Start(connection, binding, rpc, now, began, until, timeout), began, until
@@ -264,7 +273,8 @@ class Face:
                 return ConnectionClosed(address=connection.address)
         connection.ended(self.engine.seams.clock())
         generation = connection.generation_of(start.binding)
-        self.engine.rpc_failed(connection, error, generation, start.at)
+        if not (start.hopeless and classify(error) is Failure.DEADLINE):
+            self.engine.rpc_failed(connection, error, generation, start.at)
         # Without the RPC: whoever keeps the error would have it count for ever, if ``left`` is
         # interrupted.
         setattr(error, STAMP, replace(start, rpc=_ENDED))

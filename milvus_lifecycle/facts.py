@@ -86,7 +86,8 @@ class StepResult:
 
 def wait_until(event: threading.Event, until: float) -> None:
     """Wait until ``event`` is set, or until a ``time.monotonic()`` time."""
-    event.wait(max(0.0, until - time.monotonic()))
+    # On Windows a lock waits for 49 days at most, and raises OverflowError for more.
+    event.wait(min(max(0.0, until - time.monotonic()), threading.TIMEOUT_MAX))
 
 
 @dataclass(frozen=True, slots=True)

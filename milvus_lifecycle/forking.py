@@ -4,6 +4,9 @@ A thread that is inside gRPC while another one forks does not exist in the child
 in the middle of does: timers and sockets of a channel that was connecting, half changed. A child
 that uses gRPC then dies by a segmentation fault (68 of 130 forks during an outage). So the
 engine's own I/O leaves gRPC before the fork and starts anew after it.
+
+Everything in the package that has to hear of forks hears of them here. Where the platform cannot
+fork (Windows), nobody ever does.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -89,9 +92,16 @@ class ForkGate:
         return not self._closed
 
 
+#: Locks and counts of modules: renewed before any manager is told, for managers use them.
+_RENEWED: list[Callable[[], object]] = []
 _TOLD: weakref.WeakSet[Forked] = weakref.WeakSet()
 #: Not a set: other threads may add to it while one that forks goes through it.
 _ASKED: weakref.WeakValueDictionary[int, Forking] = weakref.WeakValueDictionary()
+
+
+def renew_in_child(renew: Callable[[], object]) -> None:
+    """Call ``renew`` in every forked child, for what a module has once for the whole process."""
+    _RENEWED.append(renew)
 
 
 def on_fork_in_child(manager: Forked) -> None:
@@ -130,12 +140,15 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     _forking.__dict__.clear()
+    for renew in _RENEWED:
+        renew()
     for manager in list(_TOLD):
         manager.fork_child()
 
 
-os.register_at_fork(
-    before=_before_fork,
-    after_in_parent=_after_fork_in_parent,
-    after_in_child=_after_fork_in_child,
-)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )

@@ -9,7 +9,6 @@ the primary has moved: a failure, a refresh, or another connection.
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import time
 import weakref
@@ -22,7 +21,7 @@ from .config import ConnectionConfig, load_tls, parse_endpoint
 from .errors import Failure, LifecycleError, TopologyError, TopologyReason, brief, classify
 from .facts import Facts, Located
 from .flight import FlightKind
-from .forking import on_fork_in_child
+from .forking import on_fork_in_child, renew_in_child
 from .strategies import ConnectionStrategy
 from .table import State
 from .topology import Topology, newer
@@ -162,7 +161,7 @@ def _after_fork_in_child() -> None:
     TopologyBook._books_lock = threading.Lock()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+renew_in_child(_after_fork_in_child)
 
 
 class TopologyLocator:

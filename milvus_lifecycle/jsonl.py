@@ -16,6 +16,8 @@ ENVIRONMENT = "MILVUS_LIFECYCLE_AUDIT"
 # Built once: json.dumps with separators builds an encoder for each line.
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 RECORDS_LOST = "connection.records_lost"
+# Windows would write "\r\n" otherwise. Nowhere do children inherit the file: Python sees to that.
+_BINARY: int = getattr(os, "O_BINARY", 0)
 
 
 def audit_path(audit: object) -> str | None:
@@ -124,15 +126,15 @@ class JsonLines(Sink):
         end = os.lseek(self._fd, 0, os.SEEK_CUR)  # of what this process wrote, whoever came after
         try:
             # Not through the file's own descriptor: what is written there is appended.
-            fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
+            fd = os.open(self.path, os.O_WRONLY | _BINARY)
         except OSError:
             return False
         try:
             found = os.fstat(fd)
             if (found.st_dev, found.st_ino) != self._identity:
                 return False
-            empty = b" " * (written - 1) + b"\n"
-            return os.pwrite(fd, empty, end - written) == written
+            os.lseek(fd, end - written, os.SEEK_SET)
+            return os.write(fd, b" " * (written - 1) + b"\n") == written
         except OSError:
             return False
         finally:
@@ -158,7 +160,7 @@ class JsonLines(Sink):
             except FileNotFoundError:
                 pass
             self._close()
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _BINARY
         self._fd = os.open(self.path, flags, 0o640)
         opened = os.fstat(self._fd)
         self._identity = (opened.st_dev, opened.st_ino)

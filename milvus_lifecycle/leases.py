@@ -172,13 +172,3 @@ def check_client(client: object | None) -> None:
             "could never end by itself; pass an instance of an ordinary class (with __weakref__)",
             field="client",
         ) from None
-
-
-def check_timeout(timeout: object) -> None:
-    """Raise ConfigError for anything but None or a positive number of seconds."""
-    number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
-    if timeout is not None and not (number and cast(float, timeout) > 0):
-        raise ConfigError(
-            f"timeout={timeout!r} is not a number of seconds greater than 0, or None",
-            field="timeout",
-        )

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError, ConnectFailed, ConnectionClosed, Failure, classify
 from .facts import Located
+from .forking import renew_in_child
 from .table import State
-from .uri import parse_endpoint
+from .uri import LITE_MISSING, parse_endpoint
 
 if TYPE_CHECKING:
     from .connection import ManagedConnection
@@ -37,18 +38,14 @@ class _Servers:
 
 
 _SERVERS = _Servers()
-os.register_at_fork(after_in_child=_SERVERS.reset_after_fork)
+renew_in_child(_SERVERS.reset_after_fork)
 
 
 def _lite() -> Any:
     try:
         from milvus_lite.server_manager import server_manager_instance
     except ImportError as error:
-        raise ConfigError(
-            "a path ending in .db needs Milvus Lite: pip install 'milvus_lifecycle[demo]' "
-            "or pip install milvus-lite",
-            field="uri",
-        ) from error
+        raise ConfigError(LITE_MISSING, field="uri") from error
     return server_manager_instance
 
 

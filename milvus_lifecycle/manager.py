@@ -25,7 +25,7 @@ from .facts import Located
 from .forking import ForkGate, around_fork, on_fork_in_child
 from .kept import kept
 from .mutex import Reentered
-from .policy import LifecyclePolicy
+from .policy import LifecyclePolicy, parse_timeout
 from .procedures import Procedures
 from .requests import Locate, Open, Pause, Ping, Procedure, Register, Request, Wait
 from .settings import Settings
@@ -100,11 +100,13 @@ class ConnectionManager(Procedures):
         lease, until ``release(handler)``. ``timeout`` (seconds) limits the wait; by default
         ``connect_timeout`` for a first connect and ``recovery_budget`` for a recovery.
         """
-        if not dedicated and type(config) is ConnectionConfig:
-            pooled = self.registry.find(config.key)
-            if pooled is not None and pooled.try_fast(client, self.seams.clock()):
-                return pooled.handler
         try:
+            if timeout is not None:
+                timeout = parse_timeout(timeout)
+            if not dedicated and type(config) is ConnectionConfig:
+                pooled = self.registry.find(config.key)
+                if pooled is not None and pooled.try_fast(client, self.seams.clock()):
+                    return pooled.handler
             return self.drive(self.obtain(config, dedicated, client, timeout))
         except LifecycleError as error:
             raise self.transport.translate(error) from error.last_error
@@ -113,7 +115,8 @@ class ConnectionManager(Procedures):
         """Give a lease back. Closing is not waited for. Raises UnknownHandler."""
         face = getattr(handler, FACE, None)
         if not isinstance(face, Face) or face.engine is not self:
-            face = self._face_of(handler)
+            unknown = UnknownHandler(f"unknown handler of type {type(handler).__name__}")
+            raise self.transport.translate(unknown)
         self.let_go(face.connection, client)
 
     def close_all(self) -> None:
@@ -121,8 +124,14 @@ class ConnectionManager(Procedures):
         self.shut_all("close_all")
 
     def handle_error(self, handler: Any, error: Exception) -> bool:
-        """What pymilvus's decorator asks after a failed call: True if it should retry."""
-        return bool(self._face_of(handler).on_rpc_error(error))  # type: ignore[attr-defined]
+        """What pymilvus's decorator asks after a failed call: True if it should retry.
+
+        False for a handler that this manager did not hand out.
+        """
+        face = getattr(handler, FACE, None)
+        if not isinstance(face, Face) or face.engine is not self:
+            return False
+        return bool(face.on_rpc_error(error))  # type: ignore[attr-defined]
 
     def get_stats(self) -> dict[str, Any]:
         """Counts and one row per connection; ages and idle times in seconds."""
@@ -131,14 +140,6 @@ class ConnectionManager(Procedures):
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call ``listener(record)`` for every transition. Returns the unsubscriber."""
         return self.listen(listener)
-
-    def _face_of(self, handler: Any) -> Face:
-        face = getattr(handler, FACE, None)
-        if not isinstance(face, Face) or face.engine is not self:
-            raise self.transport.translate(
-                UnknownHandler(f"unknown handler {type(handler).__name__}")
-            )
-        return face
 
     # -- driving procedures ----------------------------------------------------------------
 
@@ -346,7 +347,9 @@ def _keep_time(
         due = manager.run_due()
         if manager.keeper_may_end():
             return
-        wait = None if due is None else max(0.0, due - manager.seams.clock())
+        wait = None
+        if due is not None:
+            wait = min(max(0.0, due - manager.seams.clock()), threading.TIMEOUT_MAX)
         del manager
         try:
             job = mailbox.get(timeout=wait)

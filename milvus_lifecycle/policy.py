@@ -11,10 +11,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 from milvus_lifecycle.errors import ConfigError
 
-__all__ = ["LifecyclePolicy"]
+__all__ = ["LifecyclePolicy", "parse_timeout"]
 
 #: share of `backoff_max` that gRPC is given as the longest gap of a fast channel
 FAST_SHARE = 0.625
@@ -150,6 +151,34 @@ class LifecyclePolicy:
         if steps >= ratio / math.log(self.backoff_multiplier):
             return self.backoff_max
         return min(self.backoff_initial * self.backoff_multiplier**steps, self.backoff_max)
+
+
+#: No call lasts a century. gRPC's deadlines end in 2262, and what is later fails at once.
+_ENDLESS = 100 * _YEAR
+
+
+def parse_timeout(timeout: Any) -> float | None:
+    """Return a caller's own timeout in seconds; None for no limit.
+
+    Takes whatever `float` does, as pymilvus's users have it: numpy's numbers and fractions, True,
+    "5". What goes on is a plain float: a float32 added to a clock is off by up to 64 seconds.
+
+    Raises:
+        ConfigError: names the value and what is accepted.
+    """
+    if timeout is None:
+        return None
+    try:
+        seconds = float(timeout)
+    except (TypeError, ValueError, OverflowError):
+        seconds = math.nan
+    if not seconds >= 0.0:
+        raise ConfigError(
+            f"timeout={_shown(timeout)} is not a number of seconds from 0 up, or None for no limit "
+            "of the caller's own",
+            field="timeout",
+        )
+    return None if seconds > _ENDLESS else seconds
 
 
 def _check_range(name: str, value: object) -> None:

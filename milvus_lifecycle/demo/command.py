@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -21,6 +23,7 @@ THREADS_MOST = 64
 #: Package to import -> what to install.
 _NEEDED = {"pymilvus": "pymilvus", "milvus_lite": "milvus-lite", "rich": "rich"}
 _NEEDED_TO_FAIL_OVER = {"httpx": "httpx", "tenacity": "tenacity"}
+_NEEDED_OF_THE_PLATFORM = ((os, "killpg"), (signal, "SIGSTOP"), (socket, "SO_REUSEPORT"))
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -105,8 +108,8 @@ def execute(options: argparse.Namespace) -> int:
 
 def find_obstacle(*, failover: bool = False) -> str | None:
     """What keeps the demo from running here; None if nothing does."""
-    if os.name != "posix":
-        return "needs process groups and SIGKILL, that is, Linux or macOS"
+    if not all(hasattr(module, name) for module, name in _NEEDED_OF_THE_PLATFORM):
+        return "needs process groups, SIGSTOP and SO_REUSEPORT, that is, Linux or macOS"
     needed = _NEEDED | _NEEDED_TO_FAIL_OVER if failover else _NEEDED
     missing = [
         package for name, package in needed.items() if importlib.util.find_spec(name) is None

@@ -14,7 +14,10 @@ from typing import final
 
 from milvus_lifecycle.demo.errors import Interrupted
 
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Windows has no SIGHUP.
+_ENDING = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 
 _Handler = Callable[[int, "FrameType | None"], object] | int | None
 

@@ -307,12 +307,7 @@ def _patch() -> None:
         return AsyncConnectionManager.get_instance()
 
     def from_uri(cls: type, uri: str, **kwargs: Any) -> ConnectionConfig:
-        try:
-            return ConnectionConfig.from_uri(uri, **kwargs)
-        except LifecycleError as error:
-            from .pymilvus_errors import translate
-
-            raise translate(error) from None
+        return ConnectionConfig.from_uri(uri, **kwargs)
 
     replacements = (
         (theirs.ConnectionManager, "get_instance", get_instance),

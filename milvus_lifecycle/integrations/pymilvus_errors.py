@@ -16,6 +16,9 @@ class MilvusLifecycleError(errors.LifecycleError, MilvusException):
 class MilvusConfigError(errors.ConfigError, ConnectionConfigException):
     """A bad URI, token, TLS file or option."""
 
+    # Raised with and without pymilvus in the program: it reads the same.
+    __str__ = errors.ConfigError.__str__
+
 
 class MilvusConnectFailed(errors.ConnectFailed, MilvusException):
     """The first connect failed."""
@@ -46,7 +49,7 @@ class MilvusLoopMismatch(errors.LoopMismatch, MilvusException):
 
 
 _CLASSES: dict[type[errors.LifecycleError], tuple[type[errors.LifecycleError], object]] = {
-    errors.ConfigError: (MilvusConfigError, Status.ILLEGAL_ARGUMENT),
+    errors.ConfigError: (MilvusConfigError, ErrorCode.UNEXPECTED_ERROR),
     errors.ConnectFailed: (MilvusConnectFailed, Status.CONNECT_FAILED),
     errors.RecoveryExhausted: (MilvusRecoveryExhausted, grpc.StatusCode.UNAVAILABLE),
     errors.PermanentFailure: (MilvusPermanentFailure, Status.CONNECT_FAILED),

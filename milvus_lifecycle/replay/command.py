@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -34,6 +35,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> int:
     """Run the subcommand that was chosen; returns the exit code."""
     chosen = cast("Callable[[argparse.Namespace], int]", options.audit_execute)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Windows redirects in a code page without arrows: better a question mark than an end.
+        sys.stdout.reconfigure(errors="replace")
     try:
         code = chosen(options)
         sys.stdout.flush()

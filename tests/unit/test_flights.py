@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from milvus_lifecycle import ConnectionManager
-from milvus_lifecycle.errors import ConnectionClosed, PermanentFailure
+from milvus_lifecycle.errors import ConfigError, ConnectionClosed, PermanentFailure
 from milvus_lifecycle.facts import Facts, Located
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import rpc_error
+from tests.cores import CONFIG
 from tests.rigs import HOME, Faithful, Rig, Roamer, Signpost
 
 UNAVAILABLE = rpc_error("UNAVAILABLE")
@@ -109,6 +110,18 @@ def test_a_server_that_comes_up_and_refuses() -> None:
         with pytest.raises(PermanentFailure, match="UNAUTHENTICATED"):
             call.value(20)
         assert rig.triggers() == [*CONNECTED, "fail", "give_up"]
+
+
+def test_a_first_connect_that_cannot_be_tried() -> None:
+    """What this side has to put right is a ConfigError, not a refusal by a server."""
+    strategy = Roamer()
+    with Rig(strategy) as rig:
+        strategy.where = Signpost(rig.script)
+        rig.script.plan("locate", ConfigError("something has to be installed", field="uri"))
+        with pytest.raises(ConfigError, match=r"^something has to be installed") as caught:
+            rig.connected()
+        assert (caught.value.field, caught.value.address) == ("uri", CONFIG.address)
+        assert rig.manager.get_stats()["total_connections"] == 0
 
 
 @pytest.mark.parametrize(("revisit", "slice_"), [(0.4, 0.4), (0.0, 0.2), (50.0, 1.0)])

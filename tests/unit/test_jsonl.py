@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ sink.write(record, DEBUG)
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "pwrite"), reason="needs a POSIX system")
+@pytest.mark.skipif(find_spec("resource") is None, reason="needs a POSIX system")
 def test_a_line_that_the_disk_cuts_short_becomes_an_empty_one(tmp_path: Path) -> None:
     """What fits of a line on a full disk is no broken line in the log, only a loss on record."""
     path = tmp_path / "audit.jsonl"

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from milvus_lifecycle.errors import ConfigError
+from milvus_lifecycle.errors import ConfigError, ConnectFailed
+from milvus_lifecycle.procedures import SHORTEST_CHECKOUT, VERDICT_GRACE
 from milvus_lifecycle.table import State, Trigger
 from tests.cores import Core
+from tests.observe import Call
 from tests.rigs import Client, Rig, Unraisable
 
 
@@ -82,10 +84,28 @@ def test_a_client_that_cannot_be_watched_is_refused(state: str) -> None:
         assert [row["clients"] for row in rows] == ([1] if state == "pooled" else [])
 
 
-@pytest.mark.parametrize("timeout", [0, -1.0, True, "5", float("nan")])
-def test_a_timeout_is_a_positive_number(timeout: Any) -> None:
-    """Anything else is refused before anything is opened."""
+@pytest.mark.parametrize("state", ["new", "pooled"])
+def test_a_timeout_that_is_none_is_refused(state: str) -> None:
+    """Whether or not there is a connection to share, and before anything is opened."""
     with Rig() as rig:
-        with pytest.raises(ConfigError, match="timeout"):
-            rig.connected(timeout=timeout)
-        assert rig.script.operations == []
+        if state == "pooled":
+            rig.connected()
+        opened = len(rig.script.operations)
+        with pytest.raises(ConfigError, match="timeout='soon'") as caught:
+            rig.connected(timeout="soon")
+        assert caught.value.field == "timeout"
+        assert len(rig.script.operations) == opened
+
+
+def test_a_checkout_without_time_takes_what_a_connect_takes() -> None:
+    """A timeout of 0 connects to a server that answers at once, and waits for no other."""
+    with Rig() as rig:
+        assert rig.connected(timeout=0).face.connection.state is State.ACTIVE
+        rig.script.hold("register")
+        late = Call(rig.connected, timeout=0, dedicated=True)
+        rig.script.wait_held("register")
+        rig.sees(lambda: rig.clock.sleeping() == 1, "it does not wait")
+        rig.clock.advance(SHORTEST_CHECKOUT + VERDICT_GRACE)
+        with pytest.raises(ConnectFailed):
+            late.value(20)
+        rig.script.let_go()

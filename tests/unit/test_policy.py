@@ -6,14 +6,17 @@ import dataclasses
 import itertools
 import math
 import random
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from milvus_lifecycle.errors import ConfigError
-from milvus_lifecycle.policy import LifecyclePolicy
+from milvus_lifecycle.policy import LifecyclePolicy, parse_timeout
 
 FIELDS = [field.name for field in dataclasses.fields(LifecyclePolicy)]
 OPTIONAL = {"idle_threshold", "linger", "max_age", "drain_timeout", "topology_refresh"}
@@ -62,7 +65,7 @@ def test_policy_is_frozen_and_comparable() -> None:
         math.inf,
         -math.inf,
         -1,
-        pytest.param(10**5000, id="huge"),
+        pytest.param(10**400, id="huge"),
         1e300,
         [],
         b"1",
@@ -237,3 +240,42 @@ def test_age() -> None:
     assert policy.aged(100.1, 0.0)
     assert not policy.aged(79.9, 0.999)
     assert policy.aged(81.0, 0.999)
+
+
+@pytest.mark.parametrize(
+    ("timeout", "seconds"),
+    [
+        (None, None),
+        (5, 5.0),
+        (0, 0.0),
+        (True, 1.0),
+        (False, 0.0),
+        ("5", 5.0),
+        (np.float32(5), 5.0),
+        (np.int64(5), 5.0),
+        (np.array(5), 5.0),
+        (Fraction(5, 2), 2.5),
+        (Decimal("2.5"), 2.5),
+        (3e9, 3e9),
+        (1e10, None),
+        (math.inf, None),
+    ],
+)
+def test_timeouts_of_callers(timeout: Any, seconds: float | None) -> None:
+    """Every kind of number is one of seconds, as a plain float; what never ends is no limit."""
+    parsed = parse_timeout(timeout)
+    assert parsed == seconds
+    assert type(parsed) in (float, type(None))
+
+
+@pytest.mark.parametrize(
+    "timeout", [-1, -0.001, math.nan, -math.inf, "soon", "", [], 5j, np.array([5.0, 5.0]), 10**400]
+)
+def test_timeouts_that_are_none(timeout: Any) -> None:
+    """The error names the field, the value and what is accepted, however long the value is."""
+    with pytest.raises(
+        ConfigError, match=r"timeout=.* is not a number of seconds from 0"
+    ) as caught:
+        parse_timeout(timeout)
+    assert caught.value.field == "timeout"
+    assert len(str(caught.value)) < 200
