@@ -33,7 +33,8 @@ __all__ = [
 def install(policy: LifecyclePolicy | None = None, audit: str | None = None) -> None:
     """Run unmodified MilvusClient and AsyncMilvusClient on the engine. Idempotent.
 
-    ``audit`` is a path for JSON lines (default: environment variable MILVUS_LIFECYCLE_AUDIT).
+    ``audit`` is a path for JSON lines. The environment variables MILVUS_LIFECYCLE_AUDIT and
+    MILVUS_LIFECYCLE_POLICY (the policy's fields as a JSON object) are the defaults.
     """
     from .integrations.pymilvus import install as install_pymilvus
 

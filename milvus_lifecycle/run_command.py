@@ -1,13 +1,27 @@
-"""`milvus-lifecycle run app.py`: an unchanged program, with its MilvusClients on the engine."""
+"""`milvus-lifecycle run app.py`: an unchanged program, with its MilvusClients on the engine.
+
+Python itself runs the program: this process becomes `python app.py`, with a folder on PYTHONPATH
+whose `sitecustomize` installs the engine (bootstrap/sitecustomize.py). Its Python children inherit
+that, and what it has installed, by their environment.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
-import runpy
+import re
+import signal
+import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+
+import milvus_lifecycle
 
 from .errors import ConfigError
+from .jsonl import ENVIRONMENT as AUDIT
+from .settings import RUN
+
+_BOOTSTRAP = os.path.join(os.path.dirname(os.path.abspath(milvus_lifecycle.__file__)), "bootstrap")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -21,22 +35,53 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Install the engine, then become the program; its own exit code is ours."""
-    import milvus_lifecycle
+    """Become the program. Returns if the engine cannot be had in it, and on Windows."""
+    from .integrations.pymilvus import what_to_install
 
     try:
-        milvus_lifecycle.install(audit=options.audit)
+        _, audit = what_to_install(None, options.audit)
     except (ConfigError, ImportError) as error:
-        print(f"milvus-lifecycle run: {error}", file=sys.stderr)
-        return 2
-    if not options.module and not os.path.exists(options.program):
-        print(f"milvus-lifecycle run: there is no program {options.program!r}", file=sys.stderr)
-        return 2
-    sys.argv = [options.program, *options.arguments]
-    if options.module:
-        sys.path.insert(0, os.getcwd())
-        runpy.run_module(options.program, run_name="__main__", alter_sys=True)
-    else:
-        sys.path.insert(0, os.path.dirname(os.path.abspath(options.program)))
-        runpy.run_path(options.program, run_name="__main__")
-    return 0
+        return _refuse(str(error))
+    if sys.flags.ignore_environment or sys.flags.no_site:
+        return _refuse("the engine cannot be handed to a Python with -I, -E or -S")
+    environment = {**os.environ, RUN: sys.prefix}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        filter(None, (_BOOTSTRAP, os.environ.get("PYTHONPATH")))
+    )
+    if audit is not None:
+        environment[AUDIT] = audit
+    how = ["-m"] if options.module else []
+    flags = interpreter_flags(sys.orig_argv[1:])
+    return _become([sys.executable, *flags, *how, options.program, *options.arguments], environment)
+
+
+def _refuse(why: str) -> int:
+    print(f"milvus-lifecycle run: {why}", file=sys.stderr)
+    return 2
+
+
+def interpreter_flags(words: Sequence[str]) -> list[str]:
+    """Python's own options at the start of its command line: before -m, -c or the script."""
+    flags = []
+    rest = iter(words)
+    for word in rest:
+        option = re.fullmatch(r"-([^-cmWX]*)(.*)", word, re.DOTALL)
+        if option is None or word == "-":
+            break
+        letters, last = option.groups()
+        if last.startswith(("c", "m")):  # -um: the end, with flags before it
+            flags += [f"-{letters}"] if letters else []
+            break
+        flags.append(word)
+        if last in ("W", "X") or last.startswith("-"):  # -W error, --check-hash-based-pycs always
+            flags.append(next(rest))
+    return flags
+
+
+def _become(command: list[str], environment: Mapping[str, str]) -> int:
+    if sys.platform != "win32":
+        os.execve(command[0], command, environment)
+    # There the shell would take the end of this process for the end of the program.
+    process = subprocess.Popen(command, env=environment)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the program by itself
+    return process.wait()

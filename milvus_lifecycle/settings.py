@@ -1,13 +1,58 @@
-"""What ``install`` sets for the managers that ``get_instance`` makes."""
+"""What ``install`` sets for the managers that ``get_instance`` makes, and hands to children."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import os
 from dataclasses import dataclass
 from typing import ClassVar
 
 from .audit import Sink
+from .errors import ConfigError
+from .jsonl import ENVIRONMENT as AUDIT
+from .jsonl import JsonLines
 from .logs import ApplicationLog
 from .policy import LifecyclePolicy
+
+#: The default of ``install(policy=...)``: fields of LifecyclePolicy, as a JSON object.
+POLICY = "MILVUS_LIFECYCLE_POLICY"
+#: Set by `milvus-lifecycle run`: the environment (sys.prefix) whose programs run on the engine.
+RUN = "MILVUS_LIFECYCLE_RUN"
+
+
+def choose_policy(policy: object) -> LifecyclePolicy | None:
+    """What ``install(policy=...)`` and the environment ask for. Raises ConfigError."""
+    if policy is None:
+        return _read_policy(os.environ.get(POLICY, ""))
+    if isinstance(policy, LifecyclePolicy):
+        return policy
+    raise ConfigError(
+        f"policy must be a LifecyclePolicy or None, not {type(policy).__name__}", field="policy"
+    )
+
+
+def _read_policy(text: str) -> LifecyclePolicy | None:
+    if not text:
+        return None
+    try:
+        return LifecyclePolicy(**json.loads(text))
+    except ConfigError as error:
+        raise ConfigError(f"{POLICY}: {error}", field=error.field) from None
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{POLICY} is not a JSON object of LifecyclePolicy's fields: {error}", field="policy"
+        ) from None
+
+
+def hand_on(policy: LifecyclePolicy | None, audit: str | None) -> None:
+    """Under `milvus-lifecycle run`, Python children begin with what was installed here."""
+    if RUN not in os.environ:
+        return
+    if policy is not None:
+        os.environ[POLICY] = json.dumps(dataclasses.asdict(policy))
+    if audit is not None:
+        os.environ[AUDIT] = audit
 
 
 @dataclass(frozen=True)
@@ -24,8 +69,6 @@ class Settings:
         """The application's own log, and JSON lines at the path ``audit`` if there is one."""
         sinks: tuple[Sink, ...] = (ApplicationLog(),)
         if audit is not None:
-            from .jsonl import JsonLines
-
             sinks = (*sinks, JsonLines(audit))
         return cls(policy, sinks)
 

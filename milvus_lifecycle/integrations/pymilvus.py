@@ -14,9 +14,10 @@ from ..channel import LifecycleChannel
 from ..config import ConnectionConfig, load_tls
 from ..errors import ConfigError, LifecycleError
 from ..face import FACE
+from ..jsonl import audit_path
 from ..manager import ConnectionManager
 from ..policy import LifecyclePolicy
-from ..settings import Settings
+from ..settings import Settings, choose_policy, hand_on
 from ..stream import EXIT_LIMIT
 from ..transport import open_channel
 
@@ -242,38 +243,54 @@ def _watch_credentials(engine: Engine, face: LifecycleChannel, handler: Any) -> 
 
 # -- install --------------------------------------------------------------------------------------
 
-_lock = threading.Lock()
+_lock = threading.RLock()
 _installed: tuple[object, ...] | None = None
+#: whether `milvus-lifecycle run` has installed it: an install() of the program's own replaces that
+_by_run = False
 _originals: list[tuple[Any, str, Any]] = []
 
 
 def install(policy: LifecyclePolicy | None = None, audit: str | None = None) -> None:
     """Run every MilvusClient and AsyncMilvusClient of this process on the engine.
 
-    ``audit``: path of a JSON lines file, by default what MILVUS_LIFECYCLE_AUDIT says.
+    ``audit``: path of a JSON lines file, by default what MILVUS_LIFECYCLE_AUDIT says; ``policy``
+    by default what MILVUS_LIFECYCLE_POLICY says, as a JSON object.
     Calling it again with equal arguments does nothing; with others it raises RuntimeError.
     Raises ImportError for an unsupported pymilvus and ConfigError for bad arguments.
     """
-    global _installed
-    if policy is not None and not isinstance(policy, LifecyclePolicy):
-        raise ConfigError(
-            f"policy must be a LifecyclePolicy or None, not {type(policy).__name__}", field="policy"
-        )
-    require_supported()
-    from ..jsonl import audit_path
+    global _installed, _by_run
+    wanted = what_to_install(policy, audit)
+    # Before the lock is taken: under `milvus-lifecycle run` this import installs the engine.
+    from pymilvus.client import connection_manager  # noqa: F401
 
-    path = audit_path(audit)
     with _lock:
-        wanted = (policy, path)
-        if _installed is not None:
-            if _installed == wanted:
-                return
+        if _by_run and _installed != wanted:
+            uninstall()
+        _by_run = False
+        if _installed is None:
+            Settings.use(Settings.make(*wanted))
+            _patch()
+            _installed = wanted
+        elif _installed != wanted:
             raise RuntimeError(
                 "milvus_lifecycle is installed with other arguments: call uninstall() first"
             )
-        Settings.use(Settings.make(policy, path))
-        _patch()
-        _installed = wanted
+    hand_on(*wanted)
+
+
+def install_for_run() -> None:
+    """What `milvus-lifecycle run` asks for, unless the program has installed something itself."""
+    global _by_run
+    with _lock:
+        if _installed is None:
+            install()
+            _by_run = True
+
+
+def what_to_install(policy: object, audit: object) -> tuple[LifecyclePolicy | None, str | None]:
+    """Policy and audit path of ``install(policy, audit)``; raises what that would raise."""
+    require_supported()
+    return choose_policy(policy), audit_path(audit)
 
 
 def uninstall() -> None:
