@@ -324,6 +324,13 @@ class ManagedConnection(Leases):
         if emission is not None:
             self._outbox.append(emission)
 
+    def report_wait(self, news: str, reason: str, code: str | None, seconds: float) -> None:
+        """Put on record that calls wait for a collection, or waited ``seconds`` for it."""
+        emission = self.audit.waiting(self, news, reason, code, seconds)
+        if emission is not None:
+            self._outbox.append(emission)
+            self.deliver()
+
     def deliver(self) -> None:
         """Hand records out in ``seq`` order, outside the mutex. One thread at a time does it."""
         while self._outbox:

@@ -20,7 +20,7 @@ from .table import TRANSITIONS, Row, State
 
 TRANSITION = "connection.transition"
 CREATED = "connection.created"
-_OTHER_EVENTS = ("connection.refused", "connection.records_lost")
+_OTHER_EVENTS = ("connection.refused", "connection.waiting", "connection.records_lost")
 
 #: (trigger, source, dest): what a record says of the row that was taken.
 RowKey = tuple[str, str, str]

@@ -10,7 +10,7 @@ from ..diagram_figures import Figures, annotate
 from .lines import Progress
 from .problems import Problems
 from .reading import read_records
-from .records import Created, Record, RecordsLost, Refused, Transition
+from .records import Created, Record, RecordsLost, Refused, Transition, Waiting
 from .rules import Verifier
 from .sources import Sources
 from .stats import Stats, StatsFold
@@ -73,6 +73,7 @@ _EVENTS: dict[type[Record], str] = {
     Transition: "connection.transition",
     Created: "connection.created",
     Refused: "connection.refused",
+    Waiting: "connection.waiting",
     RecordsLost: "connection.records_lost",
 }
 

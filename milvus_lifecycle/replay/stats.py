@@ -13,7 +13,7 @@ from ..table import TRANSITIONS, State, Trigger
 from .incidents import Incident, IncidentBook
 from .outages import FLAPPING, Life, Outage, is_failed_connect
 from .recent import Recent
-from .records import Created, Record, RecordsLost, Refused, Transition
+from .records import Created, Record, RecordsLost, Refused, Transition, Waiting
 
 #: How many of the longest outages, and of the connections that flap most, are kept.
 LONGEST = 20
@@ -55,6 +55,9 @@ class Figures:
     longest_outage_s: float = 0.0
     flapping: int = 0
     refused: int = 0
+    #: waits for a collection that the server loaded again
+    waits: int = 0
+    waited_s: float = 0.0
     state_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     errors: Counter[str] = field(default_factory=Counter)
 
@@ -66,6 +69,7 @@ class Figures:
         self.errors.update(other.errors)
         self.longest_outage_s = max(self.longest_outage_s, other.longest_outage_s)
         self.outage_s += other.outage_s
+        self.waited_s += other.waited_s
         for name in _COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
@@ -87,6 +91,7 @@ class Figures:
             },
             "outage_s": round(self.outage_s, 6),
             "longest_outage_s": round(self.longest_outage_s, 6),
+            "waited_s": round(self.waited_s, 6),
             "state_s": {state.value: round(self.state_s[state.value], 6) for state in State},
             "state_share": {
                 state.value: round(self.state_s[state.value] / total, 6) if total else None
@@ -106,6 +111,7 @@ _COUNTS = (
     "outages",
     "flapping",
     "refused",
+    "waits",
 )
 
 
@@ -191,6 +197,10 @@ class StatsFold:
             self._lost += max(0, record.count)
         elif isinstance(record, Refused):
             self._figures(record.address).refused += 1
+        elif isinstance(record, Waiting):
+            figures = self._figures(record.address)
+            figures.waits += record.trigger == "loading"
+            figures.waited_s += record.dwell_s or 0.0
         elif isinstance(record, Created):
             self._begin(record)
 

@@ -113,6 +113,7 @@ def test_what_is_no_transition_is_counted_and_left_out() -> None:
     ]
     harmless = [
         {**step(3, "acquire", "CLOSED", "CLOSED"), "event": "connection.refused"},
+        {**step(3, "loading", "ACTIVE", "ACTIVE"), "event": "connection.waiting"},
         {"event": "connection.records_lost", "count": 5},
     ]
     figures = annotate([*OUTAGE, *junk, *harmless])
