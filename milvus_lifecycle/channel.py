@@ -152,7 +152,7 @@ class _UnaryUnary(Method[LifecycleChannel]):
             raise face.ended_badly(start, error) from None
         finally:
             face.left(start)
-        face.answered(start, self._method, request, response, metadata)
+        face.answered(start, self._method, request, metadata, response)
         return response, call
 
     def future(
@@ -180,7 +180,8 @@ class _UnaryUnary(Method[LifecycleChannel]):
             if isinstance(error, (grpc.RpcError, ValueError)):
                 raise face.ended_badly(start, error) from None
             raise
-        return _Future(face, start, call, partial(face.answered, start, self._method, request))
+        answered = partial(face.answered, start, self._method, request, metadata)
+        return _Future(face, start, call, answered)
 
 
 class _Streaming(Method[LifecycleChannel]):
@@ -221,7 +222,7 @@ class _Future(grpc.Call, GrpcFuture):
         face: LifecycleChannel,
         start: Start,
         call: Any,
-        answered: Callable[[Any, Any], None],
+        answered: Callable[[Any], None],
     ) -> None:
         self._face = face
         self._start = start
@@ -235,7 +236,7 @@ class _Future(grpc.Call, GrpcFuture):
         face, start = self._face, self._start
         try:
             if call.code() is grpc.StatusCode.OK:
-                self._answered(call.result(), None)
+                self._answered(call.result())
             elif not self._cancelled_by_user:
                 self._seen = face.ended_badly(start, call)
         finally:
