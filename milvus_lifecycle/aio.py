@@ -26,12 +26,13 @@ from .forking import on_fork_in_child
 from .kept import kept
 from .policy import LifecyclePolicy, parse_timeout
 from .procedures import Procedures
-from .requests import Locate, Open, Pause, Ping, Procedure, Register, Request, Wait
+from .requests import AskLoadState, Locate, Open, Pause, Ping, Procedure, Register, Request, Wait
 from .settings import Settings
 
 if TYPE_CHECKING:
     from .connection import ManagedConnection
     from .flight import Flight
+    from .readiness import Status
     from .strategies import Locator
     from .wire import Wire
 
@@ -198,6 +199,10 @@ class AsyncConnectionManager(Procedures):
             )
         if isinstance(request, Locate):
             return await self._locate(request)
+        if isinstance(request, AskLoadState):
+            return await self.transport.load_state(
+                request.connection, request.collection, request.timeout
+            )
         assert isinstance(request, Pause)
         return await asyncio.sleep(request.seconds)
 
@@ -379,6 +384,30 @@ class AsyncFace(Face):
 
     engine: AsyncConnectionManager
 
+    def __init__(self, engine: AsyncConnectionManager, connection: ManagedConnection) -> None:
+        super().__init__(engine, connection)
+        self._statuses: weakref.WeakKeyDictionary[asyncio.Task[Any], Status] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def note_status(self, status: Status) -> None:
+        super().note_status(status)
+        self._statuses[_this_task()] = status
+
+    def take_status(self, error: Exception) -> Status | None:
+        status = super().take_status(error)
+        if status is not None:
+            self._statuses.pop(_this_task(), None)
+            return status
+        # Up to Python 3.11 asyncio.wait_for runs an attempt in a task of its own, whose context
+        # is lost; what that task ended with is the very error that the decorator asks about
+        # (and whose traceback keeps the task).
+        for task, noted in list(self._statuses.items()):
+            if task.done() and not task.cancelled() and task.exception() is error:
+                del self._statuses[task]
+                return noted
+        return None
+
     async def on_rpc_error(self, error: Exception) -> bool:
         """``handler._on_rpc_error``: waits for a recovery; True if the call should be retried."""
         engine = self.engine
@@ -389,6 +418,11 @@ class AsyncFace(Face):
 
     def let_go_elsewhere(self, client: object | None) -> None:
         """Release what a client holds in other loops."""
+
+
+def _this_task() -> asyncio.Task[Any]:
+    # Never None: an RPC is awaited, and whoever awaits is a task.
+    return cast("asyncio.Task[Any]", asyncio.current_task())
 
 
 class _Anchor:

@@ -223,7 +223,7 @@ class _UnaryUnary(Method[AsyncLifecycleChannel]):
                 raise failure
             finally:
                 failure = None  # nor may this frame hold an error whose traceback holds it
-        face.answered(start, self._method, request, response, metadata)
+        face.answered(start, self._method, request, metadata, response)
         return response
 
 

@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Callable
 from contextvars import Context, copy_context
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from .errors import brief, error_code
@@ -29,6 +29,7 @@ DEBUG, INFO, WARNING = 10, 20, 30
 TRANSITION = "connection.transition"
 CREATED = "connection.created"
 REFUSED = "connection.refused"
+WAITING = "connection.waiting"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +37,9 @@ class TransitionRecord:
     """One state change of one connection (design: the audit schema, version 1).
 
     ``seq`` is gap-free per connection and starts at 1 (0: the connection was created; null: a
-    refused trigger, which changes nothing). ``ts`` is UTC, ISO 8601. ``dwell_s`` is the time
-    in seconds that was spent in ``source``. ``attempt`` counts the failed attempts of the
-    flight. States are upper case, triggers lower case.
+    refused trigger or a wait, which change nothing). ``ts`` is UTC, ISO 8601. ``dwell_s`` is the
+    time in seconds that was spent in ``source``, or waited. ``attempt`` counts the failed attempts
+    of the flight. States are upper case, triggers lower case.
     """
 
     event: str
@@ -298,6 +299,36 @@ class Audit:
             thread_name=threading.current_thread().name,
         )
         return Emission(record, DEBUG)
+
+    def waiting(
+        self,
+        connection: ManagedConnection,
+        news: str,
+        reason: str,
+        code: str | None,
+        seconds: float,
+    ) -> Emission | None:
+        """The record of calls that wait for a collection: no state changes.
+
+        ``news`` is what happened to the wait, ``seconds`` how long it has lasted.
+        """
+        emission = self.created(connection)
+        if emission is None:
+            return None
+        state = connection.state.value
+        record = replace(
+            emission.record,
+            event=WAITING,
+            seq=None,
+            trigger=news,
+            source=state,
+            dest=state,
+            reason=reason,
+            error_code=code,
+            in_flight=connection.in_flight,
+            dwell_s=round(seconds, 6),
+        )
+        return Emission(record, INFO)
 
 
 def _always() -> bool:

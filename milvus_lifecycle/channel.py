@@ -161,7 +161,7 @@ class _UnaryUnary(Method[LifecycleChannel]):
             except BaseException:  # a signal handler's, before anything was counted
                 face.left(start)
                 raise
-        face.answered(start, self._method, request, response, metadata)
+        face.answered(start, self._method, request, metadata, response)
         return response, call
 
     def future(
@@ -189,7 +189,8 @@ class _UnaryUnary(Method[LifecycleChannel]):
             if isinstance(error, (grpc.RpcError, ValueError)):
                 raise face.ended_badly(start, error) from None
             raise
-        return _Future(face, start, call, partial(face.answered, start, self._method, request))
+        answered = partial(face.answered, start, self._method, request, metadata)
+        return _Future(face, start, call, answered)
 
 
 class _Streaming(Method[LifecycleChannel]):
@@ -230,7 +231,7 @@ class _Future(grpc.Call, GrpcFuture):
         face: LifecycleChannel,
         start: Start,
         call: Any,
-        answered: Callable[[Any, Any], None],
+        answered: Callable[[Any], None],
     ) -> None:
         self._face = face
         self._start = start
@@ -244,7 +245,7 @@ class _Future(grpc.Call, GrpcFuture):
         face, start = self._face, self._start
         try:
             if call.code() is grpc.StatusCode.OK:
-                self._answered(call.result(), None)
+                self._answered(call.result())
             elif not self._cancelled_by_user:
                 self._seen = face.ended_badly(start, call)
         finally:

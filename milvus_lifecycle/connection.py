@@ -378,6 +378,12 @@ class ManagedConnection(Leases):
                 self._tell(self.audit.created(self))
             return pooled
 
+    def report_wait(self, news: str, reason: str, code: str | None, seconds: float) -> None:
+        """Put on record that calls wait for a collection, or waited ``seconds`` for it."""
+        with self._lock, self._section:
+            self._tell(self.audit.waiting(self, news, reason, code, seconds))
+        self.audit.serve()
+
     def connecting(self) -> bool:
         """Is a first connect in flight that may fail at the first refusal?"""
         flight = self.flight

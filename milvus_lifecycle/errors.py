@@ -62,8 +62,8 @@ REPLICATE_VIOLATION_MARK = "STREAMING_CODE_REPLICATE_VIOLATION"
 """How Milvus says, inside a message, that a client writes to a secondary (issue 4)."""
 
 NOT_READY_CODES = frozenset({101})
-"""Milvus status codes of a server that listens again but does not serve yet: 101 "collection
-not loaded" was answered until 35 s after a restart (design.md section 4)."""
+"""Milvus status codes of a collection that is not loaded. Milvus 2.3.5 answers 101 from 9 to 35 s
+after a restart and loads by itself meanwhile, Milvus Lite 3.2.2 until somebody calls load()."""
 
 # Order matters: userinfo first, because a password may look like anything.
 _SECRETS = (
@@ -301,7 +301,7 @@ class Failure(enum.Enum):
     DEADLINE = "DEADLINE"  # an RPC ran out of time: maybe a black hole, worth a probe
     PERMANENT = "PERMANENT"  # waiting will not help
     REPLICATE_VIOLATION = "REPLICATE_VIOLATION"  # wrote to a secondary of a global cluster
-    NOT_READY = "NOT_READY"  # listens, but does not serve yet
+    NOT_READY = "NOT_READY"  # not loaded: perhaps it is being loaded, see readiness
     OTHER = "OTHER"  # the caller's business
 
 

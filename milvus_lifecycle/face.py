@@ -8,7 +8,6 @@ channels derive from it and add only how they call and wait.
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from .errors import (
     Failure,
     classify,
 )
+from .readiness import READS, Readiness, Status
 from .table import State
 from .wire import Binding, Rpc, WireState
 
@@ -44,10 +44,6 @@ STAMP = "_milvus_lifecycle_start"
 RETRY_WINDOW = 3.5
 #: With so little time left (seconds) a retry is pointless; the deadline is raised instead.
 DEADLINE_MARGIN = 0.02
-#: how many (method, collection) pairs a face remembers as answered
-ANSWERED_LIMIT = 1000
-#: how many statuses it remembers
-STATUSES_LIMIT = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +86,7 @@ class _Call:
 # The decorator does not pass a call's deadline on, and gives every attempt the full timeout
 # again. The error callback runs in the call's own thread or task, so its context carries it.
 _call: contextvars.ContextVar[_Call | None] = contextvars.ContextVar("milvus_call", default=None)
-_status: contextvars.ContextVar[tuple[int, str, Start] | None] = contextvars.ContextVar(
+_status: contextvars.ContextVar[Status | None] = contextvars.ContextVar(
     "milvus_status", default=None
 )
 
@@ -165,9 +161,7 @@ class Face:
         self.connection = connection
         #: False once the handler itself was closed: then CLOSED is the caller's answer
         self.revivable = True
-        self._answered: set[tuple[str, str, str]] = set()
-        #: statuses that a retry decorator may ask about: (code, reason) -> the RPC they answered
-        self._statuses: dict[tuple[int, str], Start] = {}
+        self.readiness = Readiness()
 
     def rebound(self) -> None:
         """A channel was swapped in."""
@@ -225,43 +219,34 @@ class Face:
         return (*(metadata or ()), ("identifier", binding.identifier))
 
     def answered(
-        self, start: Start, method: str, request: Any, response: Any, metadata: Any
+        self, start: Start, method: str, request: Any, metadata: Any, response: Any
     ) -> None:
-        """An RPC succeeded: the connection hears of it, not-ready statuses are noted."""
+        """An RPC succeeded: the connection hears of it; a status in the answer is noted."""
         connection = start.connection
         self.engine.rpc_succeeded(connection, connection.generation_of(start.binding))
-        collection = getattr(request, "collection_name", "")
         status = getattr(response, "status", response)
         code = getattr(status, "code", 0)
-        if code == 0 and not collection:
-            return
-        key = (method, _database(metadata), collection)
         if code == 0:
-            if len(self._answered) < ANSWERED_LIMIT:
-                self._answered.add(key)
+            if method in READS:
+                self.readiness.answered(start, metadata, request, self.engine.seams.clock)
             return
         reason = getattr(status, "reason", "")
-        late = code in NOT_READY_CODES and start.binding.generation > 1 and key in self._answered
-        if late or REPLICATE_VIOLATION_MARK in reason:
-            _status.set((code, reason, start))
-            # asyncio.wait_for may run the call in a task of its own, whose context is lost.
-            while len(self._statuses) >= STATUSES_LIMIT:
-                self._statuses.pop(next(iter(self._statuses)), None)
-            self._statuses[code, reason] = start
+        collection = None
+        if code in NOT_READY_CODES:
+            collection = self.readiness.lost(start, metadata, request)
+        if collection is not None or REPLICATE_VIOLATION_MARK in reason:
+            self.note_status(Status(start, code, reason, collection))
 
-    def take_status(self, error: Exception) -> Start | None:
-        """The RPC that was answered with the status that ``error`` tells of, if it was noted."""
-        code, reason = getattr(error, "code", None), getattr(error, "message", None)
-        noted = _status.get()
-        if noted is not None:
-            _status.set(None)
-            if noted[:2] == (code, reason):
-                return noted[2]
-        if not isinstance(code, int) or not isinstance(reason, str):
-            return None
-        start = self._statuses.get((code, reason))
-        # Perhaps another call's: its generation holds for this one too, its deadline does not.
-        return None if start is None else replace(start, until=None)
+    def note_status(self, status: Status) -> None:
+        """The retry decorator may ask about ``status``, and will not say which RPC it ended."""
+        _status.set(status)
+
+    def take_status(self, error: Exception) -> Status | None:
+        """The noted status that ``error`` tells of, if there is one."""
+        status = _status.get()
+        _status.set(None)
+        told = getattr(error, "code", None), getattr(error, "message", None)
+        return status if status is not None and (status.code, status.reason) == told else None
 
     def failed(self, start: Start, error: Exception) -> Exception:
         """An RPC failed: report it, stamp it. Returns what its caller is to see."""
@@ -305,11 +290,3 @@ def _is_cancellation(error: BaseException) -> bool:
         return callable(code) and code() is grpc.StatusCode.CANCELLED
     except Exception:
         return False
-
-
-def _database(metadata: Any) -> str:
-    pairs: Sequence[tuple[str, Any]] = metadata or ()
-    for key, value in pairs:
-        if key == "dbname":
-            return str(value)
-    return ""

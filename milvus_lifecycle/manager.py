@@ -27,7 +27,7 @@ from .kept import kept
 from .mutex import Reentered
 from .policy import LifecyclePolicy, parse_timeout
 from .procedures import Procedures
-from .requests import Locate, Open, Pause, Ping, Procedure, Register, Request, Wait
+from .requests import AskLoadState, Locate, Open, Pause, Ping, Procedure, Register, Request, Wait
 from .settings import Settings
 from .timers import attempt
 
@@ -175,6 +175,10 @@ class ConnectionManager(Procedures):
                 request.connection, request.last_error, request.timeout
             )
             return located
+        if isinstance(request, AskLoadState):
+            return self.transport.load_state(
+                request.connection, request.collection, request.timeout
+            )
         assert isinstance(request, Pause)
         return self.seams.wait(threading.Event(), self.seams.clock() + request.seconds)
 

@@ -24,12 +24,14 @@ from .errors import (
     RecoveryExhausted,
     classify,
 )
-from .face import Face, Start, stamp_of
+from .face import DEADLINE_MARGIN, Face, Start, stamp_of
 from .flight import Flight, FlightKind, Outcome
 from .flights import STOPPED, Flights
 from .leases import check_client
-from .requests import Locate, Pause, Procedure, Wait
+from .readiness import NEWS, LoadState, Reload, Status
+from .requests import AskLoadState, Locate, Pause, Procedure, Wait
 from .table import State, Trigger
+from .wire import WireState
 
 if TYPE_CHECKING:
     from .connection import ManagedConnection
@@ -43,8 +45,8 @@ VERDICT_GRACE = 0.5
 SHORTEST_CHECKOUT = 0.2
 #: How long (seconds) a refresh in the background may take.
 REFRESH_LIMIT = 10.0
-#: Gap (seconds) between two tries while a server is up but says that it is not ready.
-NOT_READY_PAUSE = 0.25
+#: Gap (seconds) between two looks at how far a server is with loading a collection.
+ASK_PAUSE = 0.25
 #: Gap (seconds) between two tries of a caller whose flights cannot even be started.
 NO_WORKER_PAUSE = 0.1
 
@@ -175,14 +177,13 @@ class Procedures(Flights):
         start, now = stamp_of(error), self.seams.clock()
         if start is None:
             # A status instead of an RPC error, or an error that somebody brought in by hand.
-            start = face.take_status(error)
+            status = face.take_status(error)
             if classify(error) is Failure.NOT_READY:
-                if start is None:
+                if status is None or not (yield from self._wait_loaded(face, status)):
                     return False
-                handled = yield from self._wait_ready(start.began, start.until)
-                if handled:
-                    face.expect_retry(start)
-                return handled
+                face.expect_retry(status.start)
+                return True
+            start = None if status is None else status.start
         else:
             # The budget is for waiting. A call may have run for longer than that when its server
             # goes away, or into a connection whose loss nobody noticed.
@@ -218,15 +219,57 @@ class Procedures(Flights):
         yield from self.ride_out(connection, began, until)
         return True
 
-    def _wait_ready(self, began: float, until: float | None) -> Procedure[bool]:
-        """The server answers "not ready" for what it served before the outage: wait a little."""
-        now = self.seams.clock()
-        limit = began + self.policy.recovery_budget
-        limit = limit if until is None else min(limit, until)
-        if now + NOT_READY_PAUSE >= limit:
-            return False
-        yield Pause(NOT_READY_PAUSE)
-        return True
+    def _wait_loaded(self, face: Face, status: Status) -> Procedure[bool]:
+        """What was read before the outage is not loaded: wait while the server loads it again.
+
+        True: the call is to be tried again. Ends in time for the caller's own deadline.
+        """
+        start, now = status.start, self.seams.clock()
+        budget = self.policy.recovery_budget
+        reload = face.readiness.reload(status, now, budget)
+        limit = min(reload.until, start.began + budget)
+        if start.until is not None:
+            limit = min(limit, start.until - DEADLINE_MARGIN)
+        while reload.ended > now and _in_use(start):
+            if limit - now < ASK_PAUSE:
+                if reload.until - now < ASK_PAUSE:
+                    self._end_wait(status, reload, "overdue")
+                return False
+            pause = reload.asked_at + ASK_PAUSE - now
+            if reload.loading and pause > 0:  # another call has just asked
+                yield Pause(pause)
+            else:
+                yield from self._ask_loaded(status, reload, limit - now)
+            now = self.seams.clock()
+        if not _in_use(start):
+            self._end_wait(status, reload, "interrupted")
+            return True
+        return reload.news == "loaded"
+
+    def _ask_loaded(self, status: Status, reload: Reload, left: float) -> Procedure[None]:
+        start, reload.asked_at = status.start, self.seams.clock()
+        timeout = min(left, self.policy.probe_timeout)
+        try:
+            state = yield AskLoadState(start.connection, reload.collection, timeout)
+        except Exception as error:
+            if classify(error) is Failure.DEADLINE or not _in_use(start):
+                return  # no news
+            state = LoadState.NOT_LOAD
+        if state is not LoadState.LOADING:
+            self._end_wait(status, reload, "loaded" if state is LoadState.LOADED else "not_loaded")
+        elif reload.first("loading"):
+            self._tell_wait(status, reload, "loading", 0.0)
+
+    def _end_wait(self, status: Status, reload: Reload, news: str) -> None:
+        if reload.first("end"):
+            reload.news, reload.ended = news, self.seams.clock()
+            if not reload.first("loading"):  # else nobody has waited
+                self._tell_wait(status, reload, news, reload.ended - reload.began)
+
+    def _tell_wait(self, status: Status, reload: Reload, news: str, seconds: float) -> None:
+        code = None if news == "loaded" else str(status.code)
+        reason = NEWS[news].format(reload.collection)
+        status.start.connection.report_wait(news, reason, code, seconds)
 
     def refresh(self, connection: ManagedConnection) -> Procedure[None]:
         """Ask the locator where to be, with nobody waiting; then let the connections compare."""
@@ -360,6 +403,11 @@ def _verdict(
         kind = PermanentFailure
     address = connection.address
     return kind(address=address, attempts=attempts, elapsed=elapsed, last_error=error)
+
+
+def _in_use(start: Start) -> bool:
+    """Is the channel of this RPC still the one in use?"""
+    return start.binding.wire.state is WireState.CURRENT
 
 
 def _deserted(connection: ManagedConnection) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from .connection import ManagedConnection
     from .flight import Flight
+    from .readiness import Collection
     from .strategies import Locator
     from .wire import Wire
 
@@ -76,13 +77,22 @@ class Ping:
 
 
 @dataclass(frozen=True, slots=True)
+class AskLoadState:
+    """Ask the server how far a collection is, by an RPC like a user's own. Result: LoadState."""
+
+    connection: ManagedConnection
+    collection: Collection
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True)
 class Pause:
     """Wait for a short time that no flight ends. Result: None."""
 
     seconds: float
 
 
-Request = Wait | Locate | Open | Register | Ping | Pause
+Request = Wait | Locate | Open | Register | Ping | AskLoadState | Pause
 Result = TypeVar("Result")
 #: A procedure: yields requests, is sent their results, returns ``Result``.
 Procedure = Generator[Request, Any, Result]

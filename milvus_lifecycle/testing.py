@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 from .audit import TRANSITION, TransitionRecord
 from .facts import Located, Seams
+from .readiness import LoadState
 from .table import Trigger
 from .testing_transport import (
     AsyncFakeHandler,
@@ -154,7 +155,8 @@ class _ClockLoop(asyncio.SelectorEventLoop):
 class Operation:
     """One piece of I/O that the engine asked for. It ends when its script says how.
 
-    ``kind`` is "register" (the Connect call), "ping", "locate", "open" or "rpc". ``timeout``
+    ``kind`` is "register" (the Connect call), "ping", "locate", "open", "load_state" (of the
+    collection in ``request``) or "rpc". ``timeout``
     (seconds) is what the engine or the caller allowed; the script alone decides whether it holds.
     """
 
@@ -170,7 +172,8 @@ class Operation:
         self.done: Future[Any] = Future()
 
     def succeed(self, result: Any = None) -> None:
-        """End well. ``register`` results in an identifier, ``locate`` in a ``Located``."""
+        """End well. ``register`` results in an identifier, ``locate`` in a ``Located``,
+        ``load_state`` in a ``LoadState``."""
         if not self.done.done():
             self.done.set_result(result)
 
@@ -244,6 +247,8 @@ class Script:
             result = f"identifier-{next(self._identifiers)}"
         elif operation.kind == "locate":
             result = Located(operation.address)
+        elif operation.kind == "load_state":
+            result = LoadState.LOADED
         operation.succeed(result)
 
     def open(self, make: type[FakeChannel], address: str, secure: bool | None) -> FakeChannel:

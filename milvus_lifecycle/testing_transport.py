@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from .connection import ManagedConnection
     from .engine import Engine
     from .errors import LifecycleError
+    from .readiness import Collection
     from .testing import Operation, Script
     from .wire import Wire
 
@@ -158,6 +160,14 @@ class _Scripted:
         """A fake channel."""
         return self.script.open(self.channel_class, address, secure)
 
+    def ask(
+        self, connection: ManagedConnection, collection: Collection, timeout: float
+    ) -> Future[Any]:
+        """Begin a "load_state"."""
+        return self.script.perform(
+            "load_state", connection.address, timeout, request=collection
+        ).done
+
     def translate(self, error: LifecycleError) -> Exception:
         """The engine's own error, as it is."""
         return error
@@ -181,6 +191,11 @@ class ScriptedTransport(_Scripted):
     def ping(self, connection: ManagedConnection, wire: Wire, timeout: float) -> Any:
         return wire.channel.begin("ping", timeout).done.result()
 
+    def load_state(
+        self, connection: ManagedConnection, collection: Collection, timeout: float
+    ) -> Any:
+        return self.ask(connection, collection, timeout).result()
+
 
 class AsyncScriptedTransport(_Scripted):
     """Transport of the asyncio flavour."""
@@ -199,3 +214,8 @@ class AsyncScriptedTransport(_Scripted):
 
     async def ping(self, connection: ManagedConnection, wire: Wire, timeout: float) -> Any:
         return await asyncio.wrap_future(wire.channel.begin("ping", timeout).done)
+
+    async def load_state(
+        self, connection: ManagedConnection, collection: Collection, timeout: float
+    ) -> Any:
+        return await asyncio.wrap_future(self.ask(connection, collection, timeout))

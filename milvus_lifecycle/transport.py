@@ -1,4 +1,4 @@
-"""What managers need of the SDK and of gRPC: handlers, channels and two raw RPCs.
+"""What managers need of the SDK and of gRPC: handlers, channels and three raw RPCs.
 
 The protocol is the seam between the engine and the world: the pymilvus integration implements
 it for both flavours, ``testing`` implements it without any network.
@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from .connection import ManagedConnection
     from .engine import Engine
     from .errors import LifecycleError
+    from .readiness import Collection
     from .wire import Wire
 
 
 class Transport(Protocol):
-    """I/O and object construction. ``register`` and ``ping`` wait; the rest must not."""
+    """I/O and object construction. ``register``, ``ping`` and ``load_state`` wait; the rest must
+    not."""
 
     def check(self, config: ConnectionConfig) -> None:
         """Raise ConfigError for what can be seen to be unusable before anything is opened."""
@@ -49,6 +51,13 @@ class Transport(Protocol):
 
     def ping(self, connection: ManagedConnection, wire: Wire, timeout: float) -> Any:
         """Ask a channel whether it is alive; raises if not. None, or an awaitable of it."""
+        ...
+
+    def load_state(
+        self, connection: ManagedConnection, collection: Collection, timeout: float
+    ) -> Any:
+        """Ask the server, through the permanent channel, how far ``collection`` is: a LoadState,
+        or an awaitable of it. Raises what it answers instead."""
         ...
 
     def translate(self, error: LifecycleError) -> Exception:

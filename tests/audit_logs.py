@@ -47,6 +47,12 @@ class Story:
             self.step("retry", "RECOVERING", length, attempt=number, error_code="UNAVAILABLE")
         return self.step("recovered", "ACTIVE", attempts[-1])
 
+    def wait(self, news: str, seconds: float = 0.0) -> Story:
+        """What happened to a wait for a collection, which has lasted for ``seconds``."""
+        fields = {"trigger": news, "source": self.state, "dwell_s": seconds, "seq": None}
+        self._write("connection.waiting", **fields)
+        return self
+
     def _write(self, event: str, **fields: object) -> None:
         record: Fields = {
             "event": event,

@@ -1,4 +1,4 @@
-"""pymilvus on the engine: install and uninstall, handlers, and the two raw RPCs."""
+"""pymilvus on the engine: install and uninstall, handlers, and the three raw RPCs."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ..face import FACE
 from ..jsonl import audit_path
 from ..manager import ConnectionManager
 from ..policy import LifecyclePolicy
+from ..readiness import Collection, LoadState
 from ..settings import Settings, choose_policy, hand_on
 from ..stream import EXIT_LIMIT
 from ..transport import open_channel
@@ -142,23 +143,30 @@ class ThreadsTransport(_PymilvusTransport):
         self, connection: ManagedConnection, wire: Wire, timeout: float, patient: bool
     ) -> str:
         """A Connect call with the handler's own credentials of the moment."""
-        call = _raw(self._authorized(connection, wire), "Connect")
+        call = _raw(self._authorized(connection, wire.channel), "Connect")
         request = self._connect_request(connection)
         return _identifier(call(request, timeout=timeout, wait_for_ready=patient))
 
     def ping(self, connection: ManagedConnection, wire: Wire, timeout: float) -> None:
         """GetVersion, raw: no decorator, no retry. Any answer is a sign of life."""
         try:
-            call = _raw(self._authorized(connection, wire), "GetVersion")
+            call = _raw(self._authorized(connection, wire.channel), "GetVersion")
             call(_version_request(), timeout=timeout)
         except grpc.RpcError as error:
             if not _says_alive(error):
                 raise
 
-    def _authorized(self, connection: ManagedConnection, wire: Wire) -> Any:
+    def load_state(
+        self, connection: ManagedConnection, collection: Collection, timeout: float
+    ) -> LoadState:
+        """GetLoadState, without decorator and retry."""
+        call = _raw(self._authorized(connection, connection.face), "GetLoadState")
+        return _load_state(call(**_load_state_request(collection), timeout=timeout))
+
+    def _authorized(self, connection: ManagedConnection, channel: Any) -> Any:
         # After update_password(reset_connection=True) the handler has a new interceptor.
         interceptor = connection.handler._authorization_interceptor
-        return grpc.intercept_channel(wire.channel, interceptor) if interceptor else wire.channel
+        return grpc.intercept_channel(channel, interceptor) if interceptor else channel
 
 
 class AsyncioTransport(_PymilvusTransport):
@@ -210,6 +218,13 @@ class AsyncioTransport(_PymilvusTransport):
             if not _says_alive(error):
                 raise
 
+    async def load_state(
+        self, connection: ManagedConnection, collection: Collection, timeout: float
+    ) -> LoadState:
+        """GetLoadState, without decorator and retry."""
+        call = _raw(connection.face, "GetLoadState")
+        return _load_state(await call(**_load_state_request(collection), timeout=timeout))
+
 
 def _raw(channel: Any, method: str) -> Any:
     """A method of Milvus without the stub's hundred others."""
@@ -228,6 +243,25 @@ def _version_request() -> Any:
     from pymilvus.grpc_gen import milvus_pb2
 
     return milvus_pb2.GetVersionRequest()
+
+
+def _load_state_request(collection: Collection) -> dict[str, Any]:
+    """Request and metadata: the database travels in both, as servers differ in where they look."""
+    from pymilvus.grpc_gen import milvus_pb2
+
+    request = milvus_pb2.GetLoadStateRequest(
+        db_name=collection.database,
+        collection_name=collection.name,
+        partition_names=collection.partitions,
+    )
+    return {"request": request, "metadata": (("dbname", collection.database),)}
+
+
+def _load_state(response: Any) -> LoadState:
+    from pymilvus.client.utils import check_status
+
+    check_status(response.status)
+    return LoadState(response.state)
 
 
 def _watch_credentials(engine: Engine, face: LifecycleChannel, handler: Any) -> None:

@@ -1,4 +1,4 @@
-"""The four kinds of audit record, as typed objects, and how one line becomes one of them.
+"""The five kinds of audit record, as typed objects, and how one line becomes one of them.
 
 The fields are those of the audit schema (``docs/audit.md``); a line may carry more, such as
 the application's own context, and they are left alone. The event's name decides the kind.
@@ -67,6 +67,15 @@ class Refused(_OfConnection, tag="connection.refused", kw_only=True, gc=False):
     dest: str | None = None
 
 
+class Waiting(_OfConnection, tag="connection.waiting", kw_only=True, gc=False):
+    """Calls wait for a collection to be loaded again, or have waited ``dwell_s``: no change."""
+
+    trigger: str
+    source: str
+    seq: int | None = None
+    dest: str | None = None
+
+
 class RecordsLost(Struct, tag_field="event", tag="connection.records_lost", kw_only=True, gc=False):
     """The sink could not write ``count`` records: of one connection, or of a whole process."""
 
@@ -77,11 +86,12 @@ class RecordsLost(Struct, tag_field="event", tag="connection.records_lost", kw_o
     schema: int = SCHEMA
 
 
-Record: TypeAlias = Transition | Created | Refused | RecordsLost
-KINDS: tuple[type[Transition], type[Created], type[Refused], type[RecordsLost]] = (
+Record: TypeAlias = Transition | Created | Refused | Waiting | RecordsLost
+KINDS: tuple[type[Transition], type[Created], type[Refused], type[Waiting], type[RecordsLost]] = (
     Transition,
     Created,
     Refused,
+    Waiting,
     RecordsLost,
 )
 
@@ -90,6 +100,7 @@ EVENTS = (
     "connection.transition",
     "connection.created",
     "connection.refused",
+    "connection.waiting",
     "connection.records_lost",
 )
 

@@ -23,7 +23,7 @@ from .decoding import clean
 from .gaps import Gap, LossBook
 from .problems import Kind, Problem, Problems
 from .recent import CAPACITY, Recent
-from .records import SCHEMA, Created, Record, RecordsLost, Refused, Transition
+from .records import SCHEMA, Created, Record, RecordsLost, Refused, Transition, Waiting
 from .tracks import STATES, Identity, Key, Track, identity_of
 
 _ROWS = frozenset((str(row.trigger), str(row.source), str(row.dest)) for row in TRANSITIONS)
@@ -132,7 +132,7 @@ class Verifier:
             )
         elif isinstance(record, Refused):
             self._refused(record, line)
-        else:
+        elif not isinstance(record, Waiting):  # which changes nothing
             self._step(record, line)
 
     def _step(self, record: Transition | Created, line: int) -> None:

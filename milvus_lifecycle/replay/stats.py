@@ -19,7 +19,7 @@ from ..table import LIVE, TRANSITIONS, State, Trigger
 from .incidents import Incident, IncidentBook
 from .outages import ATTEMPTS, FLAPPING, MOVES, Life, Outage, dwell_of, is_failed_connect
 from .recent import Recent
-from .records import Created, Record, RecordsLost, Refused, Transition
+from .records import Created, Record, RecordsLost, Refused, Transition, Waiting
 
 #: How many of the longest outages, and of the connections that flap most, are kept.
 LONGEST = 20
@@ -109,6 +109,9 @@ class Figures:
     failed_connects: int = 0
     flapping: int = 0
     refused: int = 0
+    #: waits for a collection that the server loaded again
+    waits: int = 0
+    waited_s: float = 0.0
     state_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     errors: Counter[str] = field(default_factory=Counter)
 
@@ -118,6 +121,7 @@ class Figures:
         for state, seconds in other.state_s.items():
             self.state_s[state] += seconds
         self.errors.update(other.errors)
+        self.waited_s += other.waited_s
         for name in _COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
@@ -147,6 +151,7 @@ class Figures:
             "outage_s": {
                 name: None if value is None else round(value, 6) for name, value in lengths.items()
             },
+            "waited_s": round(self.waited_s, 6),
             "state_s": {state.value: round(self.state_s[state.value], 6) for state in State},
             "state_share": {
                 state.value: round(shares[state.value], 6) if shares else None for state in State
@@ -167,6 +172,7 @@ _COUNTS = (
     "failed_connects",
     "flapping",
     "refused",
+    "waits",
 )
 
 
@@ -263,6 +269,10 @@ class StatsFold:
             self._lost += max(0, record.count)
         elif isinstance(record, Refused):
             self._figures(record.address).refused += 1
+        elif isinstance(record, Waiting):
+            figures = self._figures(record.address)
+            figures.waits += record.trigger == "loading"
+            figures.waited_s += record.dwell_s or 0.0
         elif isinstance(record, Created):
             self._figures(record.address).created += 1
             return self._begin(record)

@@ -24,6 +24,7 @@ def stats_tables(stats: Stats) -> list[Table]:
     return [
         _outages(stats),
         _states(stats),
+        _waits(stats),
         _errors(stats),
         incident_table(stats.incidents),
         outage_table(stats.longest_outages),
@@ -80,6 +81,15 @@ def _states(stats: Stats) -> Table:
 
 
 _LIVE = tuple(state.value for state in State if state is not State.CLOSED)
+
+
+def _waits(stats: Stats) -> Table:
+    rows = [
+        (name, f"{figures.waits:,}", seconds(figures.waited_s))
+        for name, figures in _figures(stats)
+        if figures.waits
+    ]
+    return Table("Collections that were loaded again", ("endpoint", "waits>", "waited>"), rows)
 
 
 def _errors(stats: Stats) -> Table:

@@ -12,7 +12,7 @@ from ..table import State
 from .colour import Paint
 from .decoding import clean, decode_or_explain
 from .problems import Kind
-from .records import Created, Record, RecordsLost, Refused, Transition
+from .records import Created, Record, RecordsLost, Refused, Transition, Waiting
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _STYLES = {
@@ -136,6 +136,8 @@ class LineWriter:
             source, trigger, dest = record.source, record.trigger, record.dest
         elif isinstance(record, Created):
             source, trigger, dest = "", "created", record.dest
+        elif isinstance(record, Waiting):
+            source, trigger, dest = record.source, record.trigger, record.source
         else:
             source, trigger, dest = record.source, f"{record.trigger} refused", record.source
         style = "alarm" if trigger in _ALARMS else _STYLES.get(dest, "")
@@ -149,17 +151,17 @@ class LineWriter:
         ]
 
 
-def _number(record: Transition | Created | Refused) -> str:
+def _number(record: Transition | Created | Refused | Waiting) -> str:
     return "-" if record.seq is None else str(record.seq)
 
 
-def _dwell(record: Transition | Created | Refused) -> str:
-    if not isinstance(record, Transition) or record.dwell_s is None:
+def _dwell(record: Transition | Created | Refused | Waiting) -> str:
+    if not isinstance(record, (Transition, Waiting)) or record.dwell_s is None:
         return ""
     return show_seconds(record.dwell_s)
 
 
-def _details(record: Transition | Created | Refused) -> str:
+def _details(record: Transition | Created | Refused | Waiting) -> str:
     details = [f"g{record.generation}"]
     if record.attempt:
         details.append(f"try {record.attempt}")

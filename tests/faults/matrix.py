@@ -45,7 +45,7 @@ def freeze(scene: Scene) -> None:
 
 
 SERVER_FAULTS = (
-    Fault("SIGKILL, back after 3 s", kill),
+    Fault("SIGKILL, back after 3 s", kill, reloads=True),
     Fault("SIGSTOP for 20 s", freeze, breaks=None, unwell=True),
     Fault("graceful stop, then started", terminate, unwell=True),
 )

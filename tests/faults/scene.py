@@ -59,14 +59,16 @@ class Fault:
 
     `breaks`: whether it costs the connection; None if that depends on what gRPC notices first.
     `unwell`: a server may answer calls with errors of its own while it goes through it; these are
-    the caller's to see. `budget` is the `recovery_budget` of the clients, in seconds, which has to
-    outlast it.
+    the caller's to see. `reloads`: a server that loads collections does so again after it, and
+    searches wait for that. `budget` is the `recovery_budget` of the clients, in seconds, which has
+    to outlast it.
     """
 
     name: str
     strike: Callable[[Scene], object]
     breaks: bool | None = True
     unwell: bool = False
+    reloads: bool = False
     budget: float = 60.0
     idle_threshold: float = 30.0
 
@@ -87,6 +89,8 @@ class Outcome:
     served_after: float
     longest: float
     recovered: int
+    #: waits for the collection to be loaded again that ended well
+    waits: int
 
     def __str__(self) -> str:
         refused = f" ({len(self.refused)} answered with an error)" if self.refused else ""
@@ -94,7 +98,7 @@ class Outcome:
             f"{len(self.failed)} of {self.calls:,} calls failed{refused}; "
             f"{self.acknowledged:,} inserts acknowledged, {self.missing} missing; "
             f"lasted {self.lasted:.1f} s, all served {self.served_after:.1f} s after it; "
-            f"longest call {self.longest:.1f} s; {self.recovered} recoveries"
+            f"longest call {self.longest:.1f} s; {self.recovered} recoveries, {self.waits} waits"
         )
 
 
@@ -137,6 +141,7 @@ def play(fault: Fault, server: Server, flavour: Flavour, audit: Path) -> Outcome
         served_after,
         tally.longest,
         count(audit, "recovered", f":{proxy.port}"),
+        count(audit, "loaded", f":{proxy.port}"),
     )
 
 

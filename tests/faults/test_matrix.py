@@ -35,3 +35,5 @@ def test_no_call_fails(
     assert outcome.missing == 0
     assert outcome.acknowledged > 0
     assert fault.breaks in (None, outcome.recovered > 0)
+    assert outcome.waits > 0 or not (fault.reloads and server.indexed)
+    assert outcome.waits == 0 or server.indexed

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.flavours import FLAVOURS, Program
 from tests.global_clusters import GlobalCluster
 from tests.looping import AsyncEngine
 from tests.servers import FakeMilvus
@@ -22,6 +23,22 @@ def aio(request: pytest.FixtureRequest) -> Iterator[AsyncEngine]:
         yield AsyncEngine()
     finally:
         ml.uninstall()
+
+
+@pytest.fixture(params=FLAVOURS)
+def program(request: pytest.FixtureRequest) -> Iterator[Program]:
+    """A program of each flavour on the engine, with the policy of the test's `policy` marker."""
+    import milvus_lifecycle as ml
+
+    marker = request.node.get_closest_marker("policy")
+    ml.install(policy=ml.LifecyclePolicy(**(marker.kwargs if marker else {})))
+    running = Program(request.param)
+    try:
+        yield running
+    finally:
+        running.end()
+        ml.uninstall()
+    assert running.complaints == []
 
 
 @pytest.fixture

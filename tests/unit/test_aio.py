@@ -8,6 +8,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from milvus_lifecycle import (
 )
 from milvus_lifecycle.errors import ConnectFailed, LoopMismatch, UnknownHandler
 from milvus_lifecycle.facts import Located
+from milvus_lifecycle.readiness import LoadState
 from milvus_lifecycle.requests import Procedure, Wait
 from milvus_lifecycle.strategies import ConnectionStrategy
 from milvus_lifecycle.table import State, Trigger
@@ -167,6 +169,48 @@ async def test_an_error_brought_in_by_hand() -> None:
     assert await rig.manager.handle_error(handler, rpc_error("UNAVAILABLE")) is True
     assert rig.triggers()[2:] == ["fail", "recovered"]
     assert await rig.manager.handle_error(handler, ValueError("mine")) is False
+    await rig.manager.close_all()
+
+
+class NotLoaded(Exception):
+    """What pymilvus raises for a response that carries this status."""
+
+    code, message = 101, "collection not loaded"
+
+
+@in_loop
+async def test_a_status_belongs_to_the_call_that_it_ended() -> None:
+    """Also when each attempt has a task of its own, as pymilvus does with a timeout."""
+    rig = Rig()
+    handler = await rig.connected()
+    search = handler.face.unary_unary("/milvus.proto.milvus.MilvusService/Search")
+
+    async def attempt(name: str) -> None:
+        if await search(SimpleNamespace(collection_name=name)) is not None:
+            raise NotLoaded
+
+    async def fail(name: str) -> NotLoaded:
+        rig.script.plan("rpc", SimpleNamespace(code=NotLoaded.code, reason=NotLoaded.message))
+        task = asyncio.create_task(attempt(name))
+        with pytest.raises(NotLoaded) as caught:
+            await task
+        return caught.value
+
+    for name in ("one", "two"):
+        await attempt(name)
+    rig.script.plan("rpc", UNAVAILABLE)
+    await handler.call()
+    errors = {name: await fail(name) for name in ("one", "two")}
+    for name in ("two", "one"):
+        assert handler.face.take_status(errors[name]).collection.name == name
+        assert handler.face.take_status(errors[name]) is None, "it is taken once"
+
+    rig.script.plan("rpc", SimpleNamespace(code=NotLoaded.code, reason=NotLoaded.message))
+    rig.script.plan("load_state", LoadState.LOADED)
+    with pytest.raises(NotLoaded) as caught:
+        await attempt("one")
+    assert await rig.manager.handle_error(handler, caught.value) is True
+    assert await rig.manager.handle_error(handler, caught.value) is False
     await rig.manager.close_all()
 
 

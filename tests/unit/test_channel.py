@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
 
-from milvus_lifecycle.errors import ConnectionClosed
+from milvus_lifecycle.errors import REPLICATE_VIOLATION_MARK, ConnectionClosed
 from milvus_lifecycle.face import DrainedError
 from milvus_lifecycle.table import State
 from milvus_lifecycle.testing import FakeChannel, rpc_error
+from tests.observe import Call
 from tests.rigs import Rig
 
 KINDS = ("unary_stream", "stream_unary", "stream_stream")
@@ -272,3 +275,25 @@ def test_a_future_that_does_not_begin(error: Exception) -> None:
             0,
             isinstance(error, grpc.RpcError),
         )
+
+
+def test_threads_are_answered_statuses_at_once() -> None:
+    """Whatever a server answers, and however many threads: no answer becomes another error."""
+    with Rig() as rig:
+        face = rig.connected().face
+        start, _, _ = face.quick(None)
+
+        def work(worker: int) -> None:
+            for number in range(5000):
+                reason = f"{REPLICATE_VIOLATION_MARK} {worker} {number}"
+                status = SimpleNamespace(code=5, reason=reason)
+                face.answered(start, "/method", "request", None, status)
+
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            for call in [Call(work, worker) for worker in range(8)]:
+                call.value(60)
+        finally:
+            sys.setswitchinterval(interval)
+            face.left(start)

@@ -101,6 +101,7 @@ def test_what_is_no_step_changes_no_figure() -> None:
     """Refused triggers and confessed losses are records, but nothing happened."""
     harmless = [
         step(3, "acquire", "CLOSED", "CLOSED", event="connection.refused", seq=None),
+        step(3, "loading", "ACTIVE", "ACTIVE", event="connection.waiting", seq=None),
         convert(
             {"event": "connection.records_lost", "ts": "2026-01-01T00:00:03+00:00", "count": 5}
         ),

@@ -15,7 +15,8 @@ from milvus_lifecycle.errors import (
     RecoveryExhausted,
 )
 from milvus_lifecycle.facts import Facts
-from milvus_lifecycle.requests import Pause, Wait
+from milvus_lifecycle.readiness import LoadState
+from milvus_lifecycle.requests import AskLoadState, Pause, Wait
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import rpc_error
 from milvus_lifecycle.wire import Rpc
@@ -184,39 +185,156 @@ class Status(Exception):
 
 
 NOT_LOADED = Status(101, "collection not loaded")
-SEARCH = SimpleNamespace(collection_name="demo")
+SEARCH = SimpleNamespace(collection_name="demo", partition_names=["new"])
 
 
-def answer(rig: Rig, handler: Any, error: Status, timeout: float | None) -> None:
-    """An RPC that the server answers with this status."""
+def read(handler: Any, timeout: float | None = None) -> Any:
+    """One search, without a decorator around it."""
+    search = handler.face.unary_unary("/milvus.proto.milvus.MilvusService/Search")
+    return search(SEARCH, timeout=timeout)
+
+
+def answer(rig: Rig, handler: Any, error: Status, timeout: float | None = None) -> None:
+    """A search that the server answers with this status."""
     rig.script.plan("rpc", SimpleNamespace(code=error.code, reason=error.message))
-    handler.rpc(SEARCH, timeout=timeout)
+    read(handler, timeout)
+
+
+def lose(rig: Rig, handler: Any) -> None:
+    """One recovery."""
+    rig.script.plan("rpc", UNAVAILABLE)
+    handler.call()
 
 
 def restarted(rig: Rig) -> Any:
     """A handler that searched, lost its server, and has it back (generation 2)."""
     handler = rig.connected()
-    handler.rpc(SEARCH)
-    rig.script.plan("rpc", UNAVAILABLE)
-    handler.call(SEARCH)
+    read(handler)
+    lose(rig, handler)
     assert handler.face.connection.generation == 2
     return handler
 
 
-def test_not_ready_is_waited_out_after_a_restart() -> None:
-    """What was served before the outage and is "not loaded" now is tried again in its own time."""
+def unready(rig: Rig, timeout: float | None = None) -> tuple[Any, Any]:
+    """A handler whose search is answered "not loaded" after a restart; what asks for it."""
+    handler = restarted(rig)
+    answer(rig, handler, NOT_LOADED, timeout)
+    return handler, rig.manager.on_error(handler.face, NOT_LOADED)
+
+
+def verdict(asked: Any, send: object = None) -> bool:
+    """How a procedure ends that is sent this, or has it thrown in."""
+    with pytest.raises(StopIteration) as ended:
+        asked.throw(send) if isinstance(send, Exception) else asked.send(send)
+    return bool(ended.value.value)
+
+
+def waits(rig: Rig) -> list[tuple[str | None, str | None, float]]:
+    """What is on record of waits."""
+    return [
+        (record.trigger, record.error_code, record.dwell_s)
+        for record in rig.audit.records
+        if record.event == "connection.waiting"
+    ]
+
+
+def test_a_server_that_loads_is_waited_for_and_asked_now_and_then() -> None:
+    """Its answer is not older than a pause; the call is tried again in its own time."""
     with Rig() as rig:
-        handler = restarted(rig)
-        answer(rig, handler, NOT_LOADED, 10.0)
-        asked = rig.manager.on_error(handler.face, NOT_LOADED)
-        request = next(asked)
-        assert isinstance(request, Pause)
-        rig.clock.advance(request.seconds)
-        with pytest.raises(StopIteration) as ended:
-            asked.send(None)
-        assert ended.value.value is True
-        handler.rpc(SEARCH, timeout=10.0)
-        assert rig.script.operations[-1].timeout == pytest.approx(10.0 - request.seconds)
+        handler, asked = unready(rig, 10.0)
+        question = next(asked)
+        assert isinstance(question, AskLoadState)
+        assert question.collection == ("", "demo", ("new",))
+        pause = asked.send(LoadState.LOADING)
+        assert isinstance(pause, Pause)
+        rig.clock.advance(pause.seconds)
+        assert isinstance(asked.send(None), AskLoadState)
+        assert verdict(asked, LoadState.LOADED) is True
+        read(handler, 10.0)
+        assert rig.script.operations[-1].timeout == pytest.approx(10.0 - pause.seconds)
+        rig.sees(lambda: len(waits(rig)) == 2, "the wait is not on record")
+        assert waits(rig) == [("loading", "101", 0.0), ("loaded", None, pause.seconds)]
+
+
+def test_a_wait_that_nobody_listens_to() -> None:
+    """It is waited all the same."""
+    with Rig() as rig:
+        rig.audit.stop()
+        _, asked = unready(rig)
+        assert isinstance(next(asked), AskLoadState)
+        assert isinstance(asked.send(LoadState.LOADING), Pause)
+        rig.clock.advance(1)
+        assert isinstance(asked.send(None), AskLoadState)
+        assert verdict(asked, LoadState.LOADED) is True
+
+
+def test_calls_that_wait_for_one_collection_share_the_answers() -> None:
+    """Who finds a fresh answer does not ask; the end of the wait is everybody's."""
+    with Rig() as rig:
+        handler, first = unready(rig)
+        assert isinstance(next(first), AskLoadState)
+        answer(rig, handler, NOT_LOADED)
+        second = rig.manager.on_error(handler.face, NOT_LOADED)
+        assert isinstance(next(second), AskLoadState), "there is no answer yet"
+        for asked in (first, second):
+            assert isinstance(asked.send(LoadState.LOADING), Pause)
+        rig.clock.advance(1)
+        assert isinstance(first.send(None), AskLoadState)
+        assert isinstance(second.send(None), Pause), "the first one asks"
+        assert verdict(first, LoadState.LOADED) is True
+        rig.clock.advance(1)
+        assert verdict(second) is True
+        rig.sees(lambda: len(waits(rig)) == 2, "the wait is not on record")
+        assert [news for news, _, _ in waits(rig)] == ["loading", "loaded"]
+
+
+@pytest.mark.parametrize(
+    "said", [LoadState.NOT_LOAD, LoadState.NOT_EXIST, Status(1, "no")], ids=str
+)
+def test_a_server_that_does_not_load_is_not_waited_for(said: Any) -> None:
+    """What nobody loads is the caller's, and is asked for once in a recovery."""
+    with Rig() as rig:
+        handler, asked = unready(rig)
+        assert isinstance(next(asked), AskLoadState)
+        assert verdict(asked, said) is False
+        rig.clock.advance(1)
+        answer(rig, handler, NOT_LOADED)
+        assert rig.manager.handle_error(handler, NOT_LOADED) is False
+        assert rig.count("load_state") == 0
+        assert waits(rig) == []
+        lose(rig, handler)
+        answer(rig, handler, NOT_LOADED)
+        assert rig.manager.handle_error(handler, NOT_LOADED) is True, "another recovery"
+        assert rig.count("load_state") == 1
+
+
+def test_no_answer_is_no_news() -> None:
+    """A question that runs into its deadline is asked again, while there is time."""
+    with Rig() as rig:
+        _, asked = unready(rig, 6.0)
+        question = next(asked)
+        assert question.timeout == 5.0, "no longer than a probe"
+        rig.clock.advance(question.timeout)
+        question = asked.throw(rpc_error("DEADLINE_EXCEEDED"))
+        assert isinstance(question, AskLoadState)
+        rig.clock.advance(question.timeout)
+        assert verdict(asked, rpc_error("DEADLINE_EXCEEDED")) is False
+
+
+def test_a_connection_that_is_lost_meanwhile_ends_the_wait() -> None:
+    """The call goes on to the next recovery; so does one that only paused."""
+    with Rig() as rig:
+        handler, first = unready(rig)
+        assert isinstance(next(first), AskLoadState)
+        answer(rig, handler, NOT_LOADED)
+        second = rig.manager.on_error(handler.face, NOT_LOADED)
+        assert isinstance(next(second), AskLoadState)
+        assert isinstance(second.send(LoadState.LOADING), Pause)
+        lose(rig, handler)
+        assert verdict(first, UNAVAILABLE) is True
+        assert verdict(second) is True
+        rig.sees(lambda: len(waits(rig)) == 2, "the wait is not on record")
+        assert [news for news, _, _ in waits(rig)] == ["loading", "interrupted"]
 
 
 @pytest.mark.parametrize("timeout", [0.2, None])
@@ -230,12 +348,33 @@ def test_not_ready_is_told_when_time_is_over(timeout: float | None) -> None:
         assert rig.manager.handle_error(handler, NOT_LOADED) is False
 
 
+def test_a_wait_is_over_for_everybody_when_it_has_lasted_for_the_budget() -> None:
+    """A call that comes later waits for the rest of it, and for nothing after it."""
+    with Rig() as rig:
+        handler, first = unready(rig)
+        assert isinstance(next(first), AskLoadState)
+        assert isinstance(first.send(LoadState.LOADING), Pause)
+        rig.clock.advance(40)
+        answer(rig, handler, NOT_LOADED)
+        second = rig.manager.on_error(handler.face, NOT_LOADED)
+        assert isinstance(next(second), AskLoadState)
+        rig.clock.advance(20)
+        assert verdict(second, LoadState.LOADING) is False
+        answer(rig, handler, NOT_LOADED)
+        assert rig.manager.handle_error(handler, NOT_LOADED) is False
+        assert rig.count("load_state") == 0
+        rig.sees(lambda: len(waits(rig)) == 2, "the wait is not on record")
+        assert waits(rig)[-1] == ("overdue", "101", 60.0)
+
+
 def test_not_ready_that_never_was_ready_is_the_callers() -> None:
-    """A collection that was not loaded before any outage is not waited for."""
+    """A collection that was not read before any outage is not waited for."""
     with Rig() as rig:
         handler = rig.connected()
-        answer(rig, handler, NOT_LOADED, None)
+        lose(rig, handler)
+        answer(rig, handler, NOT_LOADED)
         assert rig.manager.handle_error(handler, NOT_LOADED) is False
+        assert rig.count("load_state") == 0
 
 
 def test_writing_to_a_secondary_is_the_callers_where_there_is_no_cluster() -> None:
@@ -243,7 +382,7 @@ def test_writing_to_a_secondary_is_the_callers_where_there_is_no_cluster() -> No
     error = Status(5, f"{REPLICATE_VIOLATION_MARK}: not the primary")
     with Rig() as rig:
         handler = rig.connected()
-        answer(rig, handler, error, None)
+        answer(rig, handler, error)
         assert rig.manager.handle_error(handler, error) is False
         assert rig.triggers() == ["acquire", "probe_passed"]
 

@@ -113,6 +113,18 @@ def test_missing_records_end_what_cannot_be_measured() -> None:
     }
 
 
+def test_waits_for_collections_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    """How often calls waited for one, and how long; the rest of the figures does not change."""
+    story = Story().connect().outage(10.0, 0.5)
+    before = figures(story)
+    story.wait("loading").wait("loaded", 26.5).wait("loading").wait("overdue", 60.0)
+    stats = figures(story)
+    assert (stats.total.waits, stats.total.waited_s) == (2, 86.5)
+    assert (stats.total.transitions, stats.edges) == (before.total.transitions, before.edges)
+    print_tables(stats_tables(stats))
+    assert "Collections that were loaded again" in capsys.readouterr().out
+
+
 def test_a_failed_first_connect_is_counted() -> None:
     """A connection that never lived is no outage, and is not forgotten either."""
     story = Story().step("acquire", "PROBING", 0.0).step("probe_failed", "CLOSED", 2.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -82,6 +83,8 @@ def test_every_kind_of_record_has_a_line() -> None:
     assert "acquire refused" in lines[0]
     assert "1,200 records of c9 were lost" in lines[1]
     assert "created" in text(Story())[1]
+    waited = text(Story().connect().wait("loaded", 26.5))[-1]
+    assert re.search(r"ACTIVE → ACTIVE +loaded +26 s .* #- ", waited)
 
 
 # -- which lines -------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from milvus_lifecycle.replay.problems import NOTES, Kind, Problem
 from milvus_lifecycle.replay.sources import plan_pieces
 from milvus_lifecycle.replay.synthetic import synthetic_records
 from milvus_lifecycle.replay.verify import Verdict, verify_logs
+from tests.audit_logs import Story
 from tests.corruption import CORRUPTIONS, Fields, Victim, encode, join
 
 
@@ -244,6 +245,13 @@ def test_a_refused_acquire_after_closed_is_legal(log: list[Fields], tmp_path: Pa
     refusal.update(source="CLOSED", dest="CLOSED")
     log.insert(index + 1, refusal)
     assert verify_logs([write(tmp_path / "audit.jsonl", log)]).exit_code == 0
+
+
+def test_a_wait_is_legal_and_changes_nothing(tmp_path: Path) -> None:
+    """Its record has no number, and stands between those that have one."""
+    story = Story().connect().wait("loading").outage(1.0, 1.0).wait("loaded", 3.0)
+    verdict = verify_logs([write(tmp_path / "audit.jsonl", story.records)])
+    assert (verdict.exit_code, verdict.records) == (0, len(story.records))
 
 
 def test_ignored_kinds_are_dropped(log: list[Fields], tmp_path: Path) -> None:
