@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 Job = Callable[[], object]
 
@@ -29,13 +29,24 @@ class Agenda:
             heapq.heappush(self._heap, entry)
             return self._heap[0] is entry
 
-    def take_due(self, now: float) -> list[Job]:
-        """Remove and return what is due."""
-        jobs = []
-        with self._lock:
-            while self._heap and self._heap[0][0] <= now:
-                jobs.append(heapq.heappop(self._heap)[2])
-        return jobs
+    def due(self, now: float) -> Iterator[Job]:
+        """What is due, each job until the next one is asked for; not what is noted meanwhile.
+
+        A job is taken off once it is done: one that was interrupted is done again.
+        """
+        mark = next(self._count)
+        while True:
+            with self._lock:
+                entry = self._heap[0] if self._heap else None
+            if entry is None or entry[0] > now or entry[1] > mark:
+                return
+            yield entry[2]
+            with self._lock:
+                if self._heap and self._heap[0] is entry:
+                    heapq.heappop(self._heap)
+                elif entry in self._heap:  # an earlier one has come
+                    self._heap.remove(entry)
+                    heapq.heapify(self._heap)
 
     def next_due(self) -> float | None:
         """When the next job is due; None if there is none."""

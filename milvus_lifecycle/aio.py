@@ -368,8 +368,10 @@ class AsyncConnectionManager(Procedures):
 
     def _tick(self) -> None:
         self._timer, self._timer_due = None, float("inf")
-        self.run_due()
-        self._arm()
+        try:
+            self.run_due()
+        finally:
+            self._arm()
 
     def fork_child(self) -> None:
         """The parent's loop does not run in the child: nothing of it is touched."""

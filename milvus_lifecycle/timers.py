@@ -150,7 +150,7 @@ class Timers:
 
     def run_due(self) -> float | None:
         """Run what is due. Returns when to come again (monotonic seconds), None for never."""
-        for job in self.agenda.take_due(self.seams.clock()):
+        for job in self.agenda.due(self.seams.clock()):
             attempt(job)
         return self.agenda.next_due()
 

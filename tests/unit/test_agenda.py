@@ -29,10 +29,37 @@ def test_jobs_come_in_the_order_of_their_time() -> None:
     done: list[str] = []
     for due, name in ((3.0, "c"), (1.0, "a"), (1.0, "b"), (9.0, "d")):
         agenda.push(due, partial(done.append, name))
-    for job in agenda.take_due(3.0):
+    for job in agenda.due(3.0):
         job()
     assert done == ["a", "b", "c"]
-    assert (agenda.take_due(3.0), agenda.next_due(), len(agenda)) == ([], 9.0, 1)
+    assert (list(agenda.due(3.0)), agenda.next_due(), len(agenda)) == ([], 9.0, 1)
+
+
+def test_a_job_that_was_interrupted_is_done_again() -> None:
+    """It is taken off once it is done; what it notes is not due in the same round."""
+    agenda = Agenda()
+    done: list[str] = []
+    for name in ("a", "b"):
+        agenda.push(1.0, partial(done.append, name))
+    for job in agenda.due(2.0):
+        job()
+        agenda.push(0.5, partial(done.append, "early"))
+        break
+    for job in agenda.due(2.0):
+        job()
+    assert done == ["a", "early", "a", "b"]
+
+
+def test_a_job_that_notes_itself_again_does_not_spin() -> None:
+    """It comes in the next round."""
+    agenda = Agenda()
+
+    def again() -> None:
+        agenda.push(1.0, again)
+
+    again()
+    for rounds in (1, 2):
+        assert len([job() for job in agenda.due(rounds)]) == 1  # type: ignore[func-returns-value]
 
 
 def test_push_tells_who_waits_too_long() -> None:

@@ -14,6 +14,7 @@ from milvus_lifecycle.errors import REPLICATE_VIOLATION_MARK, ConnectionClosed
 from milvus_lifecycle.face import DrainedError
 from milvus_lifecycle.table import State
 from milvus_lifecycle.testing import FakeChannel, rpc_error
+from milvus_lifecycle.wire import Rpc
 from tests.observe import Call
 from tests.rigs import Rig
 
@@ -281,7 +282,7 @@ def test_threads_are_answered_statuses_at_once() -> None:
     """Whatever a server answers, and however many threads: no answer becomes another error."""
     with Rig() as rig:
         face = rig.connected().face
-        start, _, _ = face.quick(None)
+        start, _, _ = face.quick(Rpc(), None)
 
         def work(worker: int) -> None:
             for number in range(5000):

@@ -10,7 +10,7 @@ import pytest
 from milvus_lifecycle import readiness as readiness_module
 from milvus_lifecycle.face import Start
 from milvus_lifecycle.readiness import Collection, Readiness, Status
-from milvus_lifecycle.wire import Binding, Wire
+from milvus_lifecycle.wire import Binding, Rpc, Wire
 
 DEMO = Collection("", "demo")
 
@@ -20,7 +20,7 @@ def start(generation: int, at: float = 0.0, opened_at: float | None = None) -> S
     opened = float(generation) if opened_at is None else opened_at
     wire = Wire(None, "home:19530", opened, slow=False)
     connection: Any = None
-    return Start(connection, Binding(generation, wire, None), at, at, None, None)
+    return Start(connection, Binding(generation, wire, None), Rpc(), at, at, None, None)
 
 
 def request(name: str = "demo", **more: Any) -> Any:
