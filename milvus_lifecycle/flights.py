@@ -108,9 +108,6 @@ class Flights(Engine):
         self, connection: ManagedConnection, flight: Flight, error: Exception, limit: float
     ) -> bool:
         flight.attempts += 1
-        if self._thaw(flight, limit):
-            flight.patience = flight.deadline
-            return True
         kind = classify(error)
         if kind is not Failure.DEADLINE:
             flight.error = kept(error)
@@ -122,7 +119,7 @@ class Flights(Engine):
 
     def _recover(self, connection: ManagedConnection, flight: Flight) -> Procedure[None]:
         while flight.outcome is None:
-            self._thaw(flight, flight.deadline)
+            self._thaw(flight)
             if flight.not_before > self.seams.clock():
                 yield Wait(connection, flight, flight.not_before)
                 continue
@@ -146,14 +143,12 @@ class Flights(Engine):
                 self._land(connection, flight, Trigger.RECOVERED, wire, identifier, located)
                 return
 
-    def _thaw(self, flight: Flight, limit: float) -> bool:
-        """If ``limit`` passed while the process was not run: time for one more attempt, once."""
+    def _thaw(self, flight: Flight) -> None:
+        """If its time ran out while the process was not run: time for one more attempt, once."""
         now = self.seams.clock()
-        if flight.thawed or now <= limit + STOPPED:
-            return False
-        flight.thawed = True
-        flight.deadline = now + self.policy.connect_timeout
-        return True
+        if not flight.thawed and now > flight.deadline + STOPPED:
+            flight.thawed = True
+            flight.deadline = now + self.policy.connect_timeout
 
     def _find_place(
         self, connection: ManagedConnection, flight: Flight, timeout: float
@@ -271,7 +266,7 @@ class Flights(Engine):
     def _attempt_failed(
         self, connection: ManagedConnection, flight: Flight, error: Exception, started: float
     ) -> None:
-        self._thaw(flight, flight.deadline)
+        self._thaw(flight)
         now = self.seams.clock()
         flight.refresh = classify(error) is Failure.DEADLINE
         age = now - self._down_since(connection, flight)

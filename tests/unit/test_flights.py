@@ -7,11 +7,17 @@ from typing import Any
 import pytest
 
 from milvus_lifecycle import ConnectionManager
-from milvus_lifecycle.errors import ConfigError, ConnectionClosed, PermanentFailure
+from milvus_lifecycle.errors import (
+    ConfigError,
+    ConnectionClosed,
+    LifecycleError,
+    PermanentFailure,
+)
 from milvus_lifecycle.facts import Facts, Located
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import rpc_error
 from tests.cores import CONFIG
+from tests.observe import Call
 from tests.rigs import HOME, Faithful, Rig, Roamer, Signpost
 
 UNAVAILABLE = rpc_error("UNAVAILABLE")
@@ -173,3 +179,41 @@ def test_a_probe_that_finds_itself_in_a_forked_child() -> None:
         assert connection.state is State.IDLE
         assert rig.count("ping") == 0
         assert rig.triggers()[-1] == "forked"
+
+
+# -- a process that did not run -------------------------------------------------------------------
+
+
+def test_a_recovery_whose_budget_passed_in_a_stopped_process_tries_once_more() -> None:
+    """The server is back meanwhile: whoever waits is served, by that one attempt."""
+    with Rig(recovery_budget=5.0) as rig:
+        call = rig.failing(rig.connected(), "register")
+        rig.clock.advance(60)
+        rig.script.wait_held("register").fail(rpc_error("DEADLINE_EXCEEDED"))
+        rig.script.let_go()
+        assert call.value(20) is None
+        assert "give_up" not in rig.triggers()
+
+
+def test_a_stopped_process_tries_no_more_than_once() -> None:
+    """If the server is still away, the flight gives up as ever, and the caller is told."""
+    with Rig(recovery_budget=5.0, connect_timeout=2.0) as rig:
+        call = rig.failing(rig.connected(), "register")
+        rig.clock.advance(60)
+        for _ in range(2):
+            rig.script.wait_held("register").fail(rpc_error("DEADLINE_EXCEEDED"))
+            rig.clock.advance(60)
+        rig.script.let_go()
+        rig.audit.wait_for("give_up")
+        with pytest.raises(LifecycleError):
+            call.value(20)
+
+
+def test_a_flight_that_nobody_launched_is_launched_by_who_finds_it() -> None:
+    """Whoever decided it was interrupted before he could."""
+    with Rig() as rig:
+        handler = rig.connected()
+        failure = Facts(now=rig.clock(), error=rpc_error("UNAVAILABLE"), generation=1)
+        handler.face.connection.step(Trigger.FAIL, failure)
+        assert Call(handler.call).value(20) is None
+        assert rig.triggers()[-2:] == ["fail", "recovered"]

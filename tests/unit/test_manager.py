@@ -373,3 +373,44 @@ def test_a_timer_that_comes_due_needs_no_letter() -> None:
     manager.wind()
     assert done.wait(20)
     manager.close_all()
+
+
+class Contested:
+    """A lock that somebody else had, who has just started a timekeeper."""
+
+    def __init__(self, manager: ConnectionManager) -> None:
+        self.manager = manager
+
+    def _is_owned(self) -> bool:
+        return False
+
+    def __enter__(self) -> None:
+        self.manager._keeper = threading.current_thread()
+
+    def __exit__(self, *raised: object) -> None:
+        """Nothing is held."""
+
+
+def test_two_threads_start_one_timekeeper() -> None:
+    """Whoever waited for the lock finds the other one's timekeeper, and tells it to look."""
+    manager = ConnectionManager(transport=Script().threads())
+    manager._keeper_lock = Contested(manager)  # type: ignore[assignment]
+    manager.wind()
+    assert manager._keeper is threading.current_thread()
+    assert not manager._mailbox.empty()
+
+
+def test_at_exit_the_caller_flies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From Python 3.12 on no thread can be started then; a call is served all the same."""
+    original = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name.startswith("milvus-lifecycle-connect"):
+            raise RuntimeError("can't create new thread at interpreter shutdown")
+        original(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr("milvus_lifecycle.manager._exiting", True)
+    with Rig() as rig:
+        assert rig.connected().call() is None
+        assert rig.triggers() == ["acquire", "probe_passed"]

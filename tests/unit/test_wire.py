@@ -132,3 +132,12 @@ def test_racing_rpcs_and_retirement() -> None:
             thread.join(20)
         assert set(closed) == {"0 left"}
         assert (it.state, it.in_flight) == (WireState.CLOSED, 0)
+
+
+def test_an_rpc_that_was_never_let_in_leaves_nothing_behind() -> None:
+    """Whoever was refused may count out, and be ended, all the same."""
+    it, rpc = wire(WireState.CANDIDATE), Rpc()
+    assert not it.enter(rpc)
+    assert not it.leave(rpc)
+    rpc.sever()
+    assert rpc.severed
