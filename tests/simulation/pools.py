@@ -86,7 +86,7 @@ class Pools(RuleBasedStateMachine):
         self.driver: Any = ADAPTERS[self.flavour](self.fleet, self.clock)
         self.driver.start(policy, default_strategy, Sink())
         self.audit = CapturedAudit(self.driver.manager)
-        self.trail = Trail(self.audit.records)
+        self.trail = Trail(self.audit)
         self.model = Reference(policy, self.fleet)
         self.clients: dict[str, Client | None] = {ANYBODY: None}
         #: who was given which handler, released or not

@@ -7,6 +7,7 @@ from typing import Any
 from milvus_lifecycle import TransitionRecord
 from milvus_lifecycle.audit import CREATED, REFUSED, TRANSITION
 from milvus_lifecycle.table import TRANSITIONS
+from milvus_lifecycle.testing import CapturedAudit
 
 ROWS = {(row.trigger.value, row.source.value, row.dest.value) for row in TRANSITIONS}
 #: what may leave a connection IDLE though somebody holds it
@@ -16,8 +17,8 @@ LOST = ("give_up", "abandoned")
 class Trail:
     """What the records so far say of each connection."""
 
-    def __init__(self, records: list[TransitionRecord]) -> None:
-        self._records = records
+    def __init__(self, audit: CapturedAudit) -> None:
+        self._audit = audit
         self._read = 0
         #: id of the connection -> its latest record of a change
         self._last: dict[str, TransitionRecord] = {}
@@ -34,7 +35,8 @@ class Trail:
 
     def read(self) -> None:
         """Go on to the newest record; each is a row of the table, and follows the one before."""
-        for record in self._records[self._read :]:
+        records = self._audit.records  # every one so far
+        for record in records[self._read :]:
             last = self._last.get(record.connection_id)
             if record.event == CREATED:
                 assert (last, record.seq, record.dest) == (None, 0, "IDLE"), record
@@ -53,7 +55,7 @@ class Trail:
                 count = self._recoveries.get(record.connection_id, 0) + recovered
                 self._recoveries[record.connection_id] = count
             self._last[record.connection_id] = record
-        self._read = len(self._records)
+        self._read = len(records)
 
     def check(self, row: dict[str, Any], *, calm: bool) -> None:
         """A row of ``get_stats`` tells the same; with a good server nothing is under way."""
