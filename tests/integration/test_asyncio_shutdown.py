@@ -19,6 +19,7 @@ pytestmark = pytest.mark.timeout(90)
 _END_DURING = """
 import asyncio, sys, time
 import milvus_lifecycle as ml
+import milvus_lifecycle.stream
 ml.install(policy=ml.LifecyclePolicy(idle_threshold=0.3))
 from pymilvus import AsyncMilvusClient
 case, ending, uri, loops = sys.argv[1:]
@@ -73,6 +74,7 @@ finally:
     asyncio.set_event_loop(None)
     loop.close()
     del loop, task
+ml.stream.flush_all(20)
 last = {record.connection_id: record.dest for record in records}
 print("ended", sorted(set(last.values())), len(last), flush=True)
 """

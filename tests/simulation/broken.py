@@ -237,7 +237,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "the outcome is not set when the leader dies",
         (4,),
-        Line(Flights, "abandon", "if flight.outcome is None:", "if False:"),
+        Line(Flights, "abandon", "if flight.outcome is None and", "if False and"),
         _DEAD,
     ),
     Mutant(

@@ -198,6 +198,7 @@ class Threading(SimThreading):
 
     Event = SimEvent
     Thread = SimThread
+    TIMEOUT_MAX = NEVER
 
     @staticmethod
     def current_thread() -> Any:
