@@ -136,10 +136,10 @@ class Channel:
         return Operation(self.world, kind, self, timeout, patient)
 
     def shut(self) -> None:
-        """Close it: exactly once."""
+        """Close it. Twice does no harm in gRPC: whoever was told to may have been interrupted."""
         laws.check_no_lock(self.world, "close of a channel")
         if self.closed:
-            raise laws.Broken(7, f"channel {self.number} is closed twice")
+            return
         laws.check_channel_close(self.world, self)
         self.closed = True
 
