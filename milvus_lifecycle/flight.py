@@ -76,6 +76,7 @@ class Flight:
         "kind",
         "mandatory",
         "not_before",
+        "nudge",
         "number",
         "outcome",
         "patience",
@@ -98,6 +99,8 @@ class Flight:
         self.patience = began
         #: earliest start of the next attempt (backoff while flapping)
         self.not_before = began
+        #: wakes the leader who waits for that
+        self.nudge: Callable[[], None] | None = None
         #: False while the current channel is healthy (reroute, recycle)
         self.mandatory = True
         self.attempts = 0

@@ -52,9 +52,9 @@ class Wire:
         self.slow = slow
         #: closed under running RPCs because ``drain_timeout`` ran out
         self.cut = False
-        #: its Connect call was answered
+        #: it has answered the flight that asks it
         self.validated = False
-        #: closed before that because the process forks: no fault of the server
+        #: taken away before that, because the process forks or the target moved: no fault of it
         self.recalled = False
         self.in_flight = 0
         self.state = WireState.CANDIDATE
@@ -89,6 +89,7 @@ class Wire:
         with self._lock:
             if self.state is WireState.CURRENT:
                 self.state = WireState.CANDIDATE
+                self.validated = False
 
     def retire(self) -> bool:
         """No new RPCs from here on. True if nothing runs on it: close it now."""

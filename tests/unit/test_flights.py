@@ -8,10 +8,10 @@ import pytest
 
 from milvus_lifecycle import ConnectionManager
 from milvus_lifecycle.errors import ConnectionClosed, PermanentFailure
-from milvus_lifecycle.facts import Facts, Located
+from milvus_lifecycle.facts import Facts
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import rpc_error
-from tests.rigs import HOME, Faithful, Rig, Roamer, Signpost
+from tests.rigs import Faithful, Rig, Signpost
 
 UNAVAILABLE = rpc_error("UNAVAILABLE")
 CONNECTED = ["acquire", "probe_passed"]
@@ -109,20 +109,6 @@ def test_a_server_that_comes_up_and_refuses() -> None:
         with pytest.raises(PermanentFailure, match="UNAUTHENTICATED"):
             call.value(20)
         assert rig.triggers() == [*CONNECTED, "fail", "give_up"]
-
-
-@pytest.mark.parametrize(("revisit", "slice_"), [(0.4, 0.4), (0.0, 0.2), (50.0, 1.0)])
-def test_an_attempt_ends_where_locating_again_makes_sense(revisit: float, slice_: float) -> None:
-    """A locator says when it will know more; an attempt lasts till then, within its bounds."""
-    strategy = Roamer()
-    with Rig(strategy) as rig:
-        handler = rig.connected()
-        strategy.where = Signpost(rig.script)
-        rig.script.plan("locate", Located(HOME, revisit=rig.clock() + revisit))
-        call = rig.failing(handler, "register")
-        assert rig.script.wait_held("register").timeout == pytest.approx(slice_)
-        rig.script.let_go()
-        call.value(20)
 
 
 class Hasty(ConnectionManager):
