@@ -28,8 +28,8 @@ BUGS: tuple[DriverBug, ...] = (
         Line(
             ConnectionManager,
             "_wait",
-            "if not request.connection.join(flight, wake, request.until):",
-            "if request.connection.join(flight, wake, request.until) is None:",
+            "if not request.connection.join(flight, wake, request.until, leads=request.leads):",
+            "if request.connection.join(flight, wake, request.until, leads=request.leads) is None:",
         ),
     ),
     DriverBug(
