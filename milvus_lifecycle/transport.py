@@ -56,7 +56,7 @@ class Transport(Protocol):
         ...
 
 
-#: what pymilvus gives its own channels, unchanged; the user's grpc_options override these
+#: what pymilvus gives its own channels, and two more; the user's grpc_options override these
 _DEFAULT_OPTIONS: dict[str, int] = {
     "grpc.max_send_message_length": -1,
     "grpc.max_receive_message_length": -1,
@@ -67,6 +67,9 @@ _DEFAULT_OPTIONS: dict[str, int] = {
     # Not pymilvus's. grpcio 1.85.1 lets its pings time out after this (60 s by default) and not
     # after keepalive_timeout_ms: a half-open connection held its calls for a minute.
     "grpc.http2.ping_timeout_ms": 20_000,
+    # Not pymilvus's either. gRPC asks for a name's address at most every 30 s, and an outage may
+    # be over because the name has another one. A channel that is connected asks for nothing.
+    "grpc.dns_min_time_between_resolutions_ms": 500,
 }
 
 

@@ -1,0 +1,66 @@
+"""The program of test_names: a name changes its address in the middle of an outage.
+
+`python -m tests.integration.renamed HOSTS SECONDS PATIENCE`, with HOSTS mounted over /etc/hosts:
+the server of the old address is gone, SECONDS later the name has another one. Prints how late (in
+seconds) after that each flavour's call was served, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+import milvus_lifecycle as ml
+from tests.callers import Caller
+from tests.network import free_port
+from tests.observe import Call
+from tests.servers import FakeMilvus
+
+NAME = "milvus.test"
+OLD, NEW = "127.0.0.2", "127.0.0.3"
+
+
+def entry(address: str) -> str:
+    """A line of a hosts file."""
+    return f"{address} {NAME}\n"
+
+
+class Timed:
+    """Notes when its call was served."""
+
+    def __init__(self, caller: Caller) -> None:
+        self.caller = caller
+        self.at = 0.0
+
+    def __call__(self) -> Any:
+        listed = self.caller.list()
+        self.at = time.monotonic()
+        return listed
+
+
+def main(hosts: str, seconds: str, patience: str) -> None:
+    ml.install(policy=ml.LifecyclePolicy(backoff_patience=float(patience)))
+    port = free_port()
+    with FakeMilvus(port, host=OLD) as old, FakeMilvus(port, host=NEW, collections=["new"]):
+        flavours = ("threads", "asyncio")
+        timed = {each: Timed(Caller(each, f"http://{NAME}:{port}")) for each in flavours}
+        for each in timed.values():
+            assert each() == ["demo"]
+        old.stop()
+        calls = [Call(each) for each in timed.values()]
+        time.sleep(float(seconds))
+        # In one piece, so that nobody reads half of it.
+        with open(hosts, "r+") as file:
+            file.write(entry(NEW))
+        renamed = time.monotonic()
+        assert [call.value(60) for call in calls] == [["new"], ["new"]]
+        print(json.dumps({flavour: each.at - renamed for flavour, each in timed.items()}))
+        sys.stdout.flush()
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
