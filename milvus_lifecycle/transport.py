@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 
 class Transport(Protocol):
-    """I/O and object construction. ``register`` and ``ping`` wait; the rest must not."""
+    """I/O and object construction. ``register`` and ``ping`` wait; the rest must not.
+
+    Closing a channel ends what waits on it, with any error.
+    """
 
     def check(self, config: ConnectionConfig) -> None:
         """Raise ConfigError for what can be seen to be unusable before anything is opened."""
