@@ -17,6 +17,8 @@ class Registry:
         self._dedicated: dict[int, ManagedConnection] = {}
         #: (id of the client, pool key) -> its dedicated connection
         self._owned: dict[tuple[int, str], ManagedConnection] = {}
+        #: id of a dedicated connection -> where it stands in ``_owned``
+        self._places: dict[int, tuple[int, str]] = {}
         # Re-entrant: the collector may run a finalizer that releases while we insert.
         self._lock = threading.RLock()
 
@@ -42,7 +44,8 @@ class Registry:
                     known = self.find_dedicated(connection.config.key, client)
                     if known is not None:
                         return known
-                    self._owned[id(client), connection.config.key] = connection
+                    place = (id(client), connection.config.key)
+                    self._owned[place], self._places[id(connection)] = connection, place
                 self._dedicated[id(connection)] = connection
             return connection
         with self._lock:
@@ -51,9 +54,10 @@ class Registry:
     def remove(self, connection: ManagedConnection) -> None:
         """Forget a closed connection (and only this one: its key may be taken anew)."""
         with self._lock:
-            if self._dedicated.pop(id(connection), None) is not None:
-                for place in [at for at, owned in self._owned.items() if owned is connection]:
-                    del self._owned[place]
+            self._dedicated.pop(id(connection), None)
+            place = self._places.pop(id(connection), None)
+            if place is not None and self._owned.get(place) is connection:
+                del self._owned[place]
             if self._shared.get(connection.config.key) is connection:
                 del self._shared[connection.config.key]
 

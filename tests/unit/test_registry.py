@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
+from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 from milvus_lifecycle import ConnectionConfig, ConnectionManager
@@ -27,6 +30,54 @@ def test_the_first_wins() -> None:
     assert registry.add(one) is one
     assert registry.add(two) is one
     assert registry.all() == [one]
+
+
+def _bytecodes(call: Callable[[], object]) -> int:
+    """How many bytecodes a call runs: a measure that no busy machine changes."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, arg: object) -> Any:
+        nonlocal count
+        frame.f_trace_opcodes = True
+        count += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def test_closing_one_does_not_look_at_the_others() -> None:
+    """Taking a dedicated connection out is the same work among two and among a thousand."""
+
+    def work(size: int) -> int:
+        registry, clients = Registry(), [Client() for _ in range(size)]
+        pooled = [registry.add(connection(client, dedicated=True)) for client in clients]
+        bytecodes = _bytecodes(lambda: registry.remove(pooled[-1]))
+        assert len(registry) == size - 1
+        assert registry.find_dedicated(pooled[-1].config.key, clients[-1]) is None
+        return bytecodes
+
+    assert work(2) == work(1_000) > 0
+
+
+def test_the_place_of_a_collected_client_may_be_taken() -> None:
+    """Closing its connection leaves the connection of the client that has its address by now."""
+    registry, ann = Registry(), Client()
+    one, two = connection(ann, dedicated=True), connection(ann, dedicated=True)
+    registry.add(one)
+    one.owner = weakref.ref(Client())  # collected
+    assert registry.add(two) is two
+    registry.remove(one)
+    assert registry.find_dedicated(two.config.key, ann) is two
+    registry.add(one)
+    registry.remove(two)
+    registry.remove(one)
+    assert registry.all() == []
 
 
 def test_a_closed_connection_does_not_take_its_successor_along() -> None:
