@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import ClassVar
 
 from .audit import Sink
+from .forking import on_fork_in_child
 from .logs import ApplicationLog
 from .policy import LifecyclePolicy
 
@@ -18,6 +20,9 @@ class Settings:
     sinks: tuple[Sink, ...] = (ApplicationLog(),)
 
     _current: ClassVar[Settings | None] = None
+    #: Held while ``get_instance`` makes a manager with them, and while they change. Re-entrant:
+    #: the collector may run a finalizer in there that looks for its manager.
+    lock: ClassVar[threading.RLock] = threading.RLock()
 
     @classmethod
     def make(cls, policy: LifecyclePolicy | None, audit: str | None) -> Settings:
@@ -37,4 +42,13 @@ class Settings:
     @classmethod
     def use(cls, settings: Settings | None) -> None:
         """Set, or with None put back, the defaults of new managers."""
-        cls._current = settings
+        with cls.lock:
+            cls._current = settings
+
+    @classmethod
+    def fork_child(cls) -> None:
+        """In the child: another thread of the parent may have held the lock."""
+        cls.lock = threading.RLock()
+
+
+on_fork_in_child(Settings)
