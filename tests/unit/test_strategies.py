@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import time
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from milvus_lifecycle import (
@@ -12,7 +17,10 @@ from milvus_lifecycle import (
 )
 from milvus_lifecycle.engine import default_strategy
 from milvus_lifecycle.local import LocalServer
-from tests.cores import Core
+from tests.cores import CONFIG, Core
+from tests.rigs import Client, Rig
+
+PAGE = (Path(__file__).parents[2] / "docs" / "integration.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -35,3 +43,23 @@ def test_a_local_path_is_located_by_its_server() -> None:
     locator = LocalStrategy(config).locator(Core().connection)
     assert isinstance(locator, LocalServer)
     assert locator.path == config.address
+
+
+def test_the_documented_strategy_does_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's example runs as it stands; its channels rotate at eleven, and not at nine."""
+    (example,) = re.findall(r"```python\n([^`]+class [^`]+)```", PAGE)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert names["manager"].get_stats()["total_connections"] == 0
+    hour = 9
+    monkeypatch.setattr(time, "localtime", lambda: time.struct_time((2026, 1, 1, hour, *[0] * 5)))
+    strategy, client = names["QuietHours"](CONFIG), Client()
+    with Rig(strategy, max_age=100.0, idle_threshold=None, backoff_jitter=0.0) as rig:
+        rig.connected(client)
+        rig.clock.advance(1_000)
+        rig.manager.run_due()
+        assert "recycle" not in rig.triggers()
+        hour = 11
+        rig.clock.advance(100)
+        rig.sees(lambda: "recovered" in rig.triggers(), "its channel is not replaced")
+        assert "recycle" in rig.triggers()
