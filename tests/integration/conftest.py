@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.flavours import NAMES, Flavour, running
 from tests.global_clusters import GlobalCluster
 from tests.looping import AsyncEngine
 from tests.servers import FakeMilvus
@@ -22,6 +23,13 @@ def aio(request: pytest.FixtureRequest) -> Iterator[AsyncEngine]:
         yield AsyncEngine()
     finally:
         ml.uninstall()
+
+
+@pytest.fixture(params=NAMES)
+def flavour(request: pytest.FixtureRequest) -> Iterator[Flavour]:
+    """Clients of either flavour, for a test whose body is written once."""
+    with running(request.param) as made:
+        yield made
 
 
 @pytest.fixture

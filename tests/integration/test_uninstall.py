@@ -16,7 +16,7 @@ from pymilvus.client import connection_manager as theirs
 from pymilvus.exceptions import MilvusException
 
 import milvus_lifecycle as ml
-from tests.flavours import NAMES, Flavour, running
+from tests.flavours import Flavour
 from tests.network import open_sockets_to
 from tests.observe import Call, join_all, wait_until
 from tests.rigs import Client
@@ -25,12 +25,6 @@ from tests.servers import FakeMilvus
 pytestmark = pytest.mark.timeout(90)
 
 Nothing = Callable[[], bool]
-
-
-@pytest.fixture(params=NAMES)
-def flavour(request: pytest.FixtureRequest) -> Iterator[Flavour]:
-    with running(request.param) as made:
-        yield made
 
 
 @pytest.fixture
