@@ -9,6 +9,7 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -47,6 +48,15 @@ def free_port(host: str = "127.0.0.1") -> int:
             candidate.bind((host, port))
             return port
     raise RuntimeError(f"no free port found on {host}")
+
+
+@contextlib.contextmanager
+def unserved(port: int, host: str = "127.0.0.1") -> Iterator[None]:
+    """Nobody listens on a port that a server has left, and `free_port` gives it to no other."""
+    with contextlib.closing(socket.socket()) as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind((host, port))
+        yield
 
 
 def listens(port: int, host: str = "127.0.0.1") -> bool:
