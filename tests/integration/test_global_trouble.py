@@ -26,7 +26,7 @@ from tests.topology_service import answer, cluster, reply, serving
 
 pytestmark = [
     pytest.mark.timeout(120),
-    pytest.mark.policy(topology_refresh=0.5, recovery_budget=30.0),
+    pytest.mark.policy(topology_refresh=0.5, recovery_budget=10.0),
 ]
 
 #: The promise is that the loop never stands still for 50 ms; a loaded machine alone came to 0.6 s.
@@ -46,7 +46,7 @@ def hang(service: GlobalCluster, stack: contextlib.ExitStack) -> None:
 
 
 def be_slow(service: GlobalCluster, stack: contextlib.ExitStack) -> None:
-    """The answer takes longer than a refresh waits."""
+    """The answer takes longer than a recovery may."""
     service.delay = 40.0
 
 
@@ -252,16 +252,3 @@ def test_a_wrong_certificate_is_trouble_like_any_other(
         assert wait_until(lambda: load.listed == ["new"], 20)
     assert load.errors == []
     assert load.stall < STALL
-
-
-def test_a_service_that_is_slow_is_heard(
-    engine: Engine, lines: LogLines, cluster: GlobalCluster, new: FakeMilvus
-) -> None:
-    """An answer that takes longer than a recovery waits still moves connections, by the refresh."""
-    client = engine.client(cluster.uri, token="root:pw")
-    client.list_collections()
-    cluster.delay = 4.0
-    cluster.move(new)
-    assert engine.saw("reroute", limit=30)
-    assert wait_until(lambda: client.list_collections() == ["new"], 20)
-    assert troubles(lines, cluster) == []
