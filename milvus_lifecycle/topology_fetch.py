@@ -1,13 +1,16 @@
-"""Fetching a topology over HTTPS: one request. Blocks; the book of a cluster gives it a thread.
+"""Fetching a topology over HTTPS. Blocks; the book of a cluster gives it a thread.
 
 At most 1 MiB is read; no redirect is followed, because it would carry the token elsewhere; the
-server's certificate is checked against the client's own CA, where it has one. The answer may take
-all the time that the caller has: a slow service whose requests are ended and begun anew never
-answers any. Only the connection has to be there within 10 s.
+server's certificate is checked against the client's own CA, where it has one.
+
+The answer may take all the time that the caller has: a slow service whose requests are ended and
+begun anew never answers any. But one that hangs looks like one that is slow, and its neighbour
+behind the same name may be well. So a request without an answer for 10 s gets company, and the
+first answer counts. Only a connection has to be there within 10 s.
 
 httpx's timeouts are those of single socket operations: a server that drips one byte a second
-never meets them. So a timer shuts the socket down. Only name resolution ends when the system's
-resolver says so.
+never meets them. So each request has a thread, and its socket is shut down when the time is over.
+Only name resolution ends when the system's resolver says so.
 
 Needs the extra `global` (httpx); it is imported when the first fetch is made.
 """
@@ -16,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import queue
 import socket
 import ssl
 import threading
@@ -32,6 +36,7 @@ from milvus_lifecycle.uri import check_plain
 __all__ = ["fetch_topology"]
 
 CONNECT_TIMEOUT = 10.0
+COMPANY_AFTER = 10.0
 
 _MODULES = ("certifi", "httpx")
 _PATH = "/global-cluster/topology"
@@ -60,7 +65,7 @@ def fetch_topology(
 
 
 class _Fetch:
-    """One request, and what its failure means."""
+    """One fetch: its requests, and what their failures mean."""
 
     def __init__(self, uri: str, token: str, tls: TlsMaterial | None, timeout: float) -> None:
         self._token = token
@@ -69,33 +74,60 @@ class _Fetch:
         self._deadline = self._started + timeout
         self._address, secure = self._parse(uri, secure=tls is not None)
         self._url = f"{'https' if secure else 'http'}://{self._address}{_PATH}"
+        self._outcomes: queue.SimpleQueue[Topology | TopologyError] = queue.SimpleQueue()
 
     def run(self) -> Topology:
-        context = self._prepare()
+        context, sockets, running = self._prepare(), _Sockets(), 0
+        failure = TopologyError(TopologyReason.DEADLINE, "no complete answer in time")
+        try:
+            while True:
+                self._begin(context, sockets)
+                running += 1
+                until = min(self._deadline, time.monotonic() + COMPANY_AFTER)
+                while running and (outcome := self._wait(until)) is not None:
+                    if isinstance(outcome, Topology):
+                        return outcome
+                    running, failure = running - 1, outcome
+                if not running or time.monotonic() >= self._deadline:
+                    raise failure
+        finally:
+            sockets.shut()
+
+    def _wait(self, until: float) -> Topology | TopologyError | None:
+        with contextlib.suppress(queue.Empty):
+            return self._outcomes.get(timeout=max(0.0, until - time.monotonic()))
+        return None
+
+    def _begin(self, context: ssl.SSLContext, sockets: _Sockets) -> None:
+        name, args = "milvus-lifecycle-topology-request", (context, sockets)
+        try:
+            threading.Thread(target=self._request, args=args, name=name, daemon=True).start()
+        except RuntimeError as error:  # no thread to be had
+            self._outcomes.put(TopologyError(TopologyReason.UNREACHABLE, brief(error)))
+
+    def _request(self, context: ssl.SSLContext, sockets: _Sockets) -> None:
         import httpx
 
         answer, left = _Answer(), max(0.001, self._deadline - time.monotonic())
         limits = httpx.Timeout(left, connect=min(left, CONNECT_TIMEOUT))
-        watchdog = _Watchdog(left)
+        outcome: Topology | TopologyError
         try:
             with (
                 httpx.Client(verify=context, timeout=limits, follow_redirects=False) as client,
-                watchdog,
                 client.stream(
                     "GET",
                     self._url,
                     headers=self._headers(),
-                    extensions={"trace": watchdog.trace},
+                    extensions={"trace": sockets.trace},
                 ) as response,
             ):
                 answer.begin(response.status_code, response.headers)
                 for chunk in response.iter_raw():
                     answer.feed(chunk)
-            watchdog.check()  # a socket that was shut down looks like the end of an answer
-            return answer.topology()
+            outcome = answer.topology()
         except Exception as error:
-            failure = self._translate(error, expired=watchdog.fired)
-        raise failure
+            outcome = self._translate(error)
+        self._outcomes.put(outcome)
 
     def verdict(self, error: TopologyError) -> TopologyError:
         """Return the error for the caller: with the facts, without the token.
@@ -128,12 +160,12 @@ class _Fetch:
             headers[b"Authorization"] = b"Bearer " + self._token.encode()
         return headers
 
-    def _translate(self, error: Exception, *, expired: bool) -> TopologyError:
+    def _translate(self, error: Exception) -> TopologyError:
         import httpx
 
         if isinstance(error, TopologyError):
             return error
-        if expired or isinstance(error, httpx.TimeoutException):
+        if isinstance(error, httpx.TimeoutException):
             late = time.monotonic() >= self._deadline - 0.01
             reason = TopologyReason.DEADLINE if late else TopologyReason.UNREACHABLE
             return TopologyError(reason, "no complete answer in time")
@@ -202,50 +234,32 @@ class _Answer:
         )
 
 
-class _Watchdog:
-    """Shuts a blocking request's socket down when its time is over, whatever it is doing."""
+class _Sockets:
+    """Those of a fetch's requests: shut down when it ends, whatever they are doing."""
 
-    def __init__(self, seconds: float) -> None:
-        self.fired = False
+    def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._sockets: list[socket.socket] = []
-        self._timer = threading.Timer(seconds, self._fire)
-        self._timer.daemon = True
+        self._twins: list[socket.socket] = []
+        self._over = False
 
     def trace(self, event: str, info: Mapping[str, Any]) -> None:
-        """Learn of the socket: httpx's trace extension."""
+        """Learn of a socket: httpx's trace extension."""
         if not event.endswith("connect_tcp.complete"):
             return
         original = info["return_value"].get_extra_info("socket")
         # A duplicate of our own: the original's number may belong to another file by then.
         twin = socket.fromfd(original.fileno(), original.family, original.type)
         with self._lock:
-            self._sockets.append(twin)
-            if self.fired:
-                self._shut()
+            self._twins.append(twin)
+        if self._over:
+            self.shut()
 
-    def check(self) -> None:
-        if self.fired:
-            raise TimeoutError
-
-    def _fire(self) -> None:
+    def shut(self) -> None:
+        """End every request, those that are still connecting included."""
+        self._over = True
         with self._lock:
-            self.fired = True
-            self._shut()
-
-    def _shut(self) -> None:
-        for twin in self._sockets:
+            twins, self._twins = self._twins, []
+        for twin in twins:
             with contextlib.suppress(OSError):
                 twin.shutdown(socket.SHUT_RDWR)
-
-    def __enter__(self) -> None:
-        # Without a thread to spare, httpx's own timeouts have to do.
-        with contextlib.suppress(RuntimeError):
-            self._timer.start()
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._timer.cancel()
-        with self._lock:
-            for twin in self._sockets:
-                twin.close()
-            self._sockets.clear()
+            twin.close()

@@ -43,6 +43,7 @@ SCENARIOS: dict[str, Scenario] = {
             "A gets ok",
             "A ok",
             "pool address=north:19530",
+            "channels 2",
         ],
         [FAILED, "recovered RECOVERING>ACTIVE g2"],
         strategy="loyal compass",

@@ -232,6 +232,53 @@ def test_a_slow_answer_is_waited_for(
     assert len(service.seen) == 1
 
 
+def test_a_request_that_hangs_gets_company(
+    serve: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be slow, or forgotten: another one is made beside it, and the first answer counts."""
+    monkeypatch.setattr(topology_fetch, "COMPANY_AFTER", 0.3)
+    service: Service = serve(
+        lambda handler: silence(service, handler) if len(service.seen) == 1 else reply()(handler)
+    )
+    assert fetch_topology(service.url, TOKEN, timeout=30.0).version == 1
+    assert len(service.seen) == 2
+
+
+def test_a_slow_request_outlives_its_company(
+    serve: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the others fail with does not end it."""
+    monkeypatch.setattr(topology_fetch, "COMPANY_AFTER", 0.3)
+
+    def behave(handler: BaseHTTPRequestHandler) -> None:
+        first = len(service.seen) == 1
+        if first:
+            service.stopped.wait(1.0)
+        reply(status=200 if first else 503)(handler)
+
+    service = serve(behave)
+    assert fetch_topology(service.url, TOKEN, timeout=30.0).version == 1
+    assert len(service.seen) > 1
+
+
+def test_no_thread_to_be_had(
+    serve: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is an error like any other."""
+    service = serve(reply())
+    starting = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if "request" in thread.name:
+            raise RuntimeError("can't start new thread")
+        starting(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    error = fail(service.url)
+    assert error.reason is TopologyReason.UNREACHABLE
+    assert "can't start new thread" in str(error)
+
+
 def test_a_connection_has_to_come_up_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
     """A handshake without an answer is given up long before the timeout: the next one may have."""
     monkeypatch.setattr(topology_fetch, "CONNECT_TIMEOUT", 0.2)
@@ -289,11 +336,11 @@ def test_proxy_is_used(serve: Callable[..., Service], monkeypatch: pytest.Monkey
 
 
 def test_nothing_is_left_behind(serve: Callable[..., Service]) -> None:
-    """The timer of a request does not outlive it."""
-    service = serve(reply())
-    fetch_topology(service.url, TOKEN)
+    """A request that is still under way when its fetch ends ends, too."""
+    service: Service = serve(lambda handler: silence(service, handler))
+    fail(service.url, timeout=0.3)
     limit = time.monotonic() + 10.0
-    while any(isinstance(thread, threading.Timer) for thread in threading.enumerate()):
+    while any("topology-request" in thread.name for thread in threading.enumerate()):
         assert time.monotonic() < limit
         time.sleep(0.01)
 
