@@ -181,6 +181,19 @@ def test_the_old_primary_is_found_while_the_service_hangs(
     assert time.monotonic() - listening < LATE
 
 
+def test_asking_for_the_topology_cuts_no_connect(
+    connect: Callable[..., Caller], cluster: GlobalCluster, old: FakeMilvus
+) -> None:
+    """A primary that is back and slow to answer is not asked anew with each fetch."""
+    caller = connect(cluster)
+    old.stop()
+    call = Call(caller.list)
+    assert wait_until(lambda: len(cluster.asked) >= 3, 20)
+    old.on("Connect", lambda call: time.sleep(3 * global_cluster.FETCH_SPACING))
+    old.start()
+    assert call.value(15) == ["old"]
+
+
 def test_a_client_that_comes_during_the_outage(
     connect: Callable[..., Caller], cluster: GlobalCluster, old: FakeMilvus, new: FakeMilvus
 ) -> None:
