@@ -244,11 +244,16 @@ class ManagedConnection(Leases):
             self.result = StepResult()
             flight = self.flight
             if flight is not None and flight.candidate is not None:
-                self._take_away(flight, flight.candidate)
+                self._take_away(flight.candidate)
+                if flight.candidate.recalled:
+                    flight.candidate = None
             return self.result
 
     def redirect(self) -> StepResult:
-        """The target has moved: take away what a flight asks elsewhere. Its leader starts anew."""
+        """The target has moved: take away what a flight asks elsewhere. Its leader starts anew.
+
+        Twice does no harm, and whoever was interrupted has to do it again.
+        """
         check_outside()
         with self._lock, self._section:
             self.result = StepResult()
@@ -257,22 +262,16 @@ class ManagedConnection(Leases):
             for wire in wires:
                 if wire is not None and self.strategy.misdirected(wire.address):
                     assert flight is not None
-                    self._take_away(flight, wire)
+                    self._take_away(wire)
                     flight.not_before = flight.began
                     if flight.nudge is not None:
                         self.result.wakes.append(flight.nudge)
             return self.result
 
-    def _take_away(self, flight: Flight, wire: Wire) -> None:
-        if wire.validated:
-            return  # it has answered, and its leader is about to say so
-        # In this order: interrupted anywhere in here, its leader sees that it starts anew.
-        wire.recalled = True
-        self._retire(wire)
-        if wire is flight.candidate:
-            flight.candidate = None
-        else:
-            flight.standby = None
+    def _take_away(self, wire: Wire) -> None:
+        if not wire.validated:  # else it has answered, and its leader is about to say so
+            wire.recalled = True
+            self._retire(wire)
 
     def vouch(self, wire: Wire) -> bool:
         """The channel that a flight asked has answered. False if it was taken away meanwhile."""

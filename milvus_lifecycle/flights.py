@@ -167,7 +167,8 @@ class Flights(Engine):
     ) -> Procedure[bool]:
         """The target has not moved: if the channel that failed answers, it goes on serving."""
         standby = flight.standby
-        if standby is not None and located is not None and located.address == standby.address:
+        stays = standby is not None and located is not None and located.address == standby.address
+        if standby is not None and stays and not standby.recalled:
             limit = self._slice(connection, flight, standby)
             try:
                 yield Ping(connection, standby, min(self.policy.probe_timeout, limit))
@@ -248,7 +249,7 @@ class Flights(Engine):
         spent = outage is not None and outage.channels >= CHANNELS_PER_OUTAGE
         wire = flight.candidate
         if wire is not None:
-            fits = wire.address == address and (wire.slow or not late)
+            fits = wire.address == address and (wire.slow or not late) and not wire.recalled
             if fits and (spent or not flight.refresh):
                 return self._rightly(connection, wire)
             self.finish(connection, connection.withdraw(flight))

@@ -9,18 +9,18 @@ the primary has moved: a failure, a refresh, or another connection.
 from __future__ import annotations
 
 import math
+import queue
 import random
 import threading
 import time
 import weakref
-from collections.abc import Iterator
-from concurrent.futures import Future
-from concurrent.futures import wait as wait_for
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, ClassVar
 
 from .config import ConnectionConfig, load_tls, parse_endpoint
 from .errors import Failure, LifecycleError, TopologyError, TopologyReason, brief, classify
-from .facts import Facts, Located
+from .facts import Facts, Located, wait_until
 from .flight import Flight, FlightKind
 from .forking import on_fork_in_child, renew_in_child
 from .kept import kept
@@ -53,13 +53,38 @@ _PASSING = (
 )
 
 
+class Fetch:
+    """One answer of the topology service, and those who wait for it.
+
+    Takes no lock: whoever waits may be interrupted by a signal handler wherever Python code runs.
+    """
+
+    __slots__ = ("_wakes", "outcome")
+
+    def __init__(self) -> None:
+        self.outcome: Topology | LifecycleError | None = None
+        self._wakes: list[Callable[[], object]] = []
+
+    def join(self, wake: Callable[[], object]) -> None:
+        """Call ``wake`` once it has ended, perhaps twice: it does no harm if it is too late."""
+        self._wakes.append(wake)
+        if self.outcome is not None:
+            wake()
+
+    def end(self, outcome: Topology | LifecycleError) -> None:
+        """Everybody wakes."""
+        self.outcome = outcome
+        for wake in list(self._wakes):
+            wake()
+
+
 class TopologyBook:
     """What this process knows of one cluster, and the fetch under way that will tell it more.
 
     A fetch belongs to the book, not to whoever asked for it: it runs on a thread of the book's,
     those who want it wait for as long as they may, and the next attempt finds it where it is.
     There is one at a time. While connections are down one follows another; what it brings is
-    told to every connection at once (``Engine.reroute_all``).
+    told to every connection at once (``Engine.plan_reroutes``).
     """
 
     _books: ClassVar[weakref.WeakValueDictionary[str, TopologyBook]] = weakref.WeakValueDictionary()
@@ -80,12 +105,15 @@ class TopologyBook:
         self._failed = 0
         self._limit = FETCH_LIMIT
         self._jitter = 0.0
-        self._fetch: Future[Topology] | None = None
+        self._fetch: Fetch | None = None
         #: flights of connections that are down
         self._watchers: list[Flight] = []
-        #: is there a thread that will look at ``_fetch`` and ``_watchers`` before it ends?
-        self._working = False
-        self._changed = threading.Condition(threading.Lock())
+        #: the thread that looks at ``_fetch`` and ``_watchers`` before it ends
+        self._worker: threading.Thread | None = None
+        # Not a Condition, which is Python code: whoever is interrupted in there keeps the lock.
+        self._lock = threading.RLock()
+        #: wakes the worker
+        self._wanted: queue.SimpleQueue[None] = queue.SimpleQueue()
         on_fork_in_child(self)
 
     @classmethod
@@ -99,12 +127,12 @@ class TopologyBook:
 
     def fork_child(self) -> None:
         """In the child: nobody fetches here yet."""
-        self._changed = threading.Condition(threading.Lock())
-        self._fetch, self._watchers, self._working = None, [], False
+        self._lock, self._wanted = threading.RLock(), queue.SimpleQueue()
+        self._fetch, self._watchers, self._worker = None, [], None
 
     def attach(self, engine: Engine) -> None:
         """Have ``engine`` compare its connections whenever there is news."""
-        with self._changed:
+        with self._lock:
             self.engines.add(engine)
             self._limit = max(self._limit, engine.policy.recovery_budget)
 
@@ -122,54 +150,57 @@ class TopologyBook:
         """Is a fetch under way?"""
         return self._fetch is not None
 
-    def fetch(self, since: float, watcher: Flight | None = None) -> Future[Topology] | None:
+    def fetch(self, since: float, watcher: Flight | None = None) -> Fetch | None:
         """The fetch under way, else a new one; None if one that started at ``since`` has ended.
 
         ``watcher``: fetch again and again until that flight is over.
         """
-        with self._changed:
+        with self._lock:
             if watcher is not None and watcher not in self._watchers:
                 self._watchers.append(watcher)
             # One that failed will do for those who have something to fall back on.
             asked = self._heard if self.latest is None else self.started
             if self._fetch is None and asked < since:
-                self._fetch, self._failed = Future(), 0
-            fetch = self._fetch
-            if (fetch or self._watchers) and not self._working:
+                self._fetch, self._failed = Fetch(), 0
+                self._wanted.put(None)
+            fetch, worker = self._fetch, self._worker
+            if (fetch or self._watchers) and (worker is None or not worker.is_alive()):
                 self._start()
-            self._changed.notify_all()
             return fetch
 
     def _start(self) -> None:
         worker = threading.Thread(target=self._work, name="milvus-lifecycle-topology", daemon=True)
-        self._working = True
+        # Noted first: whoever is interrupted here may have started it.
+        self._worker = worker
         try:
             worker.start()
         except RuntimeError as error:  # no thread to be had, or the interpreter is ending
-            self._working = False
             fetch, self._fetch = self._fetch, None
             if fetch is not None:
-                fetch.set_exception(self._unreachable(error))
+                fetch.end(self._unreachable(error))
 
     def _work(self) -> None:
         while (fetch := self._next()) is not None:
             self._settle(fetch, self._ask())
 
-    def _next(self) -> Future[Topology] | None:
+    def _next(self) -> Fetch | None:
         """Wait until the next fetch is due. None: nobody wants one, the thread ends."""
-        with self._changed:
-            while True:
+        while True:
+            with self._lock:
+                if self._worker is not threading.current_thread():
+                    return None
                 now = time.monotonic()
                 self._watchers = [each for each in self._watchers if _is_down(each, now)]
                 due = self._due(now)
                 if due is None:
-                    self._working = False
+                    self._worker = None
                     return None
                 if due <= now:
-                    self.started, self._fetch = now, self._fetch or Future()
+                    self.started, self._fetch = now, self._fetch or Fetch()
                     return self._fetch
+            with suppress(queue.Empty):
                 # No longer than that: the flights may be over by then.
-                self._changed.wait(min(due - now, FETCH_SPACING))
+                self._wanted.get(timeout=min(due - now, FETCH_SPACING))
 
     def _due(self, now: float) -> float | None:
         if self._fetch is not None:
@@ -195,10 +226,10 @@ class TopologyBook:
         reason = TopologyReason.UNREACHABLE
         return TopologyError(reason, brief(error), address=self.config.address)
 
-    def _settle(self, fetch: Future[Topology], outcome: Topology | LifecycleError) -> None:
+    def _settle(self, fetch: Fetch, outcome: Topology | LifecycleError) -> None:
         """A fetch has ended: note what it brought, wake those who wait, tell the connections."""
         news: list[Engine] = []
-        with self._changed:
+        with self._lock:
             self._fetch, self._ended = None, time.monotonic()
             self._jitter = random.random()
             try:
@@ -211,14 +242,12 @@ class TopologyBook:
                 outcome = TopologyError(error.reason, error.detail, address=self.config.address)
             self._failed = self._failed + 1 if isinstance(outcome, LifecycleError) else 0
             if _passing(outcome) and self._failed < TRIES:
-                self._fetch = Future()
-        if isinstance(outcome, Topology):
-            fetch.set_result(outcome)
-        else:
-            fetch.set_exception(outcome)
+                self._fetch = Fetch()
+        fetch.end(outcome)
+        if isinstance(outcome, LifecycleError):
             self._complain(outcome)
         for engine in news:
-            engine.post(engine.reroute_all)
+            engine.plan_reroutes()
 
     def _complain(self, error: LifecycleError) -> None:
         """One line, at the first failure since the service last answered."""
@@ -250,7 +279,7 @@ class TopologyLocator:
     """Finds the primary: by a fetch, for as long as may be waited for it, else as last known.
 
     A fetch that started at ``since`` or later will do. Whose ``flight`` has stopped waiting is
-    told of another primary all the same (``Engine.reroute_all``). None: a refresh.
+    told of another primary all the same (``Engine.plan_reroutes``). None: a refresh.
     """
 
     def __init__(self, book: TopologyBook, since: float, flight: Flight | None = None) -> None:
@@ -262,16 +291,18 @@ class TopologyLocator:
         self, connection: ManagedConnection, last_error: BaseException | None, timeout: float
     ) -> Located:
         """Blocks for ``timeout`` seconds at most. Raises LifecycleError if nothing is known."""
-        for fetch, left in self._fetches(connection, last_error, timeout):
-            wait_for((fetch,), left)
+        for fetch, until in self._fetches(connection, last_error, timeout):
+            ended = threading.Event()
+            fetch.join(ended.set)
+            wait_until(ended, until)
         return self._known()
 
     async def alocate(
         self, connection: ManagedConnection, last_error: BaseException | None, timeout: float
     ) -> Located:
         """As ``locate``, without blocking the loop."""
-        for fetch, left in self._fetches(connection, last_error, timeout):
-            await _arrival(fetch, left)
+        for fetch, until in self._fetches(connection, last_error, timeout):
+            await _end_of(fetch, until)
         return self._known()
 
     def release(self, connection: ManagedConnection) -> None:
@@ -279,8 +310,8 @@ class TopologyLocator:
 
     def _fetches(
         self, connection: ManagedConnection, last_error: BaseException | None, timeout: float
-    ) -> Iterator[tuple[Future[Topology], float]]:
-        """What to wait for, and for how many seconds."""
+    ) -> Iterator[tuple[Fetch, float]]:
+        """What to wait for, and until when (``time.monotonic()`` seconds)."""
         flight = self.flight
         if flight is not None and not flight.mandatory and self.book.latest is not None:
             return  # a move goes where the book says
@@ -289,15 +320,14 @@ class TopologyLocator:
         error: BaseException | None = None
         while connection.state is not State.CLOSED:
             fetch = self.book.fetch(self.since, flight if down else None)
-            left = until - time.monotonic()
-            if fetch is None or left <= 0:
+            if fetch is None or time.monotonic() >= until:
                 break
-            yield fetch, left
+            yield fetch, until
             if self.book.latest is not None:
                 return
-            if not fetch.done():
+            if not isinstance(fetch.outcome, LifecycleError):
                 break
-            error = kept(fetch.exception())
+            error = kept(fetch.outcome)
             if not self.book.is_asking():
                 break
         if self.book.latest is None:
@@ -327,16 +357,16 @@ class TopologyLocator:
         return Located(address, secure, latest.version, latest)
 
 
-async def _arrival(fetch: Future[Topology], timeout: float) -> None:
+async def _end_of(fetch: Fetch, until: float) -> None:
     """Wait for a fetch; leaving does not cancel it."""
     import asyncio
 
     from .aio_loops import call_in, settle
 
     loop = asyncio.get_running_loop()
-    arrived = loop.create_future()
-    fetch.add_done_callback(lambda _: call_in(loop, settle, arrived))
-    await asyncio.wait({arrived}, timeout=timeout)
+    ended = loop.create_future()
+    fetch.join(lambda: call_in(loop, settle, ended))
+    await asyncio.wait({ended}, timeout=max(0.0, until - time.monotonic()))
 
 
 class GlobalStrategy(ConnectionStrategy):

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,7 +27,7 @@ from milvus_lifecycle.errors import (
 )
 from milvus_lifecycle.facts import Located
 from milvus_lifecycle.flight import Flight, FlightKind, Outcome
-from milvus_lifecycle.global_cluster import FETCH_SPACING, TopologyBook, TopologyLocator
+from milvus_lifecycle.global_cluster import FETCH_SPACING, Fetch, TopologyBook, TopologyLocator
 from milvus_lifecycle.stream import flush_all
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.topology import Cluster, Topology
@@ -113,11 +112,8 @@ class Moved:
     def __init__(self) -> None:
         self.told = 0
 
-    def post(self, job: Callable[[], object]) -> None:
+    def plan_reroutes(self) -> None:
         self.told += 1
-
-    def reroute_all(self) -> None:
-        """What it is told to do."""
 
 
 outcomes = st.tuples(st.integers(0, 5), st.sampled_from("ab")) | st.sampled_from(
@@ -135,7 +131,7 @@ def test_a_book_never_goes_back(answers: list[tuple[int, str] | TopologyReason])
     in_trouble = False
     with LogLines(logging.DEBUG) as lines:
         for answer in answers:
-            known, fetch = book.latest, Future[Topology]()
+            known, fetch = book.latest, Fetch()
             if isinstance(answer, TopologyReason):
                 book._settle(fetch, TopologyError(answer, "no"))
                 failed = True
@@ -145,7 +141,7 @@ def test_a_book_never_goes_back(answers: list[tuple[int, str] | TopologyReason])
                 news += known is None or answer[0] > known.version
             complaints += failed and known is not None and not in_trouble
             in_trouble = failed and known is not None
-            assert fetch.done()
+            assert fetch.outcome is not None
             assert known is None or (
                 book.latest is not None and book.latest.version >= known.version
             )
@@ -366,7 +362,7 @@ def test_while_connections_are_down_one_fetch_follows_another(cluster: GlobalClu
     cluster.move(B)
     assert wait_until(lambda: engine.told == 1, 20)
     down.outcome = Outcome.LANDED
-    assert wait_until(lambda: not book._working, 20)
+    assert wait_until(lambda: book._worker is None, 20)
     asked = len(cluster.asked)
     assert book.fetch(0.0) is None
     assert len(cluster.asked) == asked
@@ -397,7 +393,7 @@ def test_without_a_thread_to_be_had(
 ) -> None:
     """Whoever knows a primary goes there, whoever does not is told; the next one tries again."""
     unknown, book = TopologyBook(config()), known(cluster)
-    assert wait_until(lambda: not book._working, 10)
+    assert wait_until(lambda: book._worker is None, 10)
 
     def start(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -457,14 +453,17 @@ config = ConnectionConfig.from_uri("http://x.global-cluster.localhost:1")
 book = TopologyBook.of(config)
 topology_fetch.fetch_topology = lambda *args, **options: threading.Event().wait()
 parents = book.fetch(time.monotonic())
-book._changed.acquire()          # as if another thread were in the middle of a step
+book._lock.acquire()          # as if another thread were in the middle of a step
 TopologyBook._books_lock.acquire()
 child = os.fork()
 if child == 0:
     found = Topology(1, (Cluster("a", "a:1", 3),))
     topology_fetch.fetch_topology = lambda *args, **options: found
     fetch = TopologyBook.of(config).fetch(time.monotonic())
-    os._exit(7 if fetch is not parents and fetch.result(20) == found else 1)
+    ended = threading.Event()
+    fetch.join(ended.set)
+    ended.wait(20)
+    os._exit(7 if fetch is not parents and fetch.outcome == found else 1)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
