@@ -82,6 +82,34 @@ def test_a_target_that_moved_is_not_asked_at_its_old_place() -> None:
         assert [channel.closed for channel in rig.script.channels] == [True, False]
 
 
+@pytest.mark.parametrize(("kind", "keeps"), [("register", False), ("ping", True)])
+def test_a_channel_that_was_taken_away_is_not_asked_again(kind: str, keeps: bool) -> None:
+    """The target has moved, and back again before the leader looked: another channel is opened."""
+
+    class Fickle(Roamer):
+        keeps_current = keeps
+        away = False
+
+        def misdirected(self, address: str) -> bool:
+            return self.away
+
+    strategy = Fickle()
+    with Rig(strategy) as rig:
+        strategy.where = Signpost(rig.script)
+        handler = rig.connected()
+        call = rig.failing(handler, kind)
+        taken = rig.script.wait_held(kind).channel
+        strategy.away = True
+        result = handler.face.connection.redirect()
+        strategy.away = False
+        rig.manager.finish(handler.face.connection, result)
+        rig.script.let_go()
+        call.value(20)
+        assert rig.triggers() == [*CONNECTED, "fail", "recovered"]
+        assert taken.closed
+        assert handler.face.connection.binding.wire.channel is rig.script.channels[-1]
+
+
 def test_a_close_while_the_old_channel_is_asked() -> None:
     """Close wins: the waiter has the closed error, no channel is opened, the old one is closed."""
     rig, _, handler = faithful()
