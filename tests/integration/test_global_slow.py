@@ -6,17 +6,14 @@ second; a busy machine is allowed a second more.
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
-from pymilvus import AsyncMilvusClient, MilvusClient
+from pymilvus import MilvusClient
 
-import milvus_lifecycle as ml
 from milvus_lifecycle import global_cluster
+from tests.callers import Caller
 from tests.conftest import Engine
 from tests.global_clusters import GlobalCluster, violated
 from tests.network import TcpProxy
@@ -29,52 +26,6 @@ pytestmark = [pytest.mark.timeout(90), pytest.mark.policy(topology_refresh=None)
 DELAY = 2.0
 #: How late (seconds) after that a call may be served.
 LATE = 1.5
-
-
-class Caller:
-    """Begins calls of one client of either flavour, each in a thread of its own."""
-
-    def __init__(self, flavour: str, uri: str) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
-        if flavour == "threads":
-            self._client: Any = MilvusClient(uri, token="root:pw")
-            return
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
-        self._client = AsyncMilvusClient(uri, token="root:pw")
-
-    def list(self) -> Any:
-        return self._run(self._client.list_collections)
-
-    def has_partition(self) -> Any:
-        return self._run(self._client.has_partition, "demo", "part")
-
-    def _run(self, method: Callable[..., Any], *args: str) -> Any:
-        if self._loop is None:
-            return method(*args)
-
-        async def call() -> Any:
-            return await method(*args)
-
-        return asyncio.run_coroutine_threadsafe(call(), self._loop).result()
-
-    def close_all(self) -> None:
-        """Close every connection of this flavour."""
-        if self._loop is None:
-            ml.ConnectionManager.get_instance().close_all()
-            return
-
-        async def close() -> None:
-            await ml.AsyncConnectionManager.get_instance().close_all()
-
-        asyncio.run_coroutine_threadsafe(close(), self._loop).result()
-
-    def close(self) -> None:
-        self._run(self._client.close)
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            assert wait_until(lambda: not self._loop or not self._loop.is_running(), 10)
-            self._loop.close()
 
 
 @pytest.fixture(params=["threads", "asyncio"])
@@ -144,7 +95,7 @@ def test_a_secondary_that_refuses_delays_nobody(
     cluster.move(new)
     old.on("HasPartition", lambda call: violated(call.method))
     since = time.monotonic()
-    call = Call(caller.has_partition)
+    call = Call(caller.call, "has_partition", "demo", "part")
     assert call.value(60) is False
     assert time.monotonic() - since < DELAY + LATE
     assert (old.count("HasPartition"), new.count("HasPartition")) == (1, 1)

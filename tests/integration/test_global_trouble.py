@@ -17,6 +17,7 @@ import pytest
 import trustme
 from pymilvus import AsyncMilvusClient
 
+from milvus_lifecycle import global_cluster
 from tests.conftest import Engine
 from tests.global_clusters import HOST, GlobalCluster, make_authority
 from tests.looping import Ticker
@@ -26,7 +27,7 @@ from tests.topology_service import answer, cluster, reply, serving
 
 pytestmark = [
     pytest.mark.timeout(120),
-    pytest.mark.policy(topology_refresh=0.5, recovery_budget=10.0),
+    pytest.mark.policy(topology_refresh=0.5, recovery_budget=6.0),
 ]
 
 #: The promise is that the loop never stands still for 50 ms; a loaded machine alone came to 0.6 s.
@@ -167,6 +168,12 @@ class _Load:
     def __exit__(self, *exc: object) -> None:
         self._stop.set()
         self._thread.join(20)
+
+
+@pytest.fixture(autouse=True)
+def short_fetches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fetch may take as long as a recovery, and no longer."""
+    monkeypatch.setattr(global_cluster, "FETCH_LIMIT", 1.0)
 
 
 @pytest.fixture
