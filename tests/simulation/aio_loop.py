@@ -62,6 +62,11 @@ class ScheduledLoop(asyncio.BaseEventLoop):
     def _write_to_self(self) -> None:
         self.roused = True
 
+    def call_soon(self, *args: Any, **options: Any) -> Any:
+        if self.is_running() and asyncio._get_running_loop() is None:
+            self.world.found(laws.Broken(4, "another thread calls back, and the loop sleeps on"))
+        return super().call_soon(*args, **options)
+
     def _process_events(self, events: Any) -> None:
         """Everything was done by ``select``."""
 
