@@ -125,6 +125,7 @@ class AsyncConnectionManager(Procedures):
         """Give a lease back. Raises UnknownHandler."""
         face = self.face_of(handler)
         self.let_go(face.connection, client)
+        self.wind()  # its expiry may be planned on a timer that was interrupted
         face.let_go_elsewhere(client)
 
     async def close_all(self) -> None:
@@ -357,8 +358,10 @@ class AsyncConnectionManager(Procedures):
 
     def _arm(self) -> None:
         loop, due = self.loop, self.agenda.next_due()
-        if loop is None or loop.is_closed() or due is None or due >= self._timer_due:
+        if loop is None or loop.is_closed() or due is None:
             return
+        if due >= self._timer_due > self.seams.clock():
+            return  # a timer that is overdue may have been interrupted as it went off
         # In this order: whoever is interrupted leaves a timer too many behind, not one too few.
         self._timer_due = float("inf")
         if self._timer is not None:
