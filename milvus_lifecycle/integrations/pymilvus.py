@@ -302,8 +302,9 @@ def install(policy: LifecyclePolicy | None = None, audit: str | None = None) -> 
             uninstall()
         _by_run = False
         if _installed is None:
-            Settings.use(Settings.make(*wanted))
-            _patch()
+            settings = Settings.make(*wanted)
+            Settings.use(settings)
+            _patch(settings)
             _installed = wanted
         elif _installed != wanted:
             raise RuntimeError(
@@ -337,25 +338,32 @@ def uninstall() -> None:
             setattr(owner, name, original)
         _originals.clear()
         _installed = None
+        sinks = Settings.current().sinks
+        Settings.use(None)  # first: nobody makes a manager with them after those are dropped
         ConnectionManager.drop_instance()
         _drop_async_instances()
         # Clients that the application still has keep their manager, and so its sinks.
-        for sink in Settings.current().sinks:
+        for sink in sinks:
             sink.reader.outlet.flush(EXIT_LIMIT)
             sink.end()
-        Settings.use(None)
 
 
-def _patch() -> None:
+def _patch(settings: Settings) -> None:
     from pymilvus.client import connection_manager as theirs
 
-    def get_instance(cls: type) -> ConnectionManager:
-        return ConnectionManager.get_instance()
+    def get_instance(cls: Any) -> Any:
+        with Settings.lock:
+            if Settings.current() is settings:
+                return ConnectionManager.get_instance()
+        return cls.get_instance()  # it was uninstalled since the caller looked this function up
 
-    def get_async_instance(cls: type) -> Any:
+    def get_async_instance(cls: Any) -> Any:
         from ..aio import AsyncConnectionManager
 
-        return AsyncConnectionManager.get_instance()
+        with Settings.lock:
+            if Settings.current() is settings:
+                return AsyncConnectionManager.get_instance()
+        return cls.get_instance()
 
     def from_uri(cls: type, uri: str, **kwargs: Any) -> ConnectionConfig:
         return ConnectionConfig.from_uri(uri, **kwargs)
