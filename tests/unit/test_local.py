@@ -192,21 +192,24 @@ def test_a_server_that_cannot_be_stopped_is_let_go(
     assert wait_until(lambda: PATH not in local._SERVERS.users, 20)
 
 
-@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize(
+    "entry", [None, ("server", "data", 19999), "a process of an older Milvus Lite"]
+)
 def test_a_forked_child_has_a_server_of_its_own(
-    lite: Lite, monkeypatch: pytest.MonkeyPatch, used: bool
+    lite: Lite, monkeypatch: pytest.MonkeyPatch, entry: object
 ) -> None:
     """Once the parent's server is gone; the inherited object is never stopped, but forgotten."""
     kept: list[Any] = []
     monkeypatch.setattr(inherited, "keep", kept.append)
     server, one = LocalServer(PATH), connection()
-    if used:
+    if entry is not None:
         server.locate(one, None, 10.0)
+        lite._servers[PATH] = entry
     local._SERVERS.reset_after_fork()  # what os.fork calls in the child
     assert lite._servers == {}
-    assert kept == ([("server", "data", 19999)] if used else [])
+    assert kept == ([] if entry is None else [entry])
     server.locate(one, None, 10.0)
-    assert lite.starts == 1 + used
+    assert lite.starts == 1 + (entry is not None)
     assert lite.released == []
 
 
