@@ -55,8 +55,6 @@ class AsyncConnectionManager(Procedures):
     _instances: ClassVar[weakref.WeakValueDictionary[int, AsyncConnectionManager]] = (
         weakref.WeakValueDictionary()
     )
-    # Re-entrant: the collector may run a finalizer in there that looks for its manager.
-    _instances_lock = threading.RLock()
 
     def __init__(self, policy: LifecyclePolicy | None = None, **seams: Any) -> None:
         loop = asyncio.get_running_loop()
@@ -82,7 +80,7 @@ class AsyncConnectionManager(Procedures):
             loop = asyncio.get_running_loop()
         except RuntimeError:
             raise for_callers(LoopMismatch("no event loop is running here")) from None
-        with cls._instances_lock:
+        with Settings.lock:
             over = [known for known in cls._instances.values() if known.loop_is_over()]
             instance = cls._instances.get(id(loop))
             if instance is None or instance.loop is not loop:
@@ -96,11 +94,11 @@ class AsyncConnectionManager(Procedures):
     @classmethod
     def drop_instances(cls) -> None:
         """Close the managers of every loop; ``get_instance`` makes new ones."""
-        with cls._instances_lock:
+        with Settings.lock:
             instances = list(cls._instances.values())
             cls._instances.clear()
         for instance in instances:
-            instance.shut_all("uninstalled")
+            instance.retire()
 
     async def get_or_create(
         self,
@@ -378,7 +376,6 @@ class AsyncConnectionManager(Procedures):
 
     def fork_child(self) -> None:
         """The parent's loop does not run in the child: nothing of it is touched."""
-        AsyncConnectionManager._instances_lock = threading.RLock()
         self._tasks = set()
         self._timer, self._timer_due = None, float("inf")
         super().fork_child()

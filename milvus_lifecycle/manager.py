@@ -47,8 +47,6 @@ class ConnectionManager(Procedures):
 
     flavour: ClassVar[str] = "threads"
     _instance: ClassVar[ConnectionManager | None] = None
-    # Re-entrant: the collector may run a finalizer in there that looks for its manager.
-    _instance_lock = threading.RLock()
 
     def __init__(self, policy: LifecyclePolicy | None = None, **seams: Any) -> None:
         if "transport" not in seams:
@@ -71,7 +69,7 @@ class ConnectionManager(Procedures):
         """The process's manager (a forked child works on its own copy)."""
         instance = cls._instance
         if instance is None:
-            with cls._instance_lock:
+            with Settings.lock:
                 if cls._instance is None:
                     settings = Settings.current()
                     made = cls(settings.policy, sinks=settings.sinks)
@@ -82,10 +80,10 @@ class ConnectionManager(Procedures):
     @classmethod
     def drop_instance(cls) -> None:
         """Close the process's manager; the next ``get_instance`` makes a new one."""
-        with cls._instance_lock:
+        with Settings.lock:
             instance, cls._instance = cls._instance, None
         if instance is not None:
-            instance.close_all()
+            instance.retire()
 
     def get_or_create(
         self,
@@ -321,7 +319,6 @@ class ConnectionManager(Procedures):
 
     def fork_child(self) -> None:
         self._gate = ForkGate()
-        ConnectionManager._instance_lock = threading.RLock()
         self._mailbox = queue.SimpleQueue()
         self._keeper = None
         self._keeper_lock = threading.RLock()
