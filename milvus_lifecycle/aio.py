@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 from .aio_loops import GONE, call_in, fail, hush, run_at_once, settle
 from .audit import Listener
 from .config import ConnectionConfig, ForeignConfig
-from .errors import LifecycleError, LoopMismatch, UnknownHandler, for_callers
+from .errors import Interrupted, LifecycleError, LoopMismatch, UnknownHandler, for_callers
 from .face import FACE, Face
 from .facts import Located
 from .forking import on_fork_in_child
@@ -64,7 +64,7 @@ class AsyncConnectionManager(Procedures):
             seams["transport"] = AsyncioTransport()
         super().__init__(policy, **seams)
         self._loop_ref = weakref.ref(loop)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = float("inf")
         # Known weakly: the loop alone may keep the anchor.
@@ -187,11 +187,11 @@ class AsyncConnectionManager(Procedures):
         if isinstance(request, Wait):
             return await self._wait(request)
         if isinstance(request, Register):
-            return await self.transport.register(
-                request.connection, request.wire, request.timeout, request.patient
+            return await self._ask(
+                request, self.transport.register, request.timeout, request.patient
             )
         if isinstance(request, Ping):
-            return await self.transport.ping(request.connection, request.wire, request.timeout)
+            return await self._ask(request, self.transport.ping, request.timeout)
         if isinstance(request, Open):
             return self.transport.open(
                 request.connection, request.address, request.secure, request.window
@@ -205,6 +205,26 @@ class AsyncConnectionManager(Procedures):
         assert isinstance(request, Pause)
         return await asyncio.sleep(request.seconds)
 
+    async def _ask(self, request: Register | Ping, ask: Callable[..., Any], *how: Any) -> Any:
+        connection, wire = request.connection, request.wire
+        loop, name = asyncio.get_running_loop(), f"milvus-lifecycle-ask-{connection.id}"
+        # A task of its own: grpc.aio cancels whoever waits on a channel that is closed, and that
+        # is not to be taken for the end of the flight.
+        asked = self._spawn(loop, partial(ask, connection, wire, *how), name, _retrieve)
+        try:
+            await asyncio.wait({asked})
+            try:
+                answer = asked.result()
+                if connection.vouch(wire):
+                    return answer
+            except (Exception, asyncio.CancelledError):
+                if not wire.recalled:
+                    raise
+            raise Interrupted(address=wire.address)
+        finally:
+            asked.cancel()
+            del asked  # with its error, whose frames lead to this one and to gRPC's call
+
     async def _wait(self, request: Wait) -> None:
         loop = asyncio.get_running_loop()
         landed: asyncio.Future[None] = loop.create_future()
@@ -214,7 +234,7 @@ class AsyncConnectionManager(Procedures):
             call_in(loop, settle, landed)
 
         try:
-            if request.connection.join(request.flight, wake, request.until):
+            if request.connection.join(request.flight, wake, request.until, leads=request.leads):
                 left = request.until + request.grace - self.seams.clock()
                 await asyncio.wait({landed}, timeout=max(0.0, left))
         finally:
@@ -301,7 +321,7 @@ class AsyncConnectionManager(Procedures):
 
     def _spawn(
         self, loop: asyncio.AbstractEventLoop, work: Work, name: str, done: Done | None
-    ) -> None:
+    ) -> asyncio.Task[Any]:
         working = work()
         try:
             task = loop.create_task(working)
@@ -313,6 +333,7 @@ class AsyncConnectionManager(Procedures):
         task.add_done_callback(self._tasks.discard)
         if done is not None:
             task.add_done_callback(done)
+        return task
 
     async def _fly(self, connection: ManagedConnection, flight: Flight) -> None:
         try:
@@ -425,6 +446,12 @@ class AsyncFace(Face):
 def _this_task() -> asyncio.Task[Any]:
     # Never None: an RPC is awaited, and whoever awaits is a task.
     return cast("asyncio.Task[Any]", asyncio.current_task())
+
+
+def _retrieve(task: Any) -> None:
+    """Look at an error that nobody may wait for any more, so that asyncio does not complain."""
+    if not task.cancelled():
+        task.exception()
 
 
 class _Anchor:

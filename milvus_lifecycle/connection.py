@@ -189,11 +189,15 @@ class ManagedConnection(Leases):
 
     # -- flights ---------------------------------------------------------------------------
 
-    def join(self, flight: Flight, wake: Callable[[], None], until: float) -> bool:
+    def join(
+        self, flight: Flight, wake: Callable[[], None], until: float, *, leads: bool = False
+    ) -> bool:
         """Wait with ``flight``: call ``wake`` once it has ended. False if it has already."""
         with self._lock, self._section:
             if flight.outcome is not None:
                 return False
+            if leads:
+                flight.nudge = wake
             flight.waiters.append(wake)
             flight.patience = max(flight.patience, until)
             return True
@@ -238,13 +242,42 @@ class ManagedConnection(Leases):
         check_outside()
         with self._lock, self._section:
             self.result = StepResult()
-            flight, wire = self.flight, None
-            if flight is not None:
-                wire = flight.candidate
-            if flight is not None and wire is not None and not wire.validated:
-                flight.candidate, wire.recalled = None, True
-                self._retire(wire)
+            flight = self.flight
+            if flight is not None and flight.candidate is not None:
+                self._take_away(flight.candidate)
+                if flight.candidate.recalled:
+                    flight.candidate = None
             return self.result
+
+    def redirect(self) -> StepResult:
+        """The target has moved: take away what a flight asks elsewhere. Its leader starts anew.
+
+        Twice does no harm, and whoever was interrupted has to do it again.
+        """
+        check_outside()
+        with self._lock, self._section:
+            self.result = StepResult()
+            flight = self.flight
+            wires = (flight.candidate, flight.standby) if flight is not None else ()
+            for wire in wires:
+                if wire is not None and self.strategy.misdirected(wire.address):
+                    assert flight is not None
+                    self._take_away(wire)
+                    flight.not_before = flight.began
+                    if flight.nudge is not None:
+                        self.result.wakes.append(flight.nudge)
+            return self.result
+
+    def _take_away(self, wire: Wire) -> None:
+        if not wire.validated:  # else it has answered, and its leader is about to say so
+            wire.recalled = True
+            self._retire(wire)
+
+    def vouch(self, wire: Wire) -> bool:
+        """The channel that a flight asked has answered. False if it was taken away meanwhile."""
+        with self._lock, self._section:
+            wire.validated = True
+            return not wire.recalled
 
     def drop_standby(self, flight: Flight) -> StepResult:
         """The channel that failed is of no use: retire it."""

@@ -87,6 +87,11 @@ class Engine(Timers):
     def discharge(self, connection: ManagedConnection, locator: Locator) -> None:
         """Have a locator give back what it holds."""
 
+    def plan_reroutes(self) -> None:
+        """Have every connection compare soon; again, if that is interrupted. From any thread."""
+        self.agenda.push(self.seams.clock(), self.reroute_all)
+        self.post(self.wind)
+
     # -- connections -----------------------------------------------------------------------
 
     def create(self, config: ConnectionConfig, *, dedicated: bool) -> ManagedConnection:

@@ -10,7 +10,7 @@
         ├── PermanentFailure       the server or the TLS files refuse us: waiting will not help
         ├── DeadlineExceeded       the caller's own timeout ended before the engine was done
         ├── ConnectionClosed       the connection was closed under its user
-        ├── Interrupted            an attempt taken back for a fork; callers never see it
+        ├── Interrupted            an attempt taken back; callers never see it
         ├── UnknownHandler         a handler that this manager did not hand out
         ├── LoopMismatch           an asyncio connection used outside its event loop
         ├── TopologyError          a global cluster's topology is unusable; see TopologyReason
@@ -217,9 +217,9 @@ class ConnectionClosed(LifecycleError):
 
 
 class Interrupted(LifecycleError):
-    """An attempt to connect was taken back because the process forks. Callers never see it."""
+    """An attempt was taken back: the process forks, or the target has moved. Never seen outside."""
 
-    headline = "the process forks while the connection is made"
+    headline = "the attempt was taken back"
 
 
 class UnknownHandler(LifecycleError):

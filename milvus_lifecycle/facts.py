@@ -26,8 +26,6 @@ class Located:
     version: int | None = None
     #: the strategy's own material, committed together with the swap (a topology, say)
     detail: object = None
-    #: when it makes sense to locate again (monotonic seconds): an attempt ends there
-    revisit: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,7 @@ class Flight:
         "leader",
         "mandatory",
         "not_before",
+        "nudge",
         "number",
         "outcome",
         "patience",
@@ -107,6 +108,8 @@ class Flight:
         self.thawed = False
         #: the thread or task that flies it
         self.leader: object = None
+        #: wakes the leader who waits for that
+        self.nudge: Callable[[], None] | None = None
         #: False while the current channel is healthy (reroute, recycle)
         self.mandatory = True
         self.attempts = 0

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 #: A first attempt of an outage lasts this long (seconds) before it counts as failed; later ones
 #: as long as the outage is old, up to ``connect_timeout``. The channel itself keeps connecting.
 FIRST_SLICE = 1.0
-#: An attempt that is to end early, because the target may have moved, still gets this (seconds).
-SHORTEST_SLICE = 0.2
 #: Whoever wakes so much later (seconds) than he wanted was not run meanwhile: the process was
 #: stopped or the machine suspended, and its budgets ran out without a try.
 STOPPED = 1.0
@@ -99,7 +97,7 @@ class Flights(Engine):
                     self.step(connection, Trigger.PROBE_FAILED, flight=flight.number, error=error)
                     return
                 gap = self.policy.gap(flight.attempts, 0.0, self.seams.chance)
-                yield Wait(connection, flight, self.seams.clock() + gap)
+                yield Wait(connection, flight, self.seams.clock() + gap, leads=True)
             else:
                 self._land(connection, flight, Trigger.PROBE_PASSED, wire, identifier, located)
                 return
@@ -115,18 +113,20 @@ class Flights(Engine):
             return False
         if kind is Failure.DEADLINE and flight.patience > limit:
             return True  # somebody more patient has joined
-        return connection.was_good and kind in (Failure.TRANSIENT, Failure.DEADLINE)
+        hopeful = connection.was_good or connection.strategy.awaits_news()
+        return hopeful and kind in (Failure.TRANSIENT, Failure.DEADLINE)
 
     def _recover(self, connection: ManagedConnection, flight: Flight) -> Procedure[None]:
         while flight.outcome is None:
             self._thaw(flight)
             if flight.not_before > self.seams.clock():
-                yield Wait(connection, flight, flight.not_before)
+                yield Wait(connection, flight, flight.not_before, leads=True)
                 continue
             started = self.seams.clock()
             try:
-                whole = self._slice(connection, flight, None, None)
-                located = yield from self._find_place(connection, flight, whole)
+                left = max(0.001, flight.deadline - started)
+                limit = min(self.policy.connect_timeout, left)
+                located = yield from self._find_place(connection, flight, limit)
                 if flight.standby is not None:
                     kept = yield from self._keep_standby(connection, flight, located)
                     if kept:
@@ -134,7 +134,7 @@ class Flights(Engine):
                 wire = yield from self._candidate(connection, flight, located)
                 if wire is None:
                     return
-                identifier = yield from self._validate(connection, flight, wire, located)
+                identifier = yield from self._validate(connection, flight, wire)
             except Interrupted:
                 continue
             except Exception as error:
@@ -167,10 +167,13 @@ class Flights(Engine):
     ) -> Procedure[bool]:
         """The target has not moved: if the channel that failed answers, it goes on serving."""
         standby = flight.standby
-        if standby is not None and located is not None and located.address == standby.address:
-            limit = self._slice(connection, flight, standby, located)
+        stays = standby is not None and located is not None and located.address == standby.address
+        if standby is not None and stays and not standby.recalled:
+            limit = self._slice(connection, flight, standby)
             try:
                 yield Ping(connection, standby, min(self.policy.probe_timeout, limit))
+            except Interrupted:
+                raise
             except Exception as error:
                 flight.error = error
             else:
@@ -190,11 +193,10 @@ class Flights(Engine):
         connection: ManagedConnection,
         flight: Flight,
         wire: Wire,
-        located: Located | None,
     ) -> Procedure[str]:
         """One attempt: ask at once, for the cause; then wait for the channel to come up."""
         started = self.seams.clock()
-        whole = self._slice(connection, flight, wire, located)
+        whole = self._slice(connection, flight, wire)
         try:
             identifier: str = yield Register(connection, wire, whole, False)
             return identifier
@@ -217,17 +219,14 @@ class Flights(Engine):
         self,
         connection: ManagedConnection,
         flight: Flight,
-        wire: Wire | None,
-        located: Located | None,
+        wire: Wire,
     ) -> float:
         """How long an attempt may last that starts now (seconds)."""
         now, policy = self.seams.clock(), self.policy
         age = now - self._down_since(connection, flight)
         length = min(policy.connect_timeout, max(FIRST_SLICE, age))
-        if wire is not None and not wire.slow and age < policy.backoff_patience:
+        if not wire.slow and age < policy.backoff_patience:
             length = min(length, policy.backoff_patience - age)
-        if located is not None and located.revisit is not None:
-            length = min(length, max(SHORTEST_SLICE, located.revisit - now))
         return max(0.001, min(length, flight.deadline - now))
 
     def _down_since(self, connection: ManagedConnection, flight: Flight) -> float:
@@ -250,9 +249,9 @@ class Flights(Engine):
         spent = outage is not None and outage.channels >= CHANNELS_PER_OUTAGE
         wire = flight.candidate
         if wire is not None:
-            fits = wire.address == address and (wire.slow or not late)
+            fits = wire.address == address and (wire.slow or not late) and not wire.recalled
             if fits and (spent or not flight.refresh):
-                return wire
+                return self._rightly(connection, wire)
             self.finish(connection, connection.withdraw(flight))
         window = self.policy.reconnect_window(age if late else 0.0, self.seams.chance)
         channel = yield Open(connection, address, secure, window)
@@ -261,6 +260,12 @@ class Flights(Engine):
             wire.sever(cut=False)  # nobody else knows this channel
             self.close_channel(wire)
             return None
+        return self._rightly(connection, wire)
+
+    def _rightly(self, connection: ManagedConnection, wire: Wire) -> Wire:
+        """The news may have come before there was a candidate to be redirected."""
+        if connection.strategy.misdirected(wire.address):
+            raise Interrupted(address=wire.address)
         return wire
 
     def _attempt_failed(

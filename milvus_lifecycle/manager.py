@@ -159,10 +159,9 @@ class ConnectionManager(Procedures):
         if isinstance(request, Wait):
             return self._wait(request)
         if isinstance(request, Register):
-            return self._register(request)
+            return self._ask(request, self.transport.register, request.timeout, request.patient)
         if isinstance(request, Ping):
-            with self._gate.inside():
-                return self.transport.ping(request.connection, request.wire, request.timeout)
+            return self._ask(request, self.transport.ping, request.timeout)
         if isinstance(request, Open):
             with self._gate.inside():
                 return self.transport.open(
@@ -180,28 +179,27 @@ class ConnectionManager(Procedures):
         assert isinstance(request, Pause)
         return self.seams.wait(threading.Event(), self.seams.clock() + request.seconds)
 
-    def _register(self, request: Register) -> Any:
-        wire = request.wire
+    def _ask(self, request: Register | Ping, ask: Callable[..., Any], *how: Any) -> Any:
+        connection, wire = request.connection, request.wire
+        answered = False
         try:
             with self._gate.inside():
-                identifier = self.transport.register(
-                    request.connection, wire, request.timeout, request.patient
-                )
+                answer = ask(connection, wire, *how)
                 # Whoever forks closes the gate, then looks at this: either he sees it, or this
                 # thread stays in here until the fork is over, and sees that it was recalled.
-                wire.validated = True
+                answered = connection.vouch(wire)
         except Exception:
             if not wire.recalled:
                 raise
-        if wire.recalled:
+        if not answered:
             raise Interrupted(address=wire.address)
-        return identifier
+        return answer
 
     def _wait(self, request: Wait) -> None:
         flight, landed = request.flight, threading.Event()
         wake = landed.set
         try:
-            if request.connection.join(flight, wake, request.until):
+            if request.connection.join(flight, wake, request.until, leads=request.leads):
                 self.seams.wait(landed, request.until + request.grace)
         finally:
             self.parted(request.connection, flight, wake)

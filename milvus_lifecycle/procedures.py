@@ -168,6 +168,7 @@ class Procedures(Flights):
         if not face.revivable:  # closed by its handler meanwhile, and that is for good
             if connection.face is face:
                 self.shut(connection, "its handler was closed")
+            face.connection = old
             for heir in added:
                 self.give_back(connection, heir)
             raise ConnectionClosed(address=old.address)

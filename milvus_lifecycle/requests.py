@@ -24,13 +24,15 @@ class Wait:
     """Wait until the flight has ended, or until a monotonic time. Result: None.
 
     ``until`` is the patience that the flight is told; the wait itself may last ``grace``
-    seconds longer, so that the flight's own verdict comes first.
+    seconds longer, so that the flight's own verdict comes first. ``leads``: it is the leader who
+    waits, to begin the next attempt, and who may be told to begin it now.
     """
 
     connection: ManagedConnection
     flight: Flight
     until: float
     grace: float = 0.0
+    leads: bool = False
 
 
 @dataclass(frozen=True, slots=True)

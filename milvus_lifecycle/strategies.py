@@ -109,6 +109,14 @@ class ConnectionStrategy:
         """Should the connection be somewhere else than where it is?"""
         return False
 
+    def misdirected(self, address: str) -> bool:
+        """Is ``address``, to which a flight connects, not where the connection should be?"""
+        return False
+
+    def awaits_news(self) -> bool:
+        """May the next attempt of a first connect be led somewhere else than where it failed?"""
+        return False
+
     def aged(self, connection: ManagedConnection, facts: Facts) -> bool:
         """Is the current channel older than ``max_age`` (shortened by jitter)?"""
         return connection.policy.aged(connection.channel_age(facts.now), connection.unit)

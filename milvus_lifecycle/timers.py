@@ -19,7 +19,7 @@ from .table import State, Trigger
 if TYPE_CHECKING:
     from .agenda import Agenda
     from .connection import ManagedConnection
-    from .facts import Seams
+    from .facts import Seams, StepResult
     from .policy import LifecyclePolicy
     from .registry import Registry
     from .wire import Wire
@@ -36,6 +36,10 @@ class Timers:
     @abstractmethod
     def step(self, connection: ManagedConnection, trigger: Trigger, **facts: Any) -> bool:
         """Step the machine and do what the step leaves to do. True if a row was taken."""
+
+    @abstractmethod
+    def finish(self, connection: ManagedConnection, result: StepResult) -> None:
+        """Wake, close and note what a step leaves to do."""
 
     @abstractmethod
     def aside(self, connection: ManagedConnection) -> None:
@@ -141,6 +145,8 @@ class Timers:
         for connection in self.registry.all():
             if connection.state in (State.IDLE, State.ACTIVE):
                 self.step(connection, Trigger.REROUTE)
+            else:
+                self.finish(connection, connection.redirect())
 
     def _cut(self, connection: ManagedConnection, wire: Wire) -> None:
         """``drain_timeout`` is over: what still runs on the retired channel is cut."""

@@ -1,31 +1,31 @@
-"""Fetching a topology over HTTPS: one request, written once, for threads and for asyncio.
+"""Fetching a topology over HTTPS. Blocks; the book of a cluster gives it a thread.
 
-What is fixed here (issue 4): three tries, 1 s, 2 s ... at most 10 s between them, 10 % jitter,
-10 s for one request, all of it within the caller's own timeout; at most 1 MiB is read; no
-redirect is followed, because it would carry the token elsewhere; the server's certificate is
-checked against the client's own CA, where it has one.
+At most 1 MiB is read; no redirect is followed, because it would carry the token elsewhere; the
+server's certificate is checked against the client's own CA, where it has one.
+
+The answer may take all the time that the caller has: a slow service whose requests are ended and
+begun anew never answers any. But one that hangs looks like one that is slow, and its neighbour
+behind the same name may be well. So a request without an answer for 10 s gets company, and the
+first answer counts. Only a connection has to be there within 10 s.
 
 httpx's timeouts are those of single socket operations: a server that drips one byte a second
-never meets them. So asyncio runs the request in a cancel scope, and in threads a timer shuts
-the socket down. Only name resolution in threads ends when the system's resolver says so.
+never meets them. So each request has a thread, and its socket is shut down when the time is over.
+Only name resolution ends when the system's resolver says so.
 
-Needs the extra `global` (httpx, tenacity, anyio); they are imported when the first fetch is
-made, for asyncio in another thread: that import takes longer than a loop may be blocked.
+Needs the extra `global` (httpx); it is imported when the first fetch is made.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import functools
 import importlib
-import random as random_module
+import queue
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from milvus_lifecycle.config import TlsMaterial, parse_endpoint
 from milvus_lifecycle.errors import ConfigError, TopologyError, TopologyReason, brief
@@ -33,36 +33,17 @@ from milvus_lifecycle.tls import certificate_error, client_context
 from milvus_lifecycle.topology import MAX_BYTES, Topology, parse_topology
 from milvus_lifecycle.uri import check_plain
 
-if TYPE_CHECKING:
-    from tenacity import RetryCallState
+__all__ = ["fetch_topology"]
 
-__all__ = ["afetch_topology", "fetch_topology"]
+CONNECT_TIMEOUT = 10.0
+COMPANY_AFTER = 10.0
 
-ATTEMPTS = 3
-REQUEST_TIMEOUT = 10.0
-FIRST_PAUSE, LONGEST_PAUSE, PAUSE_JITTER = 1.0, 10.0, 0.1
-
-# The later ones are what httpx and anyio import with their first request.
-_MODULES = ("certifi", "tenacity", "httpx", "httpcore")
-_ASYNC_MODULES = ("anyio.abc", "anyio.lowlevel", "anyio.streams.tls", "anyio.to_thread")
+_MODULES = ("certifi", "httpx")
 _PATH = "/global-cluster/topology"
-
-# What another try may cure. A refusal, a redirect or a wrong topology is the same next time.
-_PASSING = frozenset(
-    {TopologyReason.UNREACHABLE, TopologyReason.HTTP_STATUS, TopologyReason.GARBAGE}
-)
 
 
 def fetch_topology(
-    uri: str,
-    token: str = "",
-    *,
-    tls: TlsMaterial | None = None,
-    timeout: float = 30.0,
-    tries: int = ATTEMPTS,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-    random: Callable[[], float] = random_module.random,
+    uri: str, token: str = "", *, tls: TlsMaterial | None = None, timeout: float = 30.0
 ) -> Topology:
     """Fetch the topology of the global cluster behind `uri`; blocks for `timeout` at most.
 
@@ -70,164 +51,122 @@ def fetch_topology(
         uri: the client's URI without credentials (`ConnectionConfig.uri`).
         token: sent as a bearer token, "" for none.
         tls: the client's own roots (`load_tls`); None and no roots mean the system's.
-        timeout: seconds for everything: tries, pauses, and a server that drips.
-        tries: requests at most.
-        clock, sleep, random: for tests, and so that a driver can end a pause early by raising.
+        timeout: seconds for everything, a server that drips included.
 
     Raises:
-        TopologyError: with `reason`, `attempts` and `elapsed`; it never holds the token.
+        TopologyError: with `reason` and `elapsed`; it never holds the token.
     """
-    fetch = _Fetch(uri, token, tls, timeout, tries, clock, random)
-    fetch.prepare()
-    import tenacity
-
+    fetch = _Fetch(uri, token, tls, timeout)
     try:
-        return tenacity.Retrying(sleep=sleep, **fetch.retry_rules())(_request, fetch)
+        return fetch.run()
     except TopologyError as error:
         verdict = fetch.verdict(error)
     raise verdict
-
-
-async def afetch_topology(
-    uri: str,
-    token: str = "",
-    *,
-    tls: TlsMaterial | None = None,
-    timeout: float = 30.0,
-    tries: int = ATTEMPTS,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    random: Callable[[], float] = random_module.random,
-) -> Topology:
-    """Do what `fetch_topology` does, without blocking the event loop."""
-    fetch = _Fetch(uri, token, tls, timeout, tries, clock, random)
-    await asyncio.to_thread(fetch.prepare, with_asyncio=True)
-    import tenacity
-
-    try:
-        return await tenacity.AsyncRetrying(sleep=sleep, **fetch.retry_rules())(_arequest, fetch)
-    except TopologyError as error:
-        verdict = fetch.verdict(error)
-    raise verdict
-
-
-def _request(fetch: _Fetch) -> Topology:
-    import httpx
-
-    answer, budget = _Answer(), fetch.begin_attempt()
-    watchdog = _Watchdog(budget)
-    try:
-        with (
-            httpx.Client(**fetch.client_options(budget)) as client,
-            watchdog,
-            client.stream(**fetch.request(), extensions={"trace": watchdog.trace}) as response,
-        ):
-            answer.begin(response.status_code, response.headers)
-            for chunk in response.iter_raw():
-                answer.feed(chunk)
-        watchdog.check()  # a socket that was shut down looks like the end of an answer
-        return answer.topology()
-    except Exception as error:
-        failure = fetch.translate(error, expired=watchdog.fired)
-    raise failure
-
-
-async def _arequest(fetch: _Fetch) -> Topology:
-    import anyio
-    import httpx
-
-    answer, budget = _Answer(), fetch.begin_attempt()
-    try:
-        with anyio.fail_after(budget):
-            async with (
-                httpx.AsyncClient(**fetch.client_options(budget)) as client,
-                client.stream(**fetch.request()) as response,
-            ):
-                answer.begin(response.status_code, response.headers)
-                async for chunk in response.aiter_raw():
-                    answer.feed(chunk)
-        return answer.topology()
-    except Exception as error:
-        failure = fetch.translate(error, expired=isinstance(error, TimeoutError))
-    raise failure
 
 
 class _Fetch:
-    """One fetch: what both flavours decide alike. Does no network I/O."""
+    """One fetch: its requests, and what their failures mean."""
 
-    def __init__(
-        self,
-        uri: str,
-        token: str,
-        tls: TlsMaterial | None,
-        timeout: float,
-        tries: int,
-        clock: Callable[[], float],
-        random: Callable[[], float],
-    ) -> None:
+    def __init__(self, uri: str, token: str, tls: TlsMaterial | None, timeout: float) -> None:
         self._token = token
         self._roots = tls.root if tls is not None else None
-        self._clock = clock
-        self._random = random
-        self._started = clock()
+        self._started = time.monotonic()
         self._deadline = self._started + timeout
-        self._tries = tries
-        self._attempts = 0
-        self._context: ssl.SSLContext | None = None
         self._address, secure = self._parse(uri, secure=tls is not None)
         self._url = f"{'https' if secure else 'http'}://{self._address}{_PATH}"
+        self._outcomes: queue.SimpleQueue[Topology | TopologyError] = queue.SimpleQueue()
 
-    def prepare(self, *, with_asyncio: bool = False) -> None:
-        """Import the HTTP library and load the roots: slow the first time (some 0.2 s)."""
-        problem = ""
+    def run(self) -> Topology:
+        context, sockets, running = self._prepare(), _Sockets(), 0
+        failure = TopologyError(TopologyReason.DEADLINE, "no complete answer in time")
         try:
-            _import_modules(with_asyncio)
-            self._context = client_context(self._roots)
+            while True:
+                self._begin(context, sockets)
+                running += 1
+                until = min(self._deadline, time.monotonic() + COMPANY_AFTER)
+                while running and (outcome := self._wait(until)) is not None:
+                    if isinstance(outcome, Topology):
+                        return outcome
+                    running, failure = running - 1, outcome
+                if not running or time.monotonic() >= self._deadline:
+                    raise failure
+        finally:
+            sockets.shut()
+
+    def _wait(self, until: float) -> Topology | TopologyError | None:
+        with contextlib.suppress(queue.Empty):
+            return self._outcomes.get(timeout=max(0.0, until - time.monotonic()))
+        return None
+
+    def _begin(self, context: ssl.SSLContext, sockets: _Sockets) -> None:
+        name, args = "milvus-lifecycle-topology-request", (context, sockets)
+        try:
+            threading.Thread(target=self._request, args=args, name=name, daemon=True).start()
+        except RuntimeError as error:  # no thread to be had
+            self._outcomes.put(TopologyError(TopologyReason.UNREACHABLE, brief(error)))
+
+    def _request(self, context: ssl.SSLContext, sockets: _Sockets) -> None:
+        import httpx
+
+        answer, left = _Answer(), max(0.001, self._deadline - time.monotonic())
+        limits = httpx.Timeout(left, connect=min(left, CONNECT_TIMEOUT))
+        outcome: Topology | TopologyError
+        try:
+            with (
+                httpx.Client(verify=context, timeout=limits, follow_redirects=False) as client,
+                client.stream(
+                    "GET",
+                    self._url,
+                    headers=self._headers(),
+                    extensions={"trace": sockets.trace},
+                ) as response,
+            ):
+                answer.begin(response.status_code, response.headers)
+                for chunk in response.iter_raw():
+                    answer.feed(chunk)
+            outcome = answer.topology()
+        except Exception as error:
+            outcome = self._translate(error)
+        self._outcomes.put(outcome)
+
+    def verdict(self, error: TopologyError) -> TopologyError:
+        """Return the error for the caller: with the facts, without the token.
+
+        The original is left behind: it leads to a request that has the token in its headers.
+        """
+        detail = error.detail
+        for secret in (self._token, self._token.partition(":")[2]):
+            detail = detail.replace(secret, "***") if secret else detail
+        elapsed = time.monotonic() - self._started
+        return TopologyError(error.reason, detail, address=self._address, elapsed=elapsed)
+
+    def _prepare(self) -> ssl.SSLContext:
+        """Import the HTTP library and load the roots: slow the first time (some 0.2 s)."""
+        try:
+            for name in _MODULES:
+                importlib.import_module(name)
+            return client_context(self._roots)
         except ImportError as error:
             extra = "pip install 'milvus_lifecycle[global]'"
             problem = f"{error.name or 'httpx'} is needed for global clusters: {extra}"
         except (ssl.SSLError, ValueError):
             problem = "the client's own root certificates are not PEM"
-        if problem:
-            self._fail(TopologyReason.BAD_REQUEST, problem)
+        raise TopologyError(TopologyReason.BAD_REQUEST, problem)
 
-    def begin_attempt(self) -> float:
-        """Count an attempt in and return the seconds that it may take."""
-        left = self._deadline - self._clock()
-        if left <= 0:
-            self._fail(TopologyReason.DEADLINE, "no time is left for the request")
-        self._attempts += 1
-        return min(left, REQUEST_TIMEOUT)
-
-    def client_options(self, budget: float) -> dict[str, Any]:
-        return {"verify": self._context, "timeout": budget, "follow_redirects": False}
-
-    def request(self) -> dict[str, Any]:
+    def _headers(self) -> dict[bytes, bytes]:
         # Compression is not asked for: one small chunk may unpack to gigabytes.
         headers = {b"Accept": b"application/json", b"Accept-Encoding": b"identity"}
         if self._token:
             headers[b"Authorization"] = b"Bearer " + self._token.encode()
-        return {"method": "GET", "url": self._url, "headers": headers}
+        return headers
 
-    def retry_rules(self) -> dict[str, Any]:
-        """Return tenacity's settings."""
-        from tenacity import retry_if_exception
-
-        return {
-            "retry": retry_if_exception(_is_passing),
-            "wait": self._pause,
-            "stop": self._is_last,
-            "reraise": True,
-        }
-
-    def translate(self, error: Exception, *, expired: bool) -> TopologyError:
-        """Return what an attempt's failure means."""
+    def _translate(self, error: Exception) -> TopologyError:
         import httpx
 
         if isinstance(error, TopologyError):
             return error
-        if expired or isinstance(error, httpx.TimeoutException):
-            late = self._clock() >= self._deadline - 0.01
+        if isinstance(error, httpx.TimeoutException):
+            late = time.monotonic() >= self._deadline - 0.01
             reason = TopologyReason.DEADLINE if late else TopologyReason.UNREACHABLE
             return TopologyError(reason, "no complete answer in time")
         distrust = certificate_error(error)
@@ -239,22 +178,6 @@ class _Fetch:
         if isinstance(error, (httpx.InvalidURL, httpx.UnsupportedProtocol)):
             return TopologyError(TopologyReason.BAD_REQUEST, brief(error))
         return TopologyError(TopologyReason.UNREACHABLE, brief(error))
-
-    def verdict(self, error: TopologyError) -> TopologyError:
-        """Return the error for the caller: with the facts, without the token.
-
-        The original is left behind: it leads to a request that has the token in its headers.
-        """
-        detail = error.detail
-        for secret in (self._token, self._token.partition(":")[2]):
-            detail = detail.replace(secret, "***") if secret else detail
-        return TopologyError(
-            error.reason,
-            detail,
-            address=self._address,
-            attempts=self._attempts,
-            elapsed=self._clock() - self._started,
-        )
 
     def _parse(self, uri: str, *, secure: bool) -> tuple[str, bool]:
         problem = ""
@@ -272,18 +195,6 @@ class _Fetch:
         if problem:
             raise TopologyError(TopologyReason.BAD_REQUEST, problem, address=address)
         return address, secure
-
-    def _fail(self, reason: TopologyReason, message: str) -> None:
-        raise TopologyError(reason, message, address=self._address)
-
-    def _pause(self, state: RetryCallState) -> float:
-        pause: float = min(FIRST_PAUSE * 2.0 ** (state.attempt_number - 1), LONGEST_PAUSE)
-        return pause * (1.0 + PAUSE_JITTER * self._random())
-
-    def _is_last(self, state: RetryCallState) -> bool:
-        # A pause that would outlast the deadline is not begun.
-        resumed = self._clock() + state.upcoming_sleep
-        return state.attempt_number >= self._tries or resumed >= self._deadline
 
 
 class _Answer:
@@ -323,66 +234,32 @@ class _Answer:
         )
 
 
-class _Watchdog:
-    """Shuts a blocking request's socket down when its time is over, whatever it is doing."""
+class _Sockets:
+    """Those of a fetch's requests: shut down when it ends, whatever they are doing."""
 
-    def __init__(self, seconds: float) -> None:
-        self.fired = False
+    def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._sockets: list[socket.socket] = []
-        self._timer = threading.Timer(seconds, self._fire)
-        self._timer.daemon = True
+        self._twins: list[socket.socket] = []
+        self._over = False
 
     def trace(self, event: str, info: Mapping[str, Any]) -> None:
-        """Learn of the socket: httpx's trace extension."""
+        """Learn of a socket: httpx's trace extension."""
         if not event.endswith("connect_tcp.complete"):
             return
         original = info["return_value"].get_extra_info("socket")
         # A duplicate of our own: the original's number may belong to another file by then.
         twin = socket.fromfd(original.fileno(), original.family, original.type)
         with self._lock:
-            self._sockets.append(twin)
-            if self.fired:
-                self._shut()
+            self._twins.append(twin)
+        if self._over:
+            self.shut()
 
-    def check(self) -> None:
-        if self.fired:
-            raise TimeoutError
-
-    def _fire(self) -> None:
+    def shut(self) -> None:
+        """End every request, those that are still connecting included."""
+        self._over = True
         with self._lock:
-            self.fired = True
-            self._shut()
-
-    def _shut(self) -> None:
-        for twin in self._sockets:
+            twins, self._twins = self._twins, []
+        for twin in twins:
             with contextlib.suppress(OSError):
                 twin.shutdown(socket.SHUT_RDWR)
-
-    def __enter__(self) -> None:
-        # Without a thread to spare, httpx's own timeouts have to do.
-        with contextlib.suppress(RuntimeError):
-            self._timer.start()
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._timer.cancel()
-        with self._lock:
-            for twin in self._sockets:
-                twin.close()
-            self._sockets.clear()
-
-
-@functools.lru_cache(maxsize=2)
-def _import_modules(with_asyncio: bool) -> None:
-    """Import everything that a request will need, so that none of it happens in a user's loop."""
-    for name in (*_MODULES, *(_ASYNC_MODULES if with_asyncio else ())):
-        importlib.import_module(name)
-    if with_asyncio:
-        import anyio
-
-        # Loads anyio's backend, in a loop of this worker thread's own.
-        anyio.run(anyio.lowlevel.checkpoint)
-
-
-def _is_passing(error: BaseException) -> bool:
-    return isinstance(error, TopologyError) and error.reason in _PASSING
+            twin.close()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 class Transport(Protocol):
     """I/O and object construction. ``register``, ``ping`` and ``load_state`` wait; the rest must
-    not."""
+    not. Closing a channel ends what waits on it, with any error."""
 
     def check(self, config: ConnectionConfig) -> None:
         """Raise ConfigError for what can be seen to be unusable before anything is opened."""

@@ -75,9 +75,9 @@ class Wire:
         self.gone = False
         #: closed under running RPCs because ``drain_timeout`` ran out
         self.cut = False
-        #: its Connect call was answered
+        #: it has answered the flight that asks it
         self.validated = False
-        #: closed before that because the process forks: no fault of the server
+        #: taken away before that, because the process forks or the target moved: no fault of it
         self.recalled = False
         self.state = WireState.CANDIDATE
         self.methods: dict[Any, Any] = {}
@@ -123,6 +123,7 @@ class Wire:
         with self._lock:
             if self.state is WireState.CURRENT:
                 self.state = WireState.CANDIDATE
+                self.validated = False
 
     def retire(self) -> None:
         """No new RPCs from here on."""

@@ -22,7 +22,7 @@ THREADS_MOST = 64
 
 #: Package to import -> what to install.
 _NEEDED = {"pymilvus": "pymilvus", "milvus_lite": "milvus-lite", "rich": "rich"}
-_NEEDED_TO_FAIL_OVER = {"httpx": "httpx", "tenacity": "tenacity"}
+_NEEDED_TO_FAIL_OVER = {"httpx": "httpx"}
 _NEEDED_OF_THE_PLATFORM = ((os, "killpg"), (signal, "SIGSTOP"), (socket, "SO_REUSEPORT"))
 
 

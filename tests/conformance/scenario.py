@@ -11,7 +11,8 @@ A step is a line. A capital letter begins an actor's step, anything else is the 
     register|ping|locate ok / fails CODE / dies     the oldest operation of that kind ends; ``dies``
                                      takes its leader along
     attempt fails CODE               both halves of a recovery's attempt: at once, then waiting
-    advance 30 / close all / fork / target host:port / workers refused|back / flight cancelled
+    advance 30 / close all / fork / workers refused|back / flight cancelled
+    target host:port / news host:port|soon      where the connection should be; the engine is told
     idle / running rpc 2 / channels 2 / channel 1 open|closed / pool empty / pool state=IDLE ...
 
 ``R*16`` stands for sixteen actors, ``R*`` for all whose names begin so. A record is a line too:

@@ -14,6 +14,7 @@ from tests.conformance import (
     scenarios_ends,
     scenarios_leases,
     scenarios_moves,
+    scenarios_news,
     scenarios_probe,
     scenarios_recovery,
     scenarios_waiting,
@@ -27,6 +28,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     **scenarios_waiting.SCENARIOS,
     **scenarios_leases.SCENARIOS,
     **scenarios_moves.SCENARIOS,
+    **scenarios_news.SCENARIOS,
     **scenarios_ends.SCENARIOS,
 }
 FLAVOURS = ("threads", "asyncio")

@@ -46,8 +46,20 @@ class Compass(ConnectionStrategy):
     def target_changed(self, connection: Any, facts: Facts) -> bool:
         return str(connection.address) != self.world.target
 
+    def misdirected(self, address: str) -> bool:
+        return address != self.world.target
+
+    def awaits_news(self) -> bool:
+        return self.world.awaits_news
+
     def locator(self, connection: Any) -> Locator:
         return Signpost(self.world)
+
+
+class LoyalCompass(Compass):
+    """Asks the channel that failed before it opens another one to the same place."""
+
+    keeps_current = True
 
 
 class Signpost:
@@ -104,7 +116,7 @@ class World:
 
     def __init__(self, flavour: str, policy: dict[str, Any], strategy: str) -> None:
         self.clock, self.script, self.log = FakeClock(), Script(), Log()
-        self.target = HOME
+        self.target, self.awaits_news = HOME, False
         self.actors: dict[str, Actor] = {}
         #: channels of a parent process: never closed here
         self.inherited = 0
@@ -113,6 +125,7 @@ class World:
         strategies: dict[str, Callable[[ConnectionConfig], ConnectionStrategy]] = {
             "regular": _regular,
             "compass": lambda config: Compass(config, self),
+            "loyal compass": lambda config: LoyalCompass(config, self),
         }
         self.driver.start(LifecyclePolicy(**policy), strategies[strategy], self.log)
 
@@ -261,6 +274,13 @@ class World:
 
     def step_target(self, address: str) -> None:
         self.target = address
+
+    def step_news(self, address: str) -> None:
+        """The strategy hears of its target; or (``soon``) that it is going to."""
+        self.awaits_news = address == "soon"
+        if not self.awaits_news:
+            self.target = address
+            self.driver.run(self.driver.manager.reroute_all)
 
     def step_close(self, what: str) -> None:
         assert what == "all"

@@ -29,8 +29,8 @@ BUGS: tuple[DriverBug, ...] = (
         Line(
             ConnectionManager,
             "_wait",
-            "if request.connection.join(flight, wake, request.until):",
-            "if request.connection.join(flight, wake, request.until) is not None:",
+            "join(flight, wake, request.until, leads=request.leads):",
+            "join(flight, wake, request.until, leads=request.leads) is not None:",
         ),
     ),
     DriverBug(

@@ -13,12 +13,12 @@ from milvus_lifecycle.errors import (
     LifecycleError,
     PermanentFailure,
 )
-from milvus_lifecycle.facts import Facts, Located
+from milvus_lifecycle.facts import Facts
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import rpc_error
 from tests.cores import CONFIG
 from tests.observe import Call
-from tests.rigs import HOME, Faithful, Rig, Roamer, Signpost
+from tests.rigs import Faithful, Rig, Roamer, Signpost
 
 UNAVAILABLE = rpc_error("UNAVAILABLE")
 CONNECTED = ["acquire", "probe_passed"]
@@ -82,6 +82,34 @@ def test_a_target_that_moved_is_not_asked_at_its_old_place() -> None:
         assert [channel.closed for channel in rig.script.channels] == [True, False]
 
 
+@pytest.mark.parametrize(("kind", "keeps"), [("register", False), ("ping", True)])
+def test_a_channel_that_was_taken_away_is_not_asked_again(kind: str, keeps: bool) -> None:
+    """The target has moved, and back again before the leader looked: another channel is opened."""
+
+    class Fickle(Roamer):
+        keeps_current = keeps
+        away = False
+
+        def misdirected(self, address: str) -> bool:
+            return self.away
+
+    strategy = Fickle()
+    with Rig(strategy) as rig:
+        strategy.where = Signpost(rig.script)
+        handler = rig.connected()
+        call = rig.failing(handler, kind)
+        taken = rig.script.wait_held(kind).channel
+        strategy.away = True
+        result = handler.face.connection.redirect()
+        strategy.away = False
+        rig.manager.finish(handler.face.connection, result)
+        rig.script.let_go()
+        call.value(20)
+        assert rig.triggers() == [*CONNECTED, "fail", "recovered"]
+        assert taken.closed
+        assert handler.face.connection.binding.wire.channel is rig.script.channels[-1]
+
+
 def test_a_close_while_the_old_channel_is_asked() -> None:
     """Close wins: the waiter has the closed error, no channel is opened, the old one is closed."""
     rig, _, handler = faithful()
@@ -128,20 +156,6 @@ def test_a_first_connect_that_cannot_be_tried() -> None:
             rig.connected()
         assert (caught.value.field, caught.value.address) == ("uri", CONFIG.address)
         assert rig.manager.get_stats()["total_connections"] == 0
-
-
-@pytest.mark.parametrize(("revisit", "slice_"), [(0.4, 0.4), (0.0, 0.2), (50.0, 1.0)])
-def test_an_attempt_ends_where_locating_again_makes_sense(revisit: float, slice_: float) -> None:
-    """A locator says when it will know more; an attempt lasts till then, within its bounds."""
-    strategy = Roamer()
-    with Rig(strategy) as rig:
-        handler = rig.connected()
-        strategy.where = Signpost(rig.script)
-        rig.script.plan("locate", Located(HOME, revisit=rig.clock() + revisit))
-        call = rig.failing(handler, "register")
-        assert rig.script.wait_held("register").timeout == pytest.approx(slice_)
-        rig.script.let_go()
-        call.value(20)
 
 
 class Hasty(ConnectionManager):

@@ -181,6 +181,21 @@ def test_a_handler_that_is_closed_while_a_call_revives_it_stays_closed() -> None
     assert scene.face.connection.state is State.CLOSED
 
 
+def test_a_handler_closed_in_a_revival_does_not_live_on_with_a_strangers_connection() -> None:
+    """Somebody else had made the new connection already: that one stays open, and without it."""
+    scene, stranger = Scene(Client()), Client()
+    scene.manager.close_all()
+    made: Any = scene.manager.find_or_create(CONFIG, None, dedicated=False)
+    made.lease(stranger)
+    call = scene.revive()
+    scene.face.close()
+    scene.land(made)
+    with pytest.raises(ConnectionClosed):
+        call.send(None)
+    assert scene.face.connection.state is State.CLOSED
+    assert (made.state, made.clients) == (State.ACTIVE, {stranger})
+
+
 def test_a_leader_cancelled_before_its_first_step_does_not_wedge_its_connection() -> None:
     """asyncio never enters a task that is cancelled at once; its flight is settled all the same."""
     clock, script = FakeClock(), Script()

@@ -1,4 +1,4 @@
-"""A cluster's book: whose turn it is to fetch, who joins, and which version holds."""
+"""A cluster's book: one fetch for everybody, who waits for it, and which version holds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,12 +17,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from milvus_lifecycle import LifecyclePolicy, global_cluster, topology_fetch
 from milvus_lifecycle.config import ConnectionConfig
-from milvus_lifecycle.errors import ConfigError, TopologyError, TopologyReason
+from milvus_lifecycle.errors import (
+    REPLICATE_VIOLATION_MARK,
+    ConfigError,
+    TopologyError,
+    TopologyReason,
+)
 from milvus_lifecycle.facts import Located
-from milvus_lifecycle.global_cluster import FETCH_SPACING, TopologyBook, TopologyLocator
+from milvus_lifecycle.flight import Flight, FlightKind, Outcome
+from milvus_lifecycle.global_cluster import FETCH_SPACING, Fetch, TopologyBook, TopologyLocator
 from milvus_lifecycle.stream import flush_all
-from milvus_lifecycle.table import State
+from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.topology import Cluster, Topology
 from tests.global_clusters import GlobalCluster
 from tests.looping import Doing, until
@@ -57,18 +63,26 @@ def connection(state: State = State.RECOVERING) -> Any:
     return SimpleNamespace(state=state)
 
 
-def lead(book: TopologyBook) -> Future[Topology]:
-    """Take the next turn to lead, once it is allowed."""
-    taken: list[Future[Topology]] = []
+def flight(kind: FlightKind = FlightKind.RECOVERY, attempts: int = 0) -> Flight:
+    """One that has just begun, of a connection that is down."""
+    now = time.monotonic()
+    made = Flight(1, kind, Trigger.FAIL, now, now + 60)
+    made.attempts = attempts
+    return made
 
-    def take() -> bool:
-        turn = book.turn(time.monotonic())
-        if turn is not None and turn.leads and turn.fetch is not None:
-            taken.append(turn.fetch)
-        return bool(taken)
 
-    assert wait_until(take, 10 * FETCH_SPACING)
-    return taken[0]
+@pytest.fixture(params=["threads", "asyncio"])
+def find(request: pytest.FixtureRequest) -> Callable[..., Call]:
+    """Begin to locate, in a thread of its own, by either flavour's method."""
+
+    def begin(
+        locator: TopologyLocator, error: Exception | None = None, timeout: float = 20
+    ) -> Call:
+        if request.param == "threads":
+            return Call(locator.locate, connection(), error, timeout)
+        return Call(lambda: asyncio.run(locator.alocate(connection(), error, timeout)))
+
+    return begin
 
 
 @pytest.fixture
@@ -90,67 +104,16 @@ def test_a_cluster_has_one_book_for_the_process() -> None:
     assert TopologyBook.of(config()).latest is None
 
 
-def test_one_leads_and_the_others_join() -> None:
-    """While a fetch is under way everybody gets that one, however late he asks."""
-    book = TopologyBook(config())
-    leader = book.turn(time.monotonic())
-    assert leader is not None
-    assert leader.leads
-    for since in (0.0, time.monotonic(), time.monotonic() + 100):
-        turn = book.turn(since)
-        assert turn is not None
-        assert (turn.fetch, turn.leads) == (leader.fetch, False)
-
-
-def test_the_next_fetch_is_a_second_later() -> None:
-    """After a fetch: nothing to do for those whom it serves, a pause for those whom it does not."""
-    book = TopologyBook(config())
-    before = time.monotonic()
-    book.settle(lead(book), topology(1))
-    assert book.turn(before) is None
-    turn = book.turn(time.monotonic())
-    assert turn is not None
-    assert (turn.fetch, turn.leads) == (None, False)
-    assert 0 < turn.pause <= FETCH_SPACING
-
-
-def test_a_failed_fetch_serves_only_those_who_know_something() -> None:
-    """With a last known primary it will do; without one there is nothing but asking again."""
-    error = TopologyError(TopologyReason.UNREACHABLE, "no")
-    book = TopologyBook(config())
-    before = time.monotonic()
-    book.settle(lead(book), error)
-    turn = book.turn(before)
-    assert turn is not None
-    assert turn.pause > 0
-    book.latest = topology(1)
-    assert book.turn(before) is None
-
-
-def test_a_version_that_goes_back_is_refused() -> None:
-    """What is known stays, and those who joined learn why."""
-    book = TopologyBook(config())
-    book.latest = topology(5)
-    fetch = lead(book)
-    book.settle(fetch, topology(4, "b"))
-    assert book.latest == topology(5)
-    error = fetch.exception(0)
-    assert isinstance(error, TopologyError)
-    assert error.reason is TopologyReason.OUTDATED
-    assert book.config.address in str(error)
-
-
 class Moved:
     """A manager that only counts how often it is told."""
+
+    policy = LifecyclePolicy()
 
     def __init__(self) -> None:
         self.told = 0
 
-    def post(self, job: Callable[[], object]) -> None:
+    def plan_reroutes(self) -> None:
         self.told += 1
-
-    def reroute_all(self) -> None:
-        """What it is told to do."""
 
 
 outcomes = st.tuples(st.integers(0, 5), st.sampled_from("ab")) | st.sampled_from(
@@ -168,18 +131,17 @@ def test_a_book_never_goes_back(answers: list[tuple[int, str] | TopologyReason])
     in_trouble = False
     with LogLines(logging.DEBUG) as lines:
         for answer in answers:
-            known, fetch = book.latest, Future[Topology]()
-            book._fetch = fetch  # without the second between two fetches
+            known, fetch = book.latest, Fetch()
             if isinstance(answer, TopologyReason):
-                book.settle(fetch, TopologyError(answer, "no"))
+                book._settle(fetch, TopologyError(answer, "no"))
                 failed = True
             else:
-                book.settle(fetch, topology(*answer))
+                book._settle(fetch, topology(*answer))
                 failed = known is not None and answer[0] < known.version
                 news += known is None or answer[0] > known.version
             complaints += failed and known is not None and not in_trouble
             in_trouble = failed and known is not None
-            assert fetch.done()
+            assert fetch.outcome is not None
             assert known is None or (
                 book.latest is not None and book.latest.version >= known.version
             )
@@ -188,16 +150,23 @@ def test_a_book_never_goes_back(answers: list[tuple[int, str] | TopologyReason])
         assert len(lines.at_least(logging.WARNING, "milvus_lifecycle")) == complaints
 
 
-def test_many_locators_share_a_fetch_that_began_before_they_asked(cluster: GlobalCluster) -> None:
+def known(cluster: GlobalCluster) -> TopologyBook:
+    """A book that has just heard of its cluster, and may ask again."""
+    book = TopologyBook.of(config(cluster.uri))
+    assert TopologyLocator(book, time.monotonic()).locate(connection(), None, 10).version == 1
+    book.started -= FETCH_SPACING
+    return book
+
+
+def test_everybody_shares_a_fetch_that_began_before_he_asked(
+    cluster: GlobalCluster, find: Callable[..., Call]
+) -> None:
     """Joining is enough: nobody starts another fetch because his failure is a moment younger."""
     book = TopologyBook.of(config(cluster.uri))
     cluster.hold()
-    first = Call(TopologyLocator(book, time.monotonic()).locate, connection(), None, 10)
+    first = find(TopologyLocator(book, time.monotonic()))
     assert wait_until(lambda: cluster.asked, 10)
-    calls = [
-        Call(TopologyLocator(book, time.monotonic()).locate, connection(), None, 10)
-        for _ in range(8)
-    ]
+    calls = [find(TopologyLocator(book, time.monotonic())) for _ in range(8)]
     time.sleep(0.1)  # so that they have joined
     cluster.heal()
     places = {call.value(10).address for call in [first, *calls]}
@@ -205,36 +174,210 @@ def test_many_locators_share_a_fetch_that_began_before_they_asked(cluster: Globa
     assert len(cluster.asked) == 1
 
 
-def test_waiting_for_a_turn_leaves_the_fetch_its_time(cluster: GlobalCluster) -> None:
-    """A recovery that comes just after a fetch hears of the new primary by the next one."""
+def test_a_fetch_outlives_whoever_asked(cluster: GlobalCluster, find: Callable[..., Call]) -> None:
+    """His time is over, the fetch goes on; the next attempt finds it where it is."""
     book = TopologyBook.of(config(cluster.uri))
-    TopologyLocator(book, time.monotonic()).locate(connection(), None, 10)
-    cluster.move(B)
-    cluster.delay = 0.3
-    found = TopologyLocator(book, time.monotonic()).locate(connection(), None, 1.0)
-    assert (found.address, found.version) == ("127.0.0.1:1002", 2)
-    assert cluster.asked[1] - cluster.asked[0] > FETCH_SPACING * 0.9
-
-
-def test_a_recovery_asks_once_and_falls_back(cluster: GlobalCluster) -> None:
-    """With a last known primary a failing service costs one request, not three with pauses."""
-    book = TopologyBook.of(config(cluster.uri))
-    TopologyLocator(book, time.monotonic()).locate(connection(), None, 10)
-    cluster.behave(reply(b"", status=500))
-    found = TopologyLocator(book, time.monotonic()).locate(connection(), None, 10)
-    assert found.address == "127.0.0.1:1001"
-    assert len(cluster.asked) == 2
-
-
-def test_a_first_connect_asks_again(cluster: GlobalCluster) -> None:
-    """Without anything known one failing answer is not the end."""
-    book = TopologyBook.of(config(cluster.uri))
-    cluster.behave(reply(b"", status=500))
-    call = Call(TopologyLocator(book, time.monotonic()).locate, connection(), None, 10)
+    cluster.hold()
+    hasty = find(TopologyLocator(book, time.monotonic()), timeout=0.2)
     assert wait_until(lambda: cluster.asked, 10)
+    with pytest.raises(TopologyError) as caught:
+        hasty.value(10)
+    assert caught.value.reason is TopologyReason.DEADLINE
+    patient = find(TopologyLocator(book, time.monotonic()))
+    time.sleep(0.1)
+    assert not patient.done
+    cluster.heal()
+    assert patient.value(20).address == "127.0.0.1:1001"
+    assert len(cluster.asked) == 1
+
+
+def test_a_cancelled_task_leaves_alone(cluster: GlobalCluster) -> None:
+    """Who asked first is cancelled, who joined is cancelled: the fetch goes on for the others."""
+    book = TopologyBook.of(config(cluster.uri))
+    cluster.hold()
+
+    def locating() -> Doing:
+        locator = TopologyLocator(book, time.monotonic())
+        return Doing(locator.alocate(connection(), None, 20))
+
+    async def main() -> Located:
+        calls = [locating()]
+        assert await until(lambda: cluster.asked, 10)
+        calls += [locating() for _ in range(2)]
+        await asyncio.sleep(0.05)
+        for call in calls[:2]:
+            call.cancel()
+        assert await until(lambda: all(call.cancelled for call in calls[:2]), 10)
+        cluster.heal()
+        found: Located = await calls[2].value(20)
+        return found
+
+    assert asyncio.run(main()).address == "127.0.0.1:1001"
+    assert len(cluster.asked) == 1
+
+
+def test_a_loop_that_is_over_is_not_told(cluster: GlobalCluster) -> None:
+    """Its task left when it ended; the fetch ends well for the next who asks."""
+    book = TopologyBook.of(config(cluster.uri))
+    cluster.hold()
+    with pytest.raises(asyncio.TimeoutError):
+        asyncio.run(
+            asyncio.wait_for(
+                TopologyLocator(book, time.monotonic()).alocate(connection(), None, 20), 0.1
+            )
+        )
+    cluster.heal()
+    assert TopologyLocator(book, 0.0).locate(connection(), None, 20).version == 1
+
+
+def test_the_next_fetch_is_a_second_later(cluster: GlobalCluster) -> None:
+    """However many ask, and whatever the last one came to."""
+    book = TopologyBook.of(config(cluster.uri))
+    cluster.behave(reply(b"", status=401))
+    for _ in range(2):
+        with pytest.raises(TopologyError, match="refuses the token"):
+            TopologyLocator(book, time.monotonic()).locate(connection(), None, 10)
+    cluster.heal()
+    assert TopologyLocator(book, time.monotonic()).locate(connection(), None, 10).version == 1
+    gaps = [later - sooner for sooner, later in zip(cluster.asked, cluster.asked[1:], strict=False)]
+    assert len(gaps) == 2
+    assert min(gaps) > FETCH_SPACING * 0.9
+
+
+def test_a_fetch_serves_those_who_asked_before_it_began(cluster: GlobalCluster) -> None:
+    """One that brought something, and for those who know something one that failed, too."""
+    book = known(cluster)
+    since = book.started
+    assert book.fetch(since) is None
+    cluster.behave(reply(b"", status=401))
+    TopologyLocator(book, time.monotonic(), flight()).locate(connection(), None, 10)
+    assert wait_until(lambda: not book.is_asking() and book.started > since, 10)
+    asked = len(cluster.asked)
+    assert TopologyLocator(book, since, flight()).locate(connection(), None, 10).version == 1
+    assert len(cluster.asked) == asked
+
+
+def test_passing_trouble_is_bridged(cluster: GlobalCluster, find: Callable[..., Call]) -> None:
+    """Without anything known one answer that fails is not the end, nor are two."""
+    book = TopologyBook.of(config(cluster.uri))
+    bad = [reply(b"busy", 503), reply(b"<html>")]
+    cluster.behave(lambda handler: (bad.pop() if bad else reply(cluster.body()))(handler))
+    assert find(TopologyLocator(book, time.monotonic())).value(20).address == "127.0.0.1:1001"
+    assert len(cluster.asked) == 3
+
+
+def test_lasting_trouble_is_told(cluster: GlobalCluster, find: Callable[..., Call]) -> None:
+    """After three fetches, or when the time is over, and always by its last cause."""
+    book = TopologyBook.of(config(cluster.uri))
+    cluster.behave(reply(b"", 503))
+    hasty = find(TopologyLocator(book, time.monotonic()), timeout=0.5)
+    patient = find(TopologyLocator(book, time.monotonic()))
+    for call in (hasty, patient):
+        with pytest.raises(TopologyError, match="HTTP 503"):
+            call.value(20)
+    assert len(cluster.asked) == 3
+
+
+def test_a_fetch_that_ended_at_its_limit_is_followed_by_another(
+    cluster: GlobalCluster, find: Callable[..., Call], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have begun long before: a first connect that has time left asks again."""
+    monkeypatch.setattr(global_cluster, "FETCH_LIMIT", 0.3)
+    book = TopologyBook.of(config(cluster.uri))
+    cluster.hold()
+    call = find(TopologyLocator(book, time.monotonic()))
+    assert wait_until(lambda: len(cluster.asked) == 2, 20)
     cluster.heal()
     assert call.value(20).address == "127.0.0.1:1001"
-    assert len(cluster.asked) == 2
+
+
+def test_a_fetch_may_take_as_long_as_a_recovery() -> None:
+    """The longest budget of all managers that use the cluster, and ten seconds at least."""
+    book = TopologyBook(config())
+    limits = [book._limit]
+    for budget in (40.0, 30.0, 2.0):
+        engine = Moved()
+        engine.policy = LifecyclePolicy(recovery_budget=budget)
+        book.attach(engine)  # type: ignore[arg-type]
+        limits.append(book._limit)
+    assert limits == [10.0, 40.0, 40.0, 40.0]
+
+
+class Violation(Exception):
+    """What pymilvus raises for a write that a secondary refused."""
+
+    code = 5
+    message = f"{REPLICATE_VIOLATION_MARK}: not the primary"
+
+
+@pytest.mark.parametrize(
+    ("asker", "error", "waits"),
+    [
+        (lambda: None, None, False),
+        (flight, None, False),
+        (lambda: flight(attempts=1), None, False),
+        (flight, Violation(), True),
+        (lambda: flight(FlightKind.CONNECT), None, False),
+        (lambda: flight(FlightKind.CONNECT, attempts=1), None, True),
+    ],
+    ids=["refresh", "recovery", "retry", "secondary", "connect", "refused connect"],
+)
+def test_who_waits_for_a_slow_service(
+    cluster: GlobalCluster,
+    find: Callable[..., Call],
+    asker: Callable[[], Flight | None],
+    error: Exception | None,
+    waits: bool,
+) -> None:
+    """Those for whom the last known primary is worth no try; the others hear of it later."""
+    book, asking = known(cluster), asker()
+    cluster.hold()
+    cluster.move(B)
+    call = find(TopologyLocator(book, time.monotonic(), asking), error)
+    assert wait_until(lambda: len(cluster.asked) == 2, 10)
+    if not waits:
+        assert call.value(10).address == "127.0.0.1:1001"
+        assert book.is_asking()
+    time.sleep(0.3)  # more than the start that a fetch is given
+    assert call.done is not waits
+    cluster.heal()
+    assert wait_until(lambda: book.primary() == ("127.0.0.1:1002", False), 10)
+    if waits:
+        assert call.value(10).address == "127.0.0.1:1002"
+    if asking is not None:
+        asking.outcome = Outcome.LANDED
+
+
+def test_while_connections_are_down_one_fetch_follows_another(cluster: GlobalCluster) -> None:
+    """Until their flights are over; then the thread ends."""
+    book = known(cluster)
+    engine, down, forgotten = Moved(), flight(), flight()
+    book.attach(engine)  # type: ignore[arg-type]
+    forgotten.deadline = time.monotonic() + 1  # the flight of a loop that was dropped
+    for each in (down, forgotten):
+        TopologyLocator(book, each.began, each).locate(connection(), None, 10)
+    cluster.behave(reply(b"", status=500))
+    assert wait_until(lambda: len(cluster.asked) >= 4, 20)
+    cluster.heal()
+    cluster.move(B)
+    assert wait_until(lambda: engine.told == 1, 20)
+    down.outcome = Outcome.LANDED
+    assert wait_until(lambda: book._worker is None, 20)
+    asked = len(cluster.asked)
+    assert book.fetch(0.0) is None
+    assert len(cluster.asked) == asked
+
+
+@pytest.mark.parametrize(("age", "pause"), [(0.0, 1.0), (5.0, 1.0), (30.0, 3.0), (60.0, 6.0)])
+def test_the_pauses_grow_with_the_outage(age: float, pause: float) -> None:
+    """A second at first, a tenth of its age later, and up to a fifth longer by chance."""
+    book = TopologyBook(config())
+    now = book._ended = time.monotonic()
+    for began in (now, now - age):
+        book._watchers.append(Flight(1, FlightKind.RECOVERY, Trigger.FAIL, began, now + 60))
+    assert book._due(now) == pytest.approx(now + pause)
+    book._jitter = 1.0
+    assert book._due(now) == pytest.approx(now + 1.2 * pause)
 
 
 def test_a_closed_connection_fetches_nothing(cluster: GlobalCluster) -> None:
@@ -245,118 +388,88 @@ def test_a_closed_connection_fetches_nothing(cluster: GlobalCluster) -> None:
     assert cluster.asked == []
 
 
-def test_a_leader_out_of_time_hands_over(cluster: GlobalCluster) -> None:
-    """A hasty first connect leads and fails; a patient one that joined leads the next fetch."""
-    book = TopologyBook.of(config(cluster.uri))
-    cluster.hold()
-    hasty = Call(TopologyLocator(book, time.monotonic()).locate, connection(), None, 0.5)
-    assert wait_until(lambda: cluster.asked, 10)
-    patient = Call(TopologyLocator(book, time.monotonic()).locate, connection(), None, 20)
-    with pytest.raises(TopologyError) as caught:
-        hasty.value(10)
-    assert caught.value.reason is TopologyReason.DEADLINE
-    assert not patient.done
-    cluster.heal()
-    assert patient.value(20).address == "127.0.0.1:1001"
+def test_without_a_thread_to_be_had(
+    cluster: GlobalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever knows a primary goes there, whoever does not is told; the next one tries again."""
+    unknown, book = TopologyBook(config()), known(cluster)
+    assert wait_until(lambda: book._worker is None, 10)
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with pytest.raises(TopologyError, match="can't start new thread"):
+            TopologyLocator(unknown, 0.0).locate(connection(), None, 10)
+        down = flight(attempts=1)
+        since = time.monotonic()
+        found = TopologyLocator(book, since, down).locate(connection(), None, 10)
+        assert found.address == "127.0.0.1:1001"
+        # Nobody asks, and somebody watches: still no thread.
+        assert TopologyLocator(book, 0.0, down).locate(connection(), None, 10) == found
+    TopologyLocator(book, since, down).locate(connection(), None, 10)
+    assert wait_until(lambda: len(cluster.asked) == 2, 10)
+    down.outcome = Outcome.LANDED
 
 
-def test_a_cancelled_leader_hands_over(cluster: GlobalCluster) -> None:
-    """In asyncio: the leading task is cancelled, the others lead and join the next fetch."""
-    book = TopologyBook.of(config(cluster.uri))
-
-    async def main() -> list[Located]:
-        cluster.hold()
-        leader = Doing(TopologyLocator(book, time.monotonic()).alocate(connection(), None, 20))
-        assert await until(lambda: cluster.asked, 10)
-        others = [
-            Doing(TopologyLocator(book, time.monotonic()).alocate(connection(), None, 20))
-            for _ in range(3)
-        ]
-        await asyncio.sleep(0.05)
-        leader.cancel()
-        cluster.heal()
-        found = [await call.value(20) for call in others]
-        assert leader.cancelled
-        return found
-
-    assert {found.address for found in asyncio.run(main())} == {"127.0.0.1:1001"}
-    assert len(cluster.asked) == 2
-
-
-def test_a_cancelled_joiner_leaves_alone(cluster: GlobalCluster) -> None:
-    """A thread leads, a task that joined is cancelled: the fetch goes on for everybody else."""
-    book = TopologyBook.of(config(cluster.uri))
-    cluster.hold()
-    leader = Call(TopologyLocator(book, time.monotonic()).locate, connection(), None, 20)
-    assert wait_until(lambda: cluster.asked, 10)
-
-    async def join_and_leave() -> bool:
-        joiner = Doing(TopologyLocator(book, time.monotonic()).alocate(connection(), None, 20))
-        await asyncio.sleep(0.05)
-        joiner.cancel()
-        await until(lambda: joiner.done, 5)
-        return joiner.cancelled
-
-    assert asyncio.run(join_and_leave())
-    cluster.heal()
-    assert leader.value(20).address == "127.0.0.1:1001"
-    assert len(cluster.asked) == 1
-
-
-def test_an_unreadable_ca_is_everybodys_config_error(tmp_path: Any) -> None:
-    """Leader or not, with nothing known the cause is the TLS file, and it is for good."""
+def test_an_unreadable_ca_is_everybodys_config_error(
+    tmp_path: Any, find: Callable[..., Call]
+) -> None:
+    """With nothing known the cause is the TLS file, and it is for good."""
     missing = tmp_path / "ca.pem"
     book = TopologyBook(
         config("https://x.global-cluster.localhost:1", server_pem_path=str(missing))
     )
-    with pytest.raises(ConfigError):
-        TopologyLocator(book, time.monotonic()).locate(connection(), None, 5)
-    with pytest.raises(ConfigError):
-        asyncio.run(TopologyLocator(book, time.monotonic()).alocate(connection(), None, 5))
-    fetch = lead(book)
-    joined = Call(TopologyLocator(book, 0.0).locate, connection(), None, 5)
-    book.settle(fetch, ConfigError("ca.pem cannot be read"))
-    with pytest.raises(ConfigError):
-        joined.value(10)
+    calls = [find(TopologyLocator(book, time.monotonic())) for _ in range(4)]
+    for call in calls:
+        with pytest.raises(ConfigError):
+            call.value(10)
 
 
-def test_a_fetch_joined_by_threads_wakes_them_all() -> None:
-    """Sixteen threads that wait for one fetch have its outcome at once."""
-    book = TopologyBook(config())
-    book.latest = topology(1)
-    fetch = lead(book)
-    calls = [Call(TopologyLocator(book, 0.0).locate, connection(), None, 20) for _ in range(16)]
-    assert all(not call.done for call in calls)
-    book.settle(fetch, topology(2, "b"))
-    assert {call.value(10).version for call in calls} == {2}
-    assert threading.active_count() < 100
+def test_a_strange_failure_is_told_to_everybody(
+    find: Callable[..., Call], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With nothing known the topology is unreachable, for the reason that the fetch had."""
+
+    def fail(*args: object, **options: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(topology_fetch, "fetch_topology", fail)
+    calls = [find(TopologyLocator(TopologyBook(config()), 0.0)) for _ in range(2)]
+    for call in calls:
+        with pytest.raises(TopologyError, match="no route to host") as caught:
+            call.value(20)
+        assert caught.value.reason is TopologyReason.UNREACHABLE
 
 
 _FORK = """
-import os, time
+import os, threading, time
+from milvus_lifecycle import topology_fetch
 from milvus_lifecycle.config import ConnectionConfig
 from milvus_lifecycle.global_cluster import TopologyBook
+from milvus_lifecycle.topology import Cluster, Topology
 config = ConnectionConfig.from_uri("http://x.global-cluster.localhost:1")
 book = TopologyBook.of(config)
-turn = book.turn(time.monotonic())
-assert turn.leads
-book._lock.acquire()             # as if another thread were in the middle of a step
+topology_fetch.fetch_topology = lambda *args, **options: threading.Event().wait()
+parents = book.fetch(time.monotonic())
+book._lock.acquire()          # as if another thread were in the middle of a step
 TopologyBook._books_lock.acquire()
 child = os.fork()
 if child == 0:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        turn = TopologyBook.of(config).turn(time.monotonic())
-        if turn is not None and turn.leads:
-            os._exit(7)
-        time.sleep(0.02)
-    os._exit(1)
+    found = Topology(1, (Cluster("a", "a:1", 3),))
+    topology_fetch.fetch_topology = lambda *args, **options: found
+    fetch = TopologyBook.of(config).fetch(time.monotonic())
+    ended = threading.Event()
+    fetch.join(ended.set)
+    ended.wait(20)
+    os._exit(7 if fetch is not parents and fetch.outcome == found else 1)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
 def test_a_forked_child_fetches_for_itself() -> None:
-    """The parent's fetch is not under way there, and its locks are not held there."""
+    """The parent's fetch is not under way there, its thread not there, its locks not held."""
     done = subprocess.run(
         [sys.executable, "-c", _FORK],
         cwd=REPOSITORY,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from concurrent.futures import Future
 from typing import Any
 
 import pytest
 
 from milvus_lifecycle.config import ConnectionConfig
-from milvus_lifecycle.errors import REPLICATE_VIOLATION_MARK, TopologyError, TopologyReason
+from milvus_lifecycle.errors import REPLICATE_VIOLATION_MARK
 from milvus_lifecycle.facts import Facts, Located
 from milvus_lifecycle.global_cluster import (
     FETCH_SPACING,
@@ -22,7 +21,6 @@ from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import rpc_error
 from milvus_lifecycle.topology import Cluster, Topology
 from tests.cores import Core
-from tests.observe import Call
 from tests.rigs import Rig
 
 URI = "http://x.global-cluster.localhost:1"
@@ -37,15 +35,6 @@ def strategy() -> GlobalStrategy:
     made = GlobalStrategy(ConnectionConfig.from_uri(URI, token="root:Milvus"))
     made.book = TopologyBook(made.config)
     return made
-
-
-def leading(book: TopologyBook) -> Future[Topology]:
-    """A fetch that somebody leads."""
-    turn = book.turn(time.monotonic())
-    assert turn is not None
-    assert turn.fetch is not None
-    assert turn.leads
-    return turn.fetch
 
 
 class Status(Exception):
@@ -123,34 +112,27 @@ def test_a_first_connect_takes_what_was_just_heard() -> None:
     core.step(Trigger.ACQUIRE)
     first = locator(core)
     assert first.since == core.clock() - FETCH_SPACING
-    assert (first.fresh, first.patient) == (True, False)
+    assert first.flight is core.connection.flight
 
 
-def test_a_failure_wants_news_and_a_move_does_not() -> None:
-    """A mandatory recovery fetches; a reroute goes where the book says; a retry fetches again."""
+def test_a_failure_wants_news() -> None:
+    """A recovery wants to hear what was fetched since it began, at each attempt."""
     core = Core(strategy=strategy()).to(State.RECOVERING)
-    failed = locator(core)
-    assert (failed.since, failed.fresh) == (core.clock(), True)
+    began = core.clock()
     core.clock.advance(5)
     flight = core.connection.flight
     assert flight is not None
     core.step(Trigger.RETRY, flight=flight.number, error=rpc_error("UNAVAILABLE"))
     again = locator(core)
-    assert (again.since, again.fresh) == (core.clock(), True)
-
-    it = strategy()
-    moving = Core(strategy=it).to(State.ACTIVE)
-    it.book.latest = topology(1, "north:19530")
-    moving.step(Trigger.REROUTE)
-    assert not locator(moving).fresh
+    assert (again.since, again.flight) == (began, flight)
 
 
 @pytest.mark.parametrize(("every", "since"), [(300.0, 150.0), (None, 0.0)])
-def test_a_refresh_is_patient_and_shared(every: float | None, since: float) -> None:
+def test_a_refresh_is_shared(every: float | None, since: float) -> None:
     """In the background, one fetch in half a period serves every connection of the cluster."""
     core = Core(strategy=strategy(), topology_refresh=every).to(State.ACTIVE)
     found = locator(core)
-    assert found.patient
+    assert found.flight is None
     assert found.since == core.clock() - since
 
 
@@ -161,7 +143,7 @@ def test_a_refresh_is_due_a_period_after_the_last_fetch(ago: float, due: float) 
     """Whoever led that; but never sooner than half a period from now."""
     it = strategy()
     core = Core(strategy=it, topology_refresh=300.0)
-    it.book._started = core.clock() - ago
+    it.book.started = core.clock() - ago
     assert it.refresh_every(core.connection) == due
 
 
@@ -171,56 +153,26 @@ def test_no_refresh_without_a_period() -> None:
     assert it.refresh_every(Core(strategy=it, topology_refresh=None).connection) is None
 
 
-# -- locating without a service -------------------------------------------------------------------
-
-
-def connection() -> Any:
-    return Core(strategy=strategy()).connection
-
-
 def test_a_move_goes_where_the_book_says() -> None:
     """Without asking anybody, in both flavours."""
-    book = strategy().book
-    book.latest = topology(4, "north:19530")
-    found = TopologyLocator(book, time.monotonic(), fresh=False)
+    it = strategy()
+    core = Core(strategy=it).to(State.ACTIVE)
+    it.book.latest = topology(4, "north:19530")
+    core.step(Trigger.REROUTE)
+    found = locator(core)
     places = [
-        found.locate(connection(), None, 10.0),
-        asyncio.run(found.alocate(connection(), None, 10.0)),
+        found.locate(core.connection, None, 10.0),
+        asyncio.run(found.alocate(core.connection, None, 10.0)),
     ]
     assert [(place.address, place.version) for place in places] == [("north:19530", 4)] * 2
+    assert not it.awaits_news()
 
 
-def test_a_strange_failure_of_the_leader_is_told_by_its_joiners() -> None:
-    """With nothing known the topology is unreachable, for the reason that the leader had."""
-    book = strategy().book
-    fetch = leading(book)
-    joined = Call(TopologyLocator(book, 0.0).locate, connection(), None, 20.0)
-    book.settle(fetch, OSError("no route to host"))
-    with pytest.raises(TopologyError, match="no route to host") as caught:
-        joined.value(20)
-    assert caught.value.reason is TopologyReason.UNREACHABLE
-
-
-def test_a_joiner_leaves_at_its_own_time() -> None:
-    """A fetch that goes on without end does not keep it, and is not ended by it."""
-    book = strategy().book
-    fetch = leading(book)
-    with pytest.raises(TopologyError) as caught:
-        asyncio.run(TopologyLocator(book, 0.0).alocate(connection(), None, 0.05))
-    assert caught.value.reason is TopologyReason.DEADLINE
-    assert not fetch.done()
-    book.settle(fetch, topology(1))
-    assert book.latest == topology(1)
-
-
-def test_a_fetch_of_before_the_fork_does_not_end_the_childs() -> None:
-    """What the parent's leader brings, if anything of it runs on, is not taken for the child's."""
-    book = strategy().book
-    parents = leading(book)
-    book.fork_child()
-    book._started = float("-inf")  # without the second between two fetches
-    own = leading(book)
-    book.settle(parents, OSError("gone"))
-    turn = book.turn(0.0)
-    assert turn is not None
-    assert (turn.fetch, turn.leads) == (own, False)
+def test_a_first_connect_that_was_refused_waits_for_a_fetch_under_way() -> None:
+    """It may name another primary; once it has ended there is nothing to wait for."""
+    it = strategy()
+    it.book.latest = topology(1)
+    it.book.started = time.monotonic() + 60  # so that it has to wait for its turn
+    assert not it.awaits_news()
+    it.book.fetch(time.monotonic() + 120)
+    assert it.awaits_news()

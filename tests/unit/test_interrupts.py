@@ -19,12 +19,22 @@ from typing import Any
 import grpc
 import pytest
 
-from milvus_lifecycle import AsyncConnectionManager, ConnectionManager, LifecyclePolicy
+from milvus_lifecycle import (
+    AsyncConnectionManager,
+    ConnectionManager,
+    LifecyclePolicy,
+    RegularStrategy,
+    global_cluster,
+    topology_fetch,
+)
 from milvus_lifecycle.errors import LifecycleError
+from milvus_lifecycle.global_cluster import TopologyBook, TopologyLocator
 from milvus_lifecycle.mutex import here, inside
 from milvus_lifecycle.table import TRANSITIONS, State
 from milvus_lifecycle.testing import CapturedAudit, Script, rpc_error, until
-from tests.cores import CONFIG
+from milvus_lifecycle.topology import Cluster, Topology
+from tests.cores import CONFIG, Core
+from tests.observe import Call
 from tests.rigs import Client
 
 #: what a flight or a call waits at most (seconds)
@@ -242,3 +252,90 @@ def test_interrupted_anywhere_in_a_loop(what: str) -> None:
             loop.close()
 
     assert _sweep(one) > 20
+
+
+def test_interrupted_anywhere_while_the_topology_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a loop that is the caller's thread; the next who asks is answered."""
+    monkeypatch.setattr(global_cluster, "FETCH_SPACING", 0.0)
+    found = Topology(1, (Cluster("a", "http://127.0.0.1:1001", 3),))
+    monkeypatch.setattr(topology_fetch, "fetch_topology", lambda *args, **options: found)
+    connection: Any = Core().to(State.ACTIVE).connection
+
+    def one(trap: Trap) -> None:
+        book = TopologyBook(CONFIG)
+
+        def locator() -> TopologyLocator:
+            return TopologyLocator(book, time.monotonic())
+
+        async def locate() -> None:
+            task = asyncio.ensure_future(locator().alocate(connection, None, BUDGET))
+            with trap:
+                await asyncio.wait({task})
+            assert isinstance(task.exception(), (Interrupt, LifecycleError, type(None)))
+
+        loop = asyncio.new_event_loop()
+        loop.set_exception_handler(lambda loop, context: None)
+        try:
+            loop.run_until_complete(locate())
+        finally:
+            loop.close()
+        # From another thread: no lock is held by this one.
+        call = Call(locator().locate, connection, None, LIMIT)
+        assert call.value(2 * LIMIT).address == "127.0.0.1:1001"
+        until(lambda: book._worker is None, LIMIT, "the book's thread goes on")
+
+    assert _sweep(one) > 10
+
+
+class _Misdirected(RegularStrategy):
+    """Its target is always somewhere else."""
+
+    def misdirected(self, address: str) -> bool:
+        return True
+
+
+def test_interrupted_anywhere_while_a_flight_is_redirected() -> None:
+    """Done again it takes away the same channel, and wakes the same leader."""
+
+    def one(trap: Trap) -> None:
+        core = Core(strategy=_Misdirected(CONFIG)).to(State.RECOVERING)
+        connection, wire, woken = core.connection, core.wire(), list[bool]()
+        flight = connection.flight
+        assert flight is not None
+        assert connection.offer(flight, wire)
+        connection.join(flight, lambda: woken.append(True), LIMIT, leads=True)
+        try:
+            with trap:
+                connection.redirect()
+        except Interrupt:
+            assert not inside()
+        result = connection.redirect()
+        assert wire.recalled
+        assert result.retired == [wire]
+        for wake in result.wakes:
+            wake()
+        assert woken
+
+    assert _sweep(one) > 5
+
+
+def test_comparing_that_was_interrupted_is_done_again() -> None:
+    """News of a target stay on the agenda until every connection has compared."""
+    script, told = Script(), list[str]()
+
+    class Manager(ConnectionManager):
+        def reroute_all(self) -> None:
+            told.append("asked")
+            if len(told) == 1:
+                raise Interrupt
+
+    manager = Manager(transport=script.threads())
+    manager.wind = lambda: None  # type: ignore[method-assign]  # nobody else keeps time
+    manager.plan_reroutes()
+    with pytest.raises(Interrupt):
+        manager.run_due()
+    manager.run_due()
+    manager.run_due()
+    assert len(told) == 2
