@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 from .aio_loops import GONE, call_in, fail, hush, run_at_once, settle
 from .audit import Listener
 from .config import ConnectionConfig, ForeignConfig
-from .errors import Interrupted, LifecycleError, LoopMismatch, UnknownHandler, for_callers
-from .face import FACE, Face
+from .errors import Interrupted, LifecycleError, LoopMismatch, for_callers
+from .face import Face
 from .facts import Located
 from .forking import on_fork_in_child
 from .kept import kept
@@ -135,7 +135,7 @@ class AsyncConnectionManager(Procedures):
 
         False for a handler that this manager did not hand out.
         """
-        face = self._known(handler)
+        face = self.find_face(handler)
         return face is not None and await face.on_rpc_error(error)
 
     def get_stats(self) -> dict[str, Any]:
@@ -154,18 +154,6 @@ class AsyncConnectionManager(Procedures):
         anchored = self._anchored()
         if anchored is not None and self not in list(self._instances.values()):
             anchored.cancel()  # a manager of one's own need not wait for the loop's end
-
-    def face_of(self, handler: Any) -> AsyncFace:
-        """The permanent channel behind a handler. Raises UnknownHandler."""
-        face = self._known(handler)
-        if face is None:
-            unknown = UnknownHandler(f"unknown handler of type {type(handler).__name__}")
-            raise self.transport.translate(unknown)
-        return face
-
-    def _known(self, handler: Any) -> AsyncFace | None:
-        face = getattr(handler, FACE, None)
-        return face if isinstance(face, AsyncFace) and face.engine is self else None
 
     # -- driving procedures ----------------------------------------------------------------
 

@@ -19,8 +19,7 @@ from .audit import Listener
 from .config import ConnectionConfig, ForeignConfig
 from .connection import ManagedConnection
 from .engine import look
-from .errors import Interrupted, LifecycleError, UnknownHandler
-from .face import FACE, Face
+from .errors import Interrupted, LifecycleError
 from .facts import Located
 from .forking import ForkGate, around_fork, on_fork_in_child
 from .kept import kept
@@ -111,11 +110,7 @@ class ConnectionManager(Procedures):
 
     def release(self, handler: Any, client: object | None = None) -> None:
         """Give a lease back. Closing is not waited for. Raises UnknownHandler."""
-        face = getattr(handler, FACE, None)
-        if not isinstance(face, Face) or face.engine is not self:
-            unknown = UnknownHandler(f"unknown handler of type {type(handler).__name__}")
-            raise self.transport.translate(unknown)
-        self.let_go(face.connection, client)
+        self.let_go(self.face_of(handler).connection, client)
 
     def close_all(self) -> None:
         """Close every connection at once; whoever waits for one wakes with the closed error."""
@@ -126,10 +121,8 @@ class ConnectionManager(Procedures):
 
         False for a handler that this manager did not hand out.
         """
-        face = getattr(handler, FACE, None)
-        if not isinstance(face, Face) or face.engine is not self:
-            return False
-        return bool(face.on_rpc_error(error))  # type: ignore[attr-defined]
+        face = self.find_face(handler)
+        return face is not None and face.on_rpc_error(error)
 
     def get_stats(self) -> dict[str, Any]:
         """Counts and one row per connection; ages and idle times in seconds."""
