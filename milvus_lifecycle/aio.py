@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 from .aio_loops import GONE, call_in, fail, hush, run_at_once, settle
 from .audit import Listener
 from .config import ConnectionConfig, ForeignConfig
-from .errors import Interrupted, LifecycleError, LoopMismatch, UnknownHandler, for_callers
-from .face import FACE, Face
+from .errors import Interrupted, LifecycleError, LoopMismatch, for_callers
+from .face import Face
 from .facts import Located
 from .forking import on_fork_in_child
 from .kept import kept
@@ -55,8 +55,6 @@ class AsyncConnectionManager(Procedures):
     _instances: ClassVar[weakref.WeakValueDictionary[int, AsyncConnectionManager]] = (
         weakref.WeakValueDictionary()
     )
-    # Re-entrant: the collector may run a finalizer in there that looks for its manager.
-    _instances_lock = threading.RLock()
 
     def __init__(self, policy: LifecyclePolicy | None = None, **seams: Any) -> None:
         loop = asyncio.get_running_loop()
@@ -82,7 +80,7 @@ class AsyncConnectionManager(Procedures):
             loop = asyncio.get_running_loop()
         except RuntimeError:
             raise for_callers(LoopMismatch("no event loop is running here")) from None
-        with cls._instances_lock:
+        with Settings.lock:
             over = [known for known in cls._instances.values() if known.loop_is_over()]
             instance = cls._instances.get(id(loop))
             if instance is None or instance.loop is not loop:
@@ -96,11 +94,11 @@ class AsyncConnectionManager(Procedures):
     @classmethod
     def drop_instances(cls) -> None:
         """Close the managers of every loop; ``get_instance`` makes new ones."""
-        with cls._instances_lock:
+        with Settings.lock:
             instances = list(cls._instances.values())
             cls._instances.clear()
         for instance in instances:
-            instance.shut_all("uninstalled")
+            instance.retire()
 
     async def get_or_create(
         self,
@@ -125,6 +123,7 @@ class AsyncConnectionManager(Procedures):
         """Give a lease back. Raises UnknownHandler."""
         face = self.face_of(handler)
         self.let_go(face.connection, client)
+        self.wind()  # its expiry may be planned on a timer that was interrupted
         face.let_go_elsewhere(client)
 
     async def close_all(self) -> None:
@@ -136,7 +135,7 @@ class AsyncConnectionManager(Procedures):
 
         False for a handler that this manager did not hand out.
         """
-        face = self._known(handler)
+        face = self.find_face(handler)
         return face is not None and await face.on_rpc_error(error)
 
     def get_stats(self) -> dict[str, Any]:
@@ -155,18 +154,6 @@ class AsyncConnectionManager(Procedures):
         anchored = self._anchored()
         if anchored is not None and self not in list(self._instances.values()):
             anchored.cancel()  # a manager of one's own need not wait for the loop's end
-
-    def face_of(self, handler: Any) -> AsyncFace:
-        """The permanent channel behind a handler. Raises UnknownHandler."""
-        face = self._known(handler)
-        if face is None:
-            unknown = UnknownHandler(f"unknown handler of type {type(handler).__name__}")
-            raise self.transport.translate(unknown)
-        return face
-
-    def _known(self, handler: Any) -> AsyncFace | None:
-        face = getattr(handler, FACE, None)
-        return face if isinstance(face, AsyncFace) and face.engine is self else None
 
     # -- driving procedures ----------------------------------------------------------------
 
@@ -378,8 +365,10 @@ class AsyncConnectionManager(Procedures):
 
     def _arm(self) -> None:
         loop, due = self.loop, self.agenda.next_due()
-        if loop is None or loop.is_closed() or due is None or due >= self._timer_due:
+        if loop is None or loop.is_closed() or due is None:
             return
+        if due >= self._timer_due > self.seams.clock():
+            return  # a timer that is overdue may have been interrupted as it went off
         # In this order: whoever is interrupted leaves a timer too many behind, not one too few.
         self._timer_due = float("inf")
         if self._timer is not None:
@@ -396,7 +385,6 @@ class AsyncConnectionManager(Procedures):
 
     def fork_child(self) -> None:
         """The parent's loop does not run in the child: nothing of it is touched."""
-        AsyncConnectionManager._instances_lock = threading.RLock()
         self._tasks = set()
         self._timer, self._timer_due = None, float("inf")
         super().fork_child()

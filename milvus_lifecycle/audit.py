@@ -108,10 +108,11 @@ class Sink:
     @property
     def reader(self) -> Reader:
         """Its queue: one, however many managers write to it, so that records keep their order."""
-        reader: Reader = vars(self).setdefault(
-            "_reader", Reader(self.write, self.wants, self.note_lost)
-        )
-        return reader
+        known: Reader | None = vars(self).get("_reader")
+        if known is None:  # of two that come at once, one wins
+            new = Reader(self.write, self.wants, self.note_lost)
+            known = vars(self).setdefault("_reader", new)
+        return known
 
     def end(self) -> None:
         """The engine was uninstalled: hold nothing open from now on."""

@@ -196,6 +196,11 @@ class Engine(Timers):
         for connection in self.registry.all():
             self.shut(connection, reason)
 
+    def retire(self) -> None:
+        """Close every connection, for good: one that registers late ends with its clients."""
+        for connection in self.registry.retire():
+            self.shut(connection, "uninstalled")
+
     # -- steps -----------------------------------------------------------------------------
 
     def step(self, connection: ManagedConnection, trigger: Trigger, **facts: Any) -> bool:

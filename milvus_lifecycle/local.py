@@ -7,7 +7,7 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from .errors import ConfigError, ConnectFailed, ConnectionClosed, Failure, classify
+from .errors import ConfigError, ConnectionClosed, Failure, classify
 from .facts import Located
 from .forking import renew_in_child
 from .table import State
@@ -24,9 +24,11 @@ class _Servers:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.users: dict[str, set[int]] = {}
+        #: path -> port of the parent's server: only one process may have a file open
+        self.inherited: dict[str, int] = {}
 
     def reset_after_fork(self) -> None:
-        """The parent's server threads do not exist here: the child starts its own server."""
+        """The parent's servers have no threads here and are not this process's to stop."""
         self.lock = threading.Lock()
         paths, self.users = list(self.users), {}
         if paths:
@@ -34,7 +36,11 @@ class _Servers:
             from .inherited import keep
 
             for path in paths:
-                keep(known.pop(path, None))
+                entry = known.pop(path, None)
+                keep(entry)
+                if isinstance(entry, tuple):
+                    self.inherited[path] = entry[-1]
+                    _let_go_of_lock(entry[1])
 
 
 _SERVERS = _Servers()
@@ -49,6 +55,15 @@ def _lite() -> Any:
     return server_manager_instance
 
 
+def _let_go_of_lock(database: Any) -> None:
+    """Close the inherited descriptor: with it the file stays locked when the parent has ended."""
+    descriptor = getattr(database, "_lock_fd", None)
+    if descriptor is not None:
+        database._lock_fd = None
+        with suppress(OSError):
+            os.close(descriptor)
+
+
 class LocalServer:
     """Locator of a ``.db`` path: starts its server, restarts it if it died, releases it."""
 
@@ -60,6 +75,11 @@ class LocalServer:
     ) -> Located:
         """The address of the running server; starts it if it does not run or does not answer."""
         with _SERVERS.lock:
+            port = _SERVERS.inherited.get(self.path)
+            if port is not None:
+                if _listens(port):
+                    return Located(f"127.0.0.1:{port}", False)
+                del _SERVERS.inherited[self.path]
             users = _SERVERS.users.setdefault(self.path, set())
             dead = last_error is not None and classify(last_error) in (
                 Failure.TRANSIENT,
@@ -72,7 +92,8 @@ class LocalServer:
             if uri is None:
                 if not users:
                     del _SERVERS.users[self.path]
-                raise ConnectFailed("Milvus Lite could not start its server", address=self.path)
+                # Not an error of the engine: what is raised to the caller has this for its cause.
+                raise OSError("Milvus Lite cannot open it; another process may have it open")
             users.add(id(connection))
         if connection.state is State.CLOSED:
             self.release(connection)  # closed while its server started: nobody else will
@@ -106,16 +127,18 @@ class LocalServer:
 
 def _answers(lite: Any, path: str) -> bool:
     """Does the server that Milvus Lite remembers for ``path`` still listen?"""
-    import socket
-
     entry = getattr(lite, "_servers", {}).get(os.path.abspath(path))
     if entry is None:
         return False
-    if isinstance(entry, tuple):
-        port = entry[-1]
-        try:
-            with socket.create_connection(("127.0.0.1", port), timeout=0.5):
-                return True
-        except OSError:
-            return False
-    return False  # a subprocess of an older Milvus Lite: start_and_get_uri knows better
+    # Not a tuple: a subprocess of an older Milvus Lite, start_and_get_uri knows better.
+    return isinstance(entry, tuple) and _listens(entry[-1])
+
+
+def _listens(port: int) -> bool:
+    import socket
+
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=0.5):
+            return True
+    except OSError:
+        return False

@@ -19,8 +19,7 @@ from .audit import Listener
 from .config import ConnectionConfig, ForeignConfig
 from .connection import ManagedConnection
 from .engine import look
-from .errors import Interrupted, LifecycleError, UnknownHandler
-from .face import FACE, Face
+from .errors import Interrupted, LifecycleError
 from .facts import Located
 from .forking import ForkGate, around_fork, on_fork_in_child
 from .kept import kept
@@ -47,8 +46,6 @@ class ConnectionManager(Procedures):
 
     flavour: ClassVar[str] = "threads"
     _instance: ClassVar[ConnectionManager | None] = None
-    # Re-entrant: the collector may run a finalizer in there that looks for its manager.
-    _instance_lock = threading.RLock()
 
     def __init__(self, policy: LifecyclePolicy | None = None, **seams: Any) -> None:
         if "transport" not in seams:
@@ -71,7 +68,7 @@ class ConnectionManager(Procedures):
         """The process's manager (a forked child works on its own copy)."""
         instance = cls._instance
         if instance is None:
-            with cls._instance_lock:
+            with Settings.lock:
                 if cls._instance is None:
                     settings = Settings.current()
                     made = cls(settings.policy, sinks=settings.sinks)
@@ -82,10 +79,10 @@ class ConnectionManager(Procedures):
     @classmethod
     def drop_instance(cls) -> None:
         """Close the process's manager; the next ``get_instance`` makes a new one."""
-        with cls._instance_lock:
+        with Settings.lock:
             instance, cls._instance = cls._instance, None
         if instance is not None:
-            instance.close_all()
+            instance.retire()
 
     def get_or_create(
         self,
@@ -113,11 +110,7 @@ class ConnectionManager(Procedures):
 
     def release(self, handler: Any, client: object | None = None) -> None:
         """Give a lease back. Closing is not waited for. Raises UnknownHandler."""
-        face = getattr(handler, FACE, None)
-        if not isinstance(face, Face) or face.engine is not self:
-            unknown = UnknownHandler(f"unknown handler of type {type(handler).__name__}")
-            raise self.transport.translate(unknown)
-        self.let_go(face.connection, client)
+        self.let_go(self.face_of(handler).connection, client)
 
     def close_all(self) -> None:
         """Close every connection at once; whoever waits for one wakes with the closed error."""
@@ -128,10 +121,8 @@ class ConnectionManager(Procedures):
 
         False for a handler that this manager did not hand out.
         """
-        face = getattr(handler, FACE, None)
-        if not isinstance(face, Face) or face.engine is not self:
-            return False
-        return bool(face.on_rpc_error(error))  # type: ignore[attr-defined]
+        face = self.find_face(handler)
+        return face is not None and face.on_rpc_error(error)
 
     def get_stats(self) -> dict[str, Any]:
         """Counts and one row per connection; ages and idle times in seconds."""
@@ -319,7 +310,6 @@ class ConnectionManager(Procedures):
 
     def fork_child(self) -> None:
         self._gate = ForkGate()
-        ConnectionManager._instance_lock = threading.RLock()
         self._mailbox = queue.SimpleQueue()
         self._keeper = None
         self._keeper_lock = threading.RLock()

@@ -22,9 +22,10 @@ from .errors import (
     LifecycleError,
     PermanentFailure,
     RecoveryExhausted,
+    UnknownHandler,
     classify,
 )
-from .face import DEADLINE_MARGIN, Face, Start, stamp_of
+from .face import DEADLINE_MARGIN, FACE, Face, Start, stamp_of
 from .flight import Flight, FlightKind, Outcome
 from .flights import STOPPED, Flights
 from .leases import check_client
@@ -55,6 +56,19 @@ class Procedures(Flights):
     """What managers do for their callers, written once."""
 
     # -- callers -----------------------------------------------------------------------------
+
+    def find_face(self, handler: Any) -> Any:
+        """The permanent channel behind a handler; None if this manager did not hand it out."""
+        face = getattr(handler, FACE, None)
+        return face if isinstance(face, Face) and face.engine is self else None
+
+    def face_of(self, handler: Any) -> Any:
+        """The same, but raises UnknownHandler."""
+        face = self.find_face(handler)
+        if face is None:
+            unknown = UnknownHandler(f"unknown handler of type {type(handler).__name__}")
+            raise self.transport.translate(unknown)
+        return face
 
     def obtain(
         self,

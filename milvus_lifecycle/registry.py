@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ class Registry:
         self._owned: dict[tuple[int, str], ManagedConnection] = {}
         #: id of a dedicated connection -> where it stands in ``_owned``
         self._places: dict[int, tuple[int, str]] = {}
+        self._retired = False
         # Re-entrant: the collector may run a finalizer that releases while we insert.
         self._lock = threading.RLock()
 
@@ -37,8 +39,11 @@ class Registry:
 
     def add(self, connection: ManagedConnection) -> ManagedConnection:
         """Insert; for a shared key that is taken, the connection that was there wins."""
-        if connection.dedicated:
-            with self._lock:
+        with self._lock:
+            if self._retired and not connection.dedicated:
+                # It ends with those who hold it. Calls that revive it at once find each other.
+                connection.dedicated, connection.owner = True, weakref.ref(connection.face)
+            if connection.dedicated:
                 client = connection.owner() if connection.owner is not None else None
                 if client is not None:
                     known = self.find_dedicated(connection.config.key, client)
@@ -47,8 +52,7 @@ class Registry:
                     place = (id(client), connection.config.key)
                     self._owned[place], self._places[id(connection)] = connection, place
                 self._dedicated[id(connection)] = connection
-            return connection
-        with self._lock:
+                return connection
             return self._shared.setdefault(connection.config.key, connection)
 
     def remove(self, connection: ManagedConnection) -> None:
@@ -69,6 +73,12 @@ class Registry:
                 self._dedicated[id(connection)] = connection
                 # Nobody else can find it: it ends with those who hold it.
                 connection.dedicated = True
+
+    def retire(self) -> list[ManagedConnection]:
+        """Share nothing from now on. Returns every connection that there is."""
+        with self._lock:
+            self._retired = True
+            return self.all()
 
     def all(self) -> list[ManagedConnection]:
         """Every connection, shared ones first."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import threading
 from dataclasses import dataclass
 from typing import ClassVar
 
 from .audit import Sink
 from .errors import ConfigError
+from .forking import renew_in_child
 from .jsonl import ENVIRONMENT as AUDIT
 from .jsonl import JsonLines
 from .logs import ApplicationLog
@@ -63,6 +65,9 @@ class Settings:
     sinks: tuple[Sink, ...] = (ApplicationLog(),)
 
     _current: ClassVar[Settings | None] = None
+    #: Held while ``get_instance`` makes a manager with them, and while they change. Re-entrant:
+    #: the collector may run a finalizer in there that looks for its manager.
+    lock: ClassVar[threading.RLock] = threading.RLock()
 
     @classmethod
     def make(cls, policy: LifecyclePolicy | None, audit: str | None) -> Settings:
@@ -80,4 +85,13 @@ class Settings:
     @classmethod
     def use(cls, settings: Settings | None) -> None:
         """Set, or with None put back, the defaults of new managers."""
-        cls._current = settings
+        with cls.lock:
+            cls._current = settings
+
+    @classmethod
+    def renew_lock(cls) -> None:
+        """In a forked child: another thread of the parent may have held it."""
+        cls.lock = threading.RLock()
+
+
+renew_in_child(Settings.renew_lock)

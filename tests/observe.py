@@ -84,6 +84,8 @@ class ChannelCount:
 
     def __init__(self) -> None:
         self.opened: list[tuple[float, str]] = []
+        #: what each was given as options
+        self.options: list[dict[str, Any]] = []
         self._channels: list[weakref.ref[Any]] = []
         self._patches: list[AbstractContextManager[Any]] = []
 
@@ -114,6 +116,7 @@ class ChannelCount:
         def counted(target: str, *args: Any, **kwargs: Any) -> Any:
             channel = factory(target, *args, **kwargs)
             self.opened.append((time.monotonic(), target))
+            self.options.append(dict(kwargs.get("options") or ()))
             self._channels.append(weakref.ref(channel))
             return channel
 

@@ -157,6 +157,7 @@ class FakeMilvus:
         tls: TlsFiles | None = None,
         workers: int = 64,
         collections: Iterable[str] = ("demo",),
+        options: Iterable[tuple[str, Any]] = (),
     ) -> None:
         self.host = host
         self.port = free_port(host) if port is None else port
@@ -165,6 +166,7 @@ class FakeMilvus:
         self.collections = list(collections)
         self._tls = tls
         self._workers = workers
+        self._options = list(options)
         self._answers: dict[str, Answer] = {}
         self._fallback: tuple[Answer, frozenset[str]] | None = None
         self._lock = threading.Lock()
@@ -188,7 +190,7 @@ class FakeMilvus:
             futures.ThreadPoolExecutor(self._workers, thread_name_prefix="fake-milvus"),
             handlers=[_Router(self._serve)],
             # Two servers on one port would share its connections at random.
-            options=[("grpc.so_reuseport", 0)],
+            options=[("grpc.so_reuseport", 0), *self._options],
         )
         deadline = time.monotonic() + 5
         while True:

@@ -7,12 +7,13 @@ import re
 import socket
 import threading
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import grpc
 
 from ..channel import LifecycleChannel
 from ..config import ConnectionConfig, load_tls
-from ..errors import ConfigError, LifecycleError
+from ..errors import ConfigError, LifecycleError, brief
 from ..face import FACE
 from ..jsonl import audit_path
 from ..manager import ConnectionManager
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 OLDEST, NEWEST = (2, 6, 10), (3, 0)
 SUPPORTED = "2.6.10 and later, up to 3.0.x"
 
+#: What gRPC says of a server that closed the connection because of its keepalive pings.
+_TOO_MANY_PINGS = re.compile("too.many.pings", re.IGNORECASE)
 #: What a server that is alive may answer to a probe. Anything else says that it is not well.
 _ALIVE = ("UNIMPLEMENTED", "RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "NOT_FOUND")
 
@@ -60,6 +63,9 @@ class _PymilvusTransport:
 
     def __init__(self) -> None:
         require_supported()
+        self._calmed: WeakKeyDictionary[ManagedConnection, tuple[int, BaseException]] = (
+            WeakKeyDictionary()
+        )
 
     def check(self, config: ConnectionConfig) -> None:
         """TLS files are looked at before anything is opened."""
@@ -73,8 +79,23 @@ class _PymilvusTransport:
         window: tuple[float, float],
     ) -> Any:
         """A channel by grpc's own factories."""
-        timeout = connection.policy.connect_timeout
-        return open_channel(self.factories, connection.config, address, secure, window, timeout)
+        timeout, calm = connection.policy.connect_timeout, self._calm(connection)
+        return open_channel(
+            self.factories, connection.config, address, secure, window, timeout, calm
+        )
+
+    def _calm(self, connection: ManagedConnection) -> int:
+        """How many times more seldom than configured to ping.
+
+        A server to which pings come too often cuts the connection, and with it the call that lasts
+        so long. gRPC doubles the pause then, but a fresh channel would not know of it.
+        """
+        calm, counted = self._calmed.get(connection, (1, None))
+        error = connection.last_error
+        if error is not None and error is not counted and _TOO_MANY_PINGS.search(brief(error)):
+            calm *= 2
+            self._calmed[connection] = calm, error
+        return calm
 
     def translate(self, error: LifecycleError) -> Exception:
         """As a MilvusException."""
@@ -302,8 +323,9 @@ def install(policy: LifecyclePolicy | None = None, audit: str | None = None) -> 
             uninstall()
         _by_run = False
         if _installed is None:
-            Settings.use(Settings.make(*wanted))
-            _patch()
+            settings = Settings.make(*wanted)
+            Settings.use(settings)
+            _patch(settings)
             _installed = wanted
         elif _installed != wanted:
             raise RuntimeError(
@@ -337,25 +359,32 @@ def uninstall() -> None:
             setattr(owner, name, original)
         _originals.clear()
         _installed = None
+        sinks = Settings.current().sinks
+        Settings.use(None)  # first: nobody makes a manager with them after those are dropped
         ConnectionManager.drop_instance()
         _drop_async_instances()
         # Clients that the application still has keep their manager, and so its sinks.
-        for sink in Settings.current().sinks:
+        for sink in sinks:
             sink.reader.outlet.flush(EXIT_LIMIT)
             sink.end()
-        Settings.use(None)
 
 
-def _patch() -> None:
+def _patch(settings: Settings) -> None:
     from pymilvus.client import connection_manager as theirs
 
-    def get_instance(cls: type) -> ConnectionManager:
-        return ConnectionManager.get_instance()
+    def get_instance(cls: Any) -> Any:
+        with Settings.lock:
+            if Settings.current() is settings:
+                return ConnectionManager.get_instance()
+        return cls.get_instance()  # it was uninstalled since the caller looked this function up
 
-    def get_async_instance(cls: type) -> Any:
+    def get_async_instance(cls: Any) -> Any:
         from ..aio import AsyncConnectionManager
 
-        return AsyncConnectionManager.get_instance()
+        with Settings.lock:
+            if Settings.current() is settings:
+                return AsyncConnectionManager.get_instance()
+        return cls.get_instance()
 
     def from_uri(cls: type, uri: str, **kwargs: Any) -> ConnectionConfig:
         return ConnectionConfig.from_uri(uri, **kwargs)

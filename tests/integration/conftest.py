@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.flavours import FLAVOURS, Program
+from tests.flavours import FLAVOURS, Flavour, Program
 from tests.global_clusters import GlobalCluster
 from tests.looping import AsyncEngine
 from tests.servers import FakeMilvus
@@ -39,6 +39,16 @@ def program(request: pytest.FixtureRequest) -> Iterator[Program]:
         running.end()
         ml.uninstall()
     assert running.complaints == []
+
+
+@pytest.fixture(params=FLAVOURS)
+def flavour(request: pytest.FixtureRequest) -> Iterator[Flavour]:
+    """Clients of each flavour, on pymilvus as it is or as the test installs the engine."""
+    clients = Flavour(request.param)
+    try:
+        yield clients
+    finally:
+        clients.end()
 
 
 @pytest.fixture

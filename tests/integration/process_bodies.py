@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
+from typing import Any
 
+from tests.network import listens
 from tests.observe import Call, wait_until
 from tests.processes import ServerProcess, ask_child
 from tests.stock import FORK_POLLER, Env, defect, verdict
@@ -104,3 +107,42 @@ def a_childs_end_spares_the_parent(env: Env) -> None:
         and after == ["demo"],
         f"child {said}, parent {running.error or running.result}, then {after}",
     )
+
+
+@defect(environment=FORK_POLLER, linger=0.1)
+def a_child_and_its_parent_share_a_file(env: Env) -> None:
+    """Only one process may have a `.db` file open: a child works through its parent's server.
+
+    With clients of either flavour, inherited or new; and when its parent has closed the file, the
+    child opens it.
+    """
+    path = str(env.folder() / "demo.db")
+    client = env.client(path)
+    client.create_collection("demo", dimension=4)
+
+    async def once() -> Any:
+        from pymilvus import AsyncMilvusClient
+
+        return await AsyncMilvusClient(path).list_collections()
+
+    works: list[Callable[[], Any]] = [
+        client.list_collections,
+        lambda: env.client(path).list_collections(),
+        lambda: asyncio.run(once()),
+    ]
+    said = [ask_child(work, 20) for work in works]
+    parent = client.list_collections()
+
+    def later() -> object:
+        before = client.list_collections()
+        wait_until(lambda: not listens(port), 20)
+        return before, client.list_collections()
+
+    from milvus_lite.server_manager import server_manager_instance as lite
+
+    ((_, _, port),) = lite._servers.values()
+    closing = Call(lambda: (time.sleep(0.5), client.close()))  # the child exists by then
+    said.append(ask_child(later, 30))
+    closing.value(20)
+    good = ["['demo']"] * 3 + ["(['demo'], ['demo'])"]
+    verdict(said == good and parent == ["demo"], f"children {said}, parent {parent}")

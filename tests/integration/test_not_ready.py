@@ -98,6 +98,14 @@ def recover(program: Program, server: FakeMilvus, client: Any) -> None:
     assert wait_until(lambda: program.seen().count("recovered") > before, 10)
 
 
+def recovered(program: Program, server: FakeMilvus) -> Any:
+    """A client that has searched, and whose connection was lost and recovered since."""
+    client = program.client(server.uri)
+    search(client)
+    recover(program, server, client)
+    return client
+
+
 def refused(read: Callable[..., Any], *args: Any, **options: Any) -> float:
     """How long a read took to end with "not loaded" (seconds)."""
     began = time.monotonic()
@@ -120,9 +128,7 @@ def test_a_collection_that_is_loaded_again_is_waited_for(
     program: Program, server: FakeMilvus, collections: Collections, timeout: float | None
 ) -> None:
     """Calls wait while the server loads, by one question at a time, and are sent once more."""
-    client = program.client(server.uri)
-    search(client)
-    recover(program, server, client)
+    client = recovered(program, server)
     collections.become(LOADING)
     calls = [Call(search, client, timeout=timeout) for _ in range(4)]
     assert program.saw("loading", "connection.waiting")
@@ -190,9 +196,7 @@ def test_a_server_that_is_lost_while_it_loads(
     program: Program, server: FakeMilvus, collections: Collections
 ) -> None:
     """The call rides through the second outage too, and waits anew after it."""
-    client = program.client(server.uri)
-    search(client)
-    recover(program, server, client)
+    client = recovered(program, server)
     collections.become(LOADING)
     call = Call(search, client)
     assert program.saw("loading", "connection.waiting")
@@ -231,9 +235,7 @@ def test_a_collection_that_is_not_loaded_again(
     program: Program, server: FakeMilvus, collections: Collections
 ) -> None:
     """Milvus Lite's way: each search says at once that somebody has to call load()."""
-    client = program.client(server.uri)
-    search(client)
-    recover(program, server, client)
+    client = recovered(program, server)
     collections.become(NOT_LOAD)
     assert max(refused(search, client, timeout=timeout) for timeout in (None, 3, None)) < AT_ONCE
     assert server.count("GetLoadState") == 1, "once for each collection and recovery"
@@ -244,9 +246,7 @@ def test_a_collection_that_somebody_releases_later(
     program: Program, server: FakeMilvus, collections: Collections
 ) -> None:
     """It was loaded again after the recovery: what happens to it now has other reasons."""
-    client = program.client(server.uri)
-    search(client)
-    recover(program, server, client)
+    client = recovered(program, server)
     search(client)
     for state in (NOT_LOAD, LOADING):
         collections.become(state)
@@ -258,9 +258,7 @@ def test_a_wait_happens_once_for_each_recovery(
     program: Program, server: FakeMilvus, collections: Collections
 ) -> None:
     """What was waited for and is not loaded again afterwards is the caller's."""
-    client = program.client(server.uri)
-    search(client)
-    recover(program, server, client)
+    client = recovered(program, server)
     collections.become(LOADING)
     call = Call(search, client)
     assert program.saw("loading", "connection.waiting")
@@ -289,9 +287,7 @@ def test_a_server_that_cannot_say(
     program: Program, server: FakeMilvus, collections: Collections
 ) -> None:
     """No answer to the question is no reason to wait."""
-    client = program.client(server.uri)
-    search(client)
-    recover(program, server, client)
+    client = recovered(program, server)
     collections.become(LOADING)
 
     def unimplemented(call: ServedCall) -> None:
@@ -308,9 +304,7 @@ def test_the_callers_timeout_holds(
     program: Program, server: FakeMilvus, collections: Collections
 ) -> None:
     """To 0.1 s, for each of two calls at once that are answered the very same status."""
-    client = program.client(server.uri)
-    search(client)
-    recover(program, server, client)
+    client = recovered(program, server)
     collections.become(LOADING)
     calls = {timeout: Call(refused, search, client, timeout=timeout) for timeout in (1, 3)}
     for timeout, call in calls.items():
@@ -322,9 +316,7 @@ def test_a_wait_ends_with_the_budget(
     program: Program, server: FakeMilvus, collections: Collections
 ) -> None:
     """A call without a timeout waits no longer than that; those after it do not wait again."""
-    client = program.client(server.uri)
-    search(client)
-    recover(program, server, client)
+    client = recovered(program, server)
     collections.become(LOADING)
     assert 1.0 < refused(search, client) < 10.0
     assert refused(search, client) < 1.0
@@ -339,9 +331,7 @@ def test_waits_are_legal_and_counted(
     program: Program, server: FakeMilvus, collections: Collections, tmp_path: Path
 ) -> None:
     """`audit verify` accepts the records of waits, `audit stats` counts them."""
-    client = program.client(server.uri)
-    search(client)
-    recover(program, server, client)
+    client = recovered(program, server)
     collections.become(LOADING)
     call = Call(search, client)
     assert program.saw("loading", "connection.waiting")

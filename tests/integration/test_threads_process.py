@@ -24,6 +24,7 @@ pytestmark = pytest.mark.timeout(120)
         process_bodies.a_child_of_a_busy_parent_works,
         process_bodies.a_childs_end_spares_the_parent,
         process_bodies.a_child_of_a_recovering_parent_works,
+        process_bodies.a_child_and_its_parent_share_a_file,
     ],
     ids=lambda body: body.__name__,
 )

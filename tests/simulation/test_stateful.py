@@ -29,9 +29,13 @@ FLAVOURS = ("threads", "asyncio")
 
 @pytest.fixture(autouse=True)
 def time_passes_in_leaps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A leap of this clock is no process that was stopped: the model knows nothing of those."""
+    """A leap of this clock is no process that was stopped: the model knows nothing of those.
+
+    Each example waits until its threads have ended: those of the records end soon.
+    """
     for module in ("flights", "procedures"):
         monkeypatch.setattr(f"milvus_lifecycle.{module}.STOPPED", float("inf"))
+    monkeypatch.setattr("milvus_lifecycle.stream.IDLE", 0.02)
 
 
 def search(flavour: str, examples: int, *, random: bool = False) -> type[Pools]:

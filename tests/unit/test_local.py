@@ -7,13 +7,14 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
 from milvus_lifecycle import inherited, local
-from milvus_lifecycle.errors import ConfigError, ConnectFailed, ConnectionClosed
+from milvus_lifecycle.errors import ConfigError, ConnectionClosed
 from milvus_lifecycle.local import LocalServer
 from milvus_lifecycle.table import State
 from milvus_lifecycle.testing import rpc_error
@@ -55,6 +56,7 @@ def lite(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lite]:
     monkeypatch.setitem(sys.modules, "milvus_lite", ModuleType("milvus_lite"))
     monkeypatch.setitem(sys.modules, "milvus_lite.server_manager", module)
     monkeypatch.setattr(local._SERVERS, "users", {})
+    monkeypatch.setattr(local._SERVERS, "inherited", {})
     yield made
     assert wait_until(lambda: "milvus-lite-stop" not in names(), 20)
 
@@ -107,13 +109,13 @@ def test_a_server_that_does_not_start(lite: Lite) -> None:
     """The first connect fails, and nobody counts as its user; others that have it keep it."""
     server, one = LocalServer(PATH), connection()
     lite.uri = None
-    with pytest.raises(ConnectFailed, match="could not start"):
+    with pytest.raises(OSError, match="another process may have it open"):
         server.locate(one, None, 10.0)
     assert PATH not in local._SERVERS.users
     lite.uri = "http://localhost:19999"
     server.locate(one, None, 10.0)
     lite.uri = None
-    with pytest.raises(ConnectFailed):
+    with pytest.raises(OSError, match="cannot open"):
         server.locate(connection(), None, 10.0)
     assert local._SERVERS.users[PATH] == {id(one)}
 
@@ -190,19 +192,40 @@ def test_a_server_that_cannot_be_stopped_is_let_go(
     assert wait_until(lambda: PATH not in local._SERVERS.users, 20)
 
 
-@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize(
+    "entry", [None, ("server", "data", 19999), "a process of an older Milvus Lite"]
+)
 def test_a_forked_child_has_a_server_of_its_own(
-    lite: Lite, monkeypatch: pytest.MonkeyPatch, used: bool
+    lite: Lite, monkeypatch: pytest.MonkeyPatch, entry: object
 ) -> None:
-    """The parent's server has no threads there: it is neither used nor stopped, but forgotten."""
+    """Once the parent's server is gone; the inherited object is never stopped, but forgotten."""
     kept: list[Any] = []
     monkeypatch.setattr(inherited, "keep", kept.append)
     server, one = LocalServer(PATH), connection()
-    if used:
+    if entry is not None:
         server.locate(one, None, 10.0)
+        lite._servers[PATH] = entry
     local._SERVERS.reset_after_fork()  # what os.fork calls in the child
     assert lite._servers == {}
-    assert kept == ([("server", "data", 19999)] if used else [])
+    assert kept == ([] if entry is None else [entry])
     server.locate(one, None, 10.0)
-    assert lite.starts == 1 + used
+    assert lite.starts == 1 + (entry is not None)
     assert lite.released == []
+
+
+def test_a_forked_child_works_through_its_parent(lite: Lite, tmp_path: Path) -> None:
+    """While the parent's server runs the child uses it, and lets its hold on the file go."""
+    server, one = LocalServer(PATH), connection()
+    with socket.create_server(("127.0.0.1", 0)) as listening, open(tmp_path / "LOCK", "w") as lock:
+        port = listening.getsockname()[1]
+        database = SimpleNamespace(_lock_fd=os.dup(lock.fileno()))
+        descriptor = database._lock_fd
+        lite._servers[PATH] = ("server", database, port)
+        server.locate(one, None, 10.0)
+        local._SERVERS.reset_after_fork()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)
+        assert server.locate(one, None, 10.0).address == f"127.0.0.1:{port}"
+        server.release(one)
+    assert server.locate(one, UNAVAILABLE, 10.0).address == "localhost:19999"
+    assert lite.released == [PATH], "its own, which does not answer"

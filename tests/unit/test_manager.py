@@ -18,6 +18,7 @@ from milvus_lifecycle import ConnectionManager, LifecyclePolicy
 from milvus_lifecycle.errors import ConnectFailed, UnknownHandler
 from milvus_lifecycle.registry import Registry
 from milvus_lifecycle.requests import Procedure, Wait
+from milvus_lifecycle.settings import Settings
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import FakeClock, Script, rpc_error, until
 from tests.cores import CONFIG
@@ -52,7 +53,9 @@ def test_the_process_has_one_manager() -> None:
     Alone.drop_instance()
 
 
-def test_of_two_threads_that_ask_at_once_both_get_the_first() -> None:
+def test_of_two_threads_that_ask_at_once_both_get_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Whoever waited while another thread made the manager takes that one."""
     winner = ConnectionManager(transport=Script().threads())
 
@@ -66,7 +69,7 @@ def test_of_two_threads_that_ask_at_once_both_get_the_first() -> None:
         def __exit__(self, *exc: object) -> None:
             """Let go."""
 
-    Late._instance_lock = Lock()  # type: ignore[assignment]  # the other thread came before us
+    monkeypatch.setattr(Settings, "lock", Lock())  # the other thread came before us
     assert Late.get_instance() is winner
 
 

@@ -222,6 +222,16 @@ def unready(rig: Rig, timeout: float | None = None) -> tuple[Any, Any]:
     return handler, rig.manager.on_error(handler.face, NOT_LOADED)
 
 
+def both_unready(rig: Rig) -> tuple[Any, Any, Any]:
+    """A handler, and two of its searches that have asked the server."""
+    handler, first = unready(rig)
+    assert isinstance(next(first), AskLoadState)
+    answer(rig, handler, NOT_LOADED)
+    second = rig.manager.on_error(handler.face, NOT_LOADED)
+    assert isinstance(next(second), AskLoadState), "there is no answer yet"
+    return handler, first, second
+
+
 def verdict(asked: Any, send: object = None) -> bool:
     """How a procedure ends that is sent this, or has it thrown in."""
     with pytest.raises(StopIteration) as ended:
@@ -271,11 +281,7 @@ def test_a_wait_that_nobody_listens_to() -> None:
 def test_calls_that_wait_for_one_collection_share_the_answers() -> None:
     """Who finds a fresh answer does not ask; the end of the wait is everybody's."""
     with Rig() as rig:
-        handler, first = unready(rig)
-        assert isinstance(next(first), AskLoadState)
-        answer(rig, handler, NOT_LOADED)
-        second = rig.manager.on_error(handler.face, NOT_LOADED)
-        assert isinstance(next(second), AskLoadState), "there is no answer yet"
+        _, first, second = both_unready(rig)
         for asked in (first, second):
             assert isinstance(asked.send(LoadState.LOADING), Pause)
         rig.clock.advance(1)
@@ -324,11 +330,7 @@ def test_no_answer_is_no_news() -> None:
 def test_a_connection_that_is_lost_meanwhile_ends_the_wait() -> None:
     """The call goes on to the next recovery; so does one that only paused."""
     with Rig() as rig:
-        handler, first = unready(rig)
-        assert isinstance(next(first), AskLoadState)
-        answer(rig, handler, NOT_LOADED)
-        second = rig.manager.on_error(handler.face, NOT_LOADED)
-        assert isinstance(next(second), AskLoadState)
+        handler, first, second = both_unready(rig)
         assert isinstance(second.send(LoadState.LOADING), Pause)
         lose(rig, handler)
         assert verdict(first, UNAVAILABLE) is True

@@ -157,3 +157,19 @@ def test_an_unshared_connection_ends_with_its_holders() -> None:
     manager.release(handler, ann)
     assert manager.get_stats()["dedicated_connections"] == 0
     manager.close_all()
+
+
+def test_a_retired_manager_pools_nothing() -> None:
+    """After ``retire`` who comes late is served, and each connection ends with its holder."""
+    manager, ann, bob = ConnectionManager(transport=Script().threads()), Client(), Client()
+    config = ConnectionConfig.from_uri("http://home:19530")
+    early = manager.get_or_create(config, client=ann)
+    manager.retire()
+    assert manager.get_stats()["total_connections"] == 0
+    late = manager.get_or_create(config, client=bob)
+    assert late is not early
+    early.rpc()
+    assert manager.get_stats()["dedicated_connections"] == 2
+    manager.release(late, bob)
+    manager.release(early, ann)
+    assert manager.get_stats()["total_connections"] == 0

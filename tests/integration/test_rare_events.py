@@ -1,0 +1,126 @@
+"""What happens seldom, to clients of either flavour: big messages, silent cuts, many endpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import grpc
+import pytest
+from pymilvus.grpc_gen import milvus_pb2
+
+from tests.conftest import Engine
+from tests.flavours import Flavour
+from tests.network import TcpProxy, open_sockets_to
+from tests.observe import Call, ChannelCount, wait_until
+from tests.servers import FakeMilvus, ServedCall
+
+pytestmark = pytest.mark.timeout(90)
+
+
+@pytest.mark.policy(idle_threshold=0.2, probe_timeout=0.5)
+def test_a_hundred_calls_after_a_silent_cut(
+    engine: Engine, flavour: Flavour, server: FakeMilvus, proxy: TcpProxy
+) -> None:
+    """An idle connection that a router forgot: a hundred calls at once share one probe."""
+    client = flavour.client(proxy.uri)
+    client.list_collections()
+    with ChannelCount() as channels:
+        proxy.forget()
+        time.sleep(0.3)  # it is idle for longer than idle_threshold
+        began = time.monotonic()
+        calls = [Call(client.list_collections) for _ in range(100)]
+        assert wait_until(lambda: all(call.done for call in calls), 30)
+        assert [call.error for call in calls] == [None] * 100
+        # Measured 0.6 s: probe_timeout, and the calls.
+        assert time.monotonic() - began < 6
+        assert len(channels) == 1
+    assert server.count("Connect") == 2
+    assert server.count("GetVersion") == 0, "the probe went into the void"
+
+
+def test_a_message_over_a_limit_is_its_calls_own_trouble(
+    engine: Engine, flavour: Flavour, server: FakeMilvus
+) -> None:
+    """RESOURCE_EXHAUSTED from either side is the caller's at once; others go on beside it."""
+    client = flavour.client(server.uri)
+    limited = flavour.client(server.uri, grpc_options={"grpc.max_receive_message_length": 10_000})
+    answer = milvus_pb2.ShowCollectionsResponse(collection_names=["x" * 20_000])
+    server.on("ShowCollections", lambda call: answer)
+    too_long = "id in [" + "1," * 3_000_000 + "1]"  # 6 MB; gRPC's servers accept 4 MiB
+    with ChannelCount() as channels:
+        for asking in (lambda: client.query("demo", too_long), limited.list_collections):
+            beside = Call(client.has_partition, "demo", "part")
+            with pytest.raises(grpc.RpcError) as caught:
+                Call(asking).value(20)
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert beside.value(20) is False
+        assert client.list_collections() == ["x" * 20_000]
+        assert len(channels) == 0
+
+
+def test_each_client_keeps_its_database(
+    engine: Engine, flavour: Flavour, server: FakeMilvus
+) -> None:
+    """Clients of one connection switch databases under load and over an outage: never mixed up."""
+
+    def database(call: ServedCall) -> Any:
+        return milvus_pb2.ShowCollectionsResponse(collection_names=[call.metadata["dbname"]])
+
+    server.on("ShowCollections", database)
+    stopping = False
+
+    def work(number: int) -> list[str]:
+        client, wrong, turn = flavour.client(server.uri, db_name=f"{number}-0"), [], 0
+        while not stopping or turn < 2:
+            turn += 1
+            client.use_database(f"{number}-{turn}")
+            said = [client.list_collections() for _ in range(2)]
+            wrong += [name for (name,) in said if name != f"{number}-{turn}"]
+        client.close()
+        return wrong
+
+    calls = [Call(work, number) for number in range(6)]
+    assert wait_until(lambda: server.count("ShowCollections") > 50, 20)
+    server.stop()
+    time.sleep(0.2)  # the outage itself
+    server.start()
+    served = server.count("ShowCollections")
+    assert wait_until(lambda: server.count("ShowCollections") > served + 50, 20)
+    stopping = True
+    assert [call.value(20) for call in calls] == [[]] * 6
+
+
+@pytest.fixture
+def endpoints() -> Iterator[tuple[list[FakeMilvus], list[FakeMilvus]]]:
+    """Two lots of twenty servers."""
+    with ExitStack() as stack:
+        lots = [[stack.enter_context(FakeMilvus(workers=2)) for _ in range(20)] for _ in range(2)]
+        yield lots[0], lots[1]
+
+
+def test_half_of_many_endpoints_down(
+    engine: Engine, flavour: Flavour, endpoints: tuple[list[FakeMilvus], list[FakeMilvus]]
+) -> None:
+    """Twenty of forty servers go away for a while: the others' clients do not notice."""
+    well, lost = ([(server, flavour.client(server.uri)) for server in lot] for lot in endpoints)
+    for server, _ in lost:
+        server.stop()
+    with ChannelCount() as channels:
+        waiting = [Call(client.list_collections) for _, client in lost]
+        slowest = 0.0
+        for _ in range(5):
+            for _, client in well:
+                began = time.monotonic()
+                assert client.list_collections() == ["demo"]
+                slowest = max(slowest, time.monotonic() - began)
+            assert not any(call.done for call in waiting)
+        # Measured 0.04 s.
+        assert slowest < 1.0
+        for server, _ in lost:
+            server.start()
+        assert [call.value(20) for call in waiting] == [["demo"]] * 20
+        assert len(channels) == 20
+    assert all(open_sockets_to(server.port) == 1 for server, _ in (*well, *lost))
