@@ -69,7 +69,7 @@ BUGS: tuple[DriverBug, ...] = (
         Line(
             AsyncConnectionManager,
             "_arm",
-            "due >= self._timer_due",
+            "due >= self._timer_due > self.seams.clock()",
             "self._timer is not None",
         ),
     ),
