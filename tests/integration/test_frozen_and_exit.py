@@ -1,0 +1,134 @@
+"""A process that is stopped for longer than its budget, and one that flushes as it exits."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.processes import REPOSITORY, FakeMilvusProcess
+
+pytestmark = pytest.mark.timeout(120)
+
+#: seconds
+BUDGET, STOP = 2.0, 4.5
+
+
+@contextmanager
+def program(source: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A program of Python; each line that it is told lets it go on, each it says is waited for."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", source, *arguments],
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def says(process: subprocess.Popen[str], line: str) -> None:
+    """Wait for a line."""
+    assert process.stdout is not None
+    said = process.stdout.readline()
+    assert said == f"{line}\n", (said, *process.communicate(timeout=60))
+
+
+def tell(process: subprocess.Popen[str]) -> None:
+    """Let the program go on."""
+    assert process.stdin is not None
+    process.stdin.write("go on\n")
+    process.stdin.flush()
+
+
+_WAIT = """
+import sys
+import milvus_lifecycle as ml
+from tests.flavours import Flavour
+from tests.observe import Call, wait_until
+name, uri, budget = sys.argv[1:]
+ml.install(ml.LifecyclePolicy(recovery_budget=float(budget)))
+flavour = Flavour(name)
+client = flavour.client(uri)
+client.list_collections()
+print("connected", flush=True)
+sys.stdin.readline()
+calls = [Call(client.list_collections) for _ in range(4)]
+manager = flavour.manager()
+def recovers():
+    return manager.get_stats()["connections"][0]["state"] == "RECOVERING"
+assert wait_until(recovers, 20)
+print("waiting", flush=True)
+assert wait_until(lambda: all(call.done for call in calls), 60)
+print([call.error or call.result for call in calls], flush=True)
+"""
+
+
+@pytest.mark.parametrize("name", ["threads", "asyncio"])
+def test_stopped_for_longer_than_the_budget(name: str) -> None:
+    """The server came back meanwhile: one more attempt finds it, and nobody fails."""
+    with FakeMilvusProcess() as server, program(_WAIT, name, server.uri, str(BUDGET)) as process:
+        says(process, "connected")
+        server.kill()
+        tell(process)
+        says(process, "waiting")
+        os.kill(process.pid, signal.SIGSTOP)
+        server.start()
+        time.sleep(STOP)
+        os.kill(process.pid, signal.SIGCONT)
+        says(process, str([["demo"]] * 4))
+
+
+_FLUSH = """
+import asyncio, atexit, sys
+name, uri = sys.argv[1:]
+def flush():
+    if name == "threads":
+        print("flushed", client.list_collections(), flush=True)
+    else:
+        print("flushed", asyncio.run(lists()), flush=True)
+async def lists():
+    client = AsyncMilvusClient(uri)
+    return await client.list_collections()
+atexit.register(flush)
+import milvus_lifecycle as ml
+ml.install()
+from pymilvus import AsyncMilvusClient, MilvusClient
+if name == "threads":
+    client = MilvusClient(uri)
+    client.list_collections()
+else:
+    asyncio.run(lists())
+print("connected", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("restart", [False, True], ids=["up", "restarted"])
+@pytest.mark.parametrize("name", ["threads", "asyncio"])
+def test_a_flush_at_exit(name: str, restart: bool) -> None:
+    """It was registered before the engine was imported, so the engine has closed all before it.
+
+    From Python 3.12 on no thread can be started any more by then.
+    """
+    with FakeMilvusProcess() as server, program(_FLUSH, name, server.uri) as process:
+        says(process, "connected")
+        if restart:
+            server.kill()
+            server.start()
+        tell(process)
+        says(process, "flushed ['demo']")
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "Traceback" not in errors
