@@ -42,7 +42,9 @@ class Outlet(Generic[Item]):
     def _reset(self) -> None:
         self._queue: queue.SimpleQueue[Item | _Mark] = queue.SimpleQueue()
         self._dropped = 0
+        #: the thread that was last started, and the one that reads
         self._worker: threading.Thread | None = None
+        self._reader: threading.Thread | None = None
         # Re-entrant: the collector may run a finalizer in here that loses a lease.
         self._lock = threading.RLock()
 
@@ -68,19 +70,25 @@ class Outlet(Generic[Item]):
             self._drain()
             return
         worker = threading.Thread(target=self._run, name="milvus-lifecycle-records", daemon=True)
-        with self._lock:
-            if self._worker is not None:
-                return
-            self._worker = worker
         try:
+            with self._lock:
+                if self._worker is not None:
+                    return
+                self._worker = worker
             worker.start()
-        except RuntimeError:  # no thread to be had: the next item, or the end, tries again
-            self._worker = None
-        except BaseException:  # somebody interrupts us: it may have been started, or not
-            self._worker = worker if worker.is_alive() else None
-            raise
+        except BaseException as error:  # no thread to be had, or a signal handler's
+            with self._lock:
+                if self._worker is worker and self._reader is not worker:
+                    self._worker = None  # the next item tries again; it may still start
+            if not isinstance(error, RuntimeError):
+                raise
 
     def _run(self) -> None:
+        me = threading.current_thread()
+        with self._lock:
+            if self._worker not in (None, me):
+                return  # whoever started this one was interrupted, and has started another
+            self._worker = self._reader = me
         while True:
             try:
                 self._handle(self._queue.get(timeout=IDLE))
@@ -88,7 +96,7 @@ class Outlet(Generic[Item]):
                 with self._lock:
                     self._confess()
                     if self._queue.empty():
-                        self._worker = None
+                        self._worker = self._reader = None
                         return
             else:
                 if self._dropped and self._queue.empty():
