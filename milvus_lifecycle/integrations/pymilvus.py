@@ -341,8 +341,8 @@ def uninstall() -> None:
         _drop_async_instances()
         # Clients that the application still has keep their manager, and so its sinks.
         for sink in Settings.current().sinks:
-            sink.reader.outlet.flush(EXIT_LIMIT)
             sink.end()
+            sink.reader.outlet.flush(EXIT_LIMIT)
         Settings.use(None)
 
 

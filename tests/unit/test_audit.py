@@ -173,13 +173,14 @@ def test_records_are_flat_and_free_of_logging_names() -> None:
 
 
 class _Finalized:
-    """Writes a record when it is collected, as a client that closes itself does."""
+    """Leaves a record when it is collected, as a client that closes itself does."""
 
-    def __init__(self, sink: JsonLines, record: TransitionRecord) -> None:
-        self.sink, self.record, self.myself = sink, record, self
+    def __init__(self, audit: Audit, record: TransitionRecord) -> None:
+        self.audit, self.record, self.myself = audit, record, self
 
     def __del__(self) -> None:
-        self.sink.write(self.record, logging.INFO)
+        self.audit.queue(Emission(self.record, logging.INFO))
+        self.audit.serve()
 
 
 def test_a_record_inside_of_the_writing_of_a_record(tmp_path: Path) -> None:
@@ -194,11 +195,10 @@ def test_a_record_inside_of_the_writing_of_a_record(tmp_path: Path) -> None:
         original()
 
     sink._reopen_if_moved = reopen  # type: ignore[method-assign]
-    _Finalized(sink, second)
-    worker = threading.Thread(target=sink.write, args=(first, logging.INFO), daemon=True)
-    worker.start()
-    worker.join(20)
-    assert not worker.is_alive(), "the writer waits for itself"
+    audit = Audit("threads", (sink,))
+    _Finalized(audit, second)
+    emit(audit, first)
+    assert audit.flush(20)
     assert [json.loads(line)["seq"] for line in path.read_text().splitlines()] == [1, 2]
 
 
