@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
-from collections import deque
 from datetime import datetime, timezone
 
 from .audit import SCHEMA, Sink, TransitionRecord
@@ -40,7 +38,8 @@ class JsonLines(Sink):
     """Appends one line per record. Lines of several processes do not mix: O_APPEND, one write.
 
     A rotated or removed file is opened anew. A full disk costs records, never calls: once
-    writing works again, a ``connection.records_lost`` line says how many.
+    writing works again, a ``connection.records_lost`` line says how many. Only its reader's thread
+    touches the file.
     """
 
     def __init__(self, path: str) -> None:
@@ -50,11 +49,6 @@ class JsonLines(Sink):
         self._identity: tuple[int, int] | None = None
         self._torn = False
         self._ended = False
-        # Re-entrant: the collector may run a finalizer in here that loses a lease, which is a
-        # record too. It waits until the one under way is written.
-        self._lock = threading.RLock()
-        self._writing = False
-        self._waiting: deque[TransitionRecord] = deque()
         on_fork_in_child(self)
 
     def wants(self) -> bool:
@@ -62,20 +56,6 @@ class JsonLines(Sink):
 
     def write(self, record: TransitionRecord, level: int) -> None:
         """Append the record. Never raises: what could not be written is counted."""
-        with self._lock:
-            self._waiting.append(record)
-            if self._writing:
-                return
-            self._writing = True
-            try:
-                while self._waiting:
-                    self._write(self._waiting.popleft())
-            finally:
-                self._writing = False
-                if self._ended:
-                    self._close()
-
-    def _write(self, record: TransitionRecord) -> None:
         line = _encode(record.as_dict()).encode() + b"\n"
         try:
             self._reopen_if_moved()
@@ -86,29 +66,24 @@ class JsonLines(Sink):
         except OSError:
             self.lost += 1
             self._close()
-
-    def close(self) -> None:
-        """Close the file; the next record opens it again."""
-        with self._lock:
+        if self._ended:
             self._close()
 
     def note_lost(self, count: int) -> None:
         """Say so in the file, at this place in the order."""
-        with self._lock:
-            self.lost += count
-            try:
-                self._reopen_if_moved()
-                self._append(self._confession())
-                self.lost = 0
-            except OSError:
-                self._close()  # with the next record
+        self.lost += count
+        try:
+            self._reopen_if_moved()
+            self._append(self._confession())
+            self.lost = 0
+        except OSError:
+            self._close()  # with the next record
 
     def end(self) -> None:
         """Close the file for good: a record that comes late does not leave it open again."""
-        with self._lock:
-            self._ended = True
-            if not self._writing:
-                self._close()
+        self._ended = True
+        self.reader.outlet.mark(self._close)
+        self.reader.outlet.serve()
 
     def _append(self, line: bytes) -> None:
         # A write that the disk cut short must not swallow the next line.
@@ -171,10 +146,7 @@ class JsonLines(Sink):
             os.close(fd)
 
     def fork_child(self) -> None:
-        """In the child: what another thread of the parent was writing, and lost, is its own."""
-        self._lock = threading.RLock()
-        self._writing = False
-        self._waiting.clear()
+        """In the child: what the parent lost is its own."""
         self.lost = 0
 
     def __del__(self) -> None:

@@ -14,9 +14,10 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Generic, TypeVar
 
-from .forking import on_fork_in_child
+from .forking import renew_in_child
 
 Item = TypeVar("Item")
 
@@ -37,14 +38,12 @@ class Outlet(Generic[Item]):
         self._lost = lost
         self._reset()
         _OUTLETS.add(self)  # type: ignore[arg-type]  # only ever flushed
-        on_fork_in_child(self)
 
     def _reset(self) -> None:
+        """Empty, with no thread. In a forked child what waits is the parent's to tell."""
         self._queue: queue.SimpleQueue[Item | _Mark] = queue.SimpleQueue()
         self._dropped = 0
-        #: the thread that was last started, and the one that reads
         self._worker: threading.Thread | None = None
-        self._reader: threading.Thread | None = None
         # Re-entrant: the collector may run a finalizer in here that loses a lease.
         self._lock = threading.RLock()
 
@@ -57,6 +56,12 @@ class Outlet(Generic[Item]):
             self._confess()
             self._queue.put(item)
 
+    def mark(self, reached: Callable[[], object]) -> None:
+        """Have ``reached`` called by whoever reads, at this place in the order."""
+        with self._lock:
+            self._confess()
+            self._queue.put(_Mark(reached))
+
     def _confess(self) -> None:
         if self._dropped:
             dropped, self._dropped = self._dropped, 0
@@ -67,36 +72,39 @@ class Outlet(Generic[Item]):
         if self._worker is not None or self._queue.empty():
             return
         if _exiting:
-            self._drain()
+            self._read_here()
             return
         worker = threading.Thread(target=self._run, name="milvus-lifecycle-records", daemon=True)
         try:
+            if self._become(worker):
+                worker.start()
+        except BaseException as error:
             with self._lock:
-                if self._worker is not None:
-                    return
-                self._worker = worker
-            worker.start()
-        except BaseException as error:  # no thread to be had, or a signal handler's
-            with self._lock:
-                if self._worker is worker and self._reader is not worker:
-                    self._worker = None  # the next item tries again; it may still start
-            if not isinstance(error, RuntimeError):
+                if self._worker is worker and not worker.is_alive():
+                    self._worker = None  # the next item, or the end, tries again
+            if not isinstance(error, RuntimeError):  # no thread to be had
                 raise
 
-    def _run(self) -> None:
-        me = threading.current_thread()
+    def _become(self, worker: threading.Thread) -> bool:
+        """Make ``worker`` the one that reads. False if there is one."""
         with self._lock:
-            if self._worker not in (None, me):
-                return  # whoever started this one was interrupted, and has started another
-            self._worker = self._reader = me
+            if self._worker is not None:
+                return False
+            self._worker = worker
+            return True
+
+    def _run(self, here: bool = False) -> None:
+        with self._lock:
+            if self._worker is not threading.current_thread():
+                return  # whoever started it was interrupted, and could not know that it runs
         while True:
             try:
-                self._handle(self._queue.get(timeout=IDLE))
+                self._handle(self._queue.get(timeout=0 if here or _exiting else IDLE))
             except queue.Empty:
                 with self._lock:
                     self._confess()
                     if self._queue.empty():
-                        self._worker = self._reader = None
+                        self._worker = None
                         return
             else:
                 if self._dropped and self._queue.empty():
@@ -104,19 +112,20 @@ class Outlet(Generic[Item]):
                         self._confess()
 
     def _handle(self, item: Item | _Mark) -> None:
-        if isinstance(item, _Mark):
-            item.reached()
-        else:
-            self._read(item)
+        with suppress(BaseException):  # the reader's own business: whoever reads goes on
+            if isinstance(item, _Mark):
+                item.reached()
+            else:
+                self._read(item)
 
-    def _drain(self) -> None:
-        """Read here and now: the process ends, and no thread can be started any more."""
-        while True:
+    def _read_here(self) -> None:
+        """Read on this thread: the process ends, or no other can be started."""
+        if self._become(threading.current_thread()):
             try:
-                item = self._queue.get_nowait()
-            except queue.Empty:
-                return
-            self._handle(item)
+                self._run(here=True)
+            except BaseException:
+                self._worker = None
+                raise
 
     def flush(self, limit: float) -> bool:
         """Wait until what is in the queue now has been read, at most ``limit`` seconds.
@@ -126,19 +135,12 @@ class Outlet(Generic[Item]):
         worker, reached = self._worker, threading.Event()
         if worker is threading.current_thread():
             return False
-        with self._lock:
-            self._confess()
-            self._queue.put(_Mark(reached.set))
+        self.mark(reached.set)
         if worker is not None and not worker.is_alive():
             self._worker = None  # it did not live to say so
         self.serve()
-        if self._worker is None:
-            self._drain()
+        self._read_here()
         return reached.wait(limit)
-
-    def fork_child(self) -> None:
-        """In the child: what waits is the parent's to tell."""
-        self._reset()
 
 
 class _Mark:
@@ -154,6 +156,14 @@ _OUTLETS: weakref.WeakSet[Outlet[object]] = weakref.WeakSet()
 _exiting = False
 
 
+def _renew() -> None:
+    for outlet in list(_OUTLETS):
+        outlet._reset()
+
+
+renew_in_child(_renew)  # before any manager has news there
+
+
 def flush_all(limit: float) -> None:
     """Flush every outlet of the process, all within ``limit`` seconds."""
     until = time.monotonic() + limit
@@ -164,7 +174,9 @@ def flush_all(limit: float) -> None:
 def _at_exit() -> None:
     global _exiting
     flush_all(EXIT_LIMIT)
+    # What is still to come is read by whoever causes it: a daemon thread may not live to do so.
     _exiting = True
+    flush_all(0.0)  # wakes the threads, which end
 
 
 atexit.register(_at_exit)

@@ -95,11 +95,17 @@ class ServerProcess:
 
 
 class FakeMilvusProcess(ServerProcess):
-    """FakeMilvus in a process of its own; `delays` maps methods to seconds."""
+    """FakeMilvus in a process of its own; `delays` maps methods to seconds.
 
-    def __init__(self, delays: Mapping[str, float] | None = None) -> None:
-        slow = [f"--delay={method}={seconds}" for method, seconds in (delays or {}).items()]
-        super().__init__([sys.executable, "-m", "tests.servers", "--port", "{port}", *slow])
+    Every other call of a `flaky` method fails, the first one, too.
+    """
+
+    def __init__(
+        self, delays: Mapping[str, float] | None = None, flaky: Sequence[str] = ()
+    ) -> None:
+        script = [f"--delay={method}={seconds}" for method, seconds in (delays or {}).items()]
+        script += [f"--flaky={method}" for method in flaky]
+        super().__init__([sys.executable, "-m", "tests.servers", "--port", "{port}", *script])
 
 
 class MilvusLiteProcess(ServerProcess):

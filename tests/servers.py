@@ -317,13 +317,21 @@ def _pause(seconds: float) -> Answer:
     return answer
 
 
+def _every_other(call: ServedCall) -> None:
+    if call.number % 2:
+        raise RpcFailure(grpc.StatusCode.UNAVAILABLE)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until standard input ends or a signal does."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--port", type=int)
     parser.add_argument("--delay", action="append", default=[], metavar="METHOD=SECONDS")
+    parser.add_argument("--flaky", action="append", default=[], metavar="METHOD")
     options = parser.parse_args(arguments)
     fake = FakeMilvus(options.port)
+    for method in options.flaky:
+        fake.on(method, _every_other)
     for item in options.delay:
         method, _, seconds = item.partition("=")
         fake.on(method, _pause(float(seconds)))

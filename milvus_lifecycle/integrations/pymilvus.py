@@ -368,8 +368,8 @@ def uninstall() -> None:
         _drop_async_instances()
         # Clients that the application still has keep their manager, and so its sinks.
         for sink in sinks:
-            sink.reader.outlet.flush(EXIT_LIMIT)
             sink.end()
+            sink.reader.outlet.flush(EXIT_LIMIT)
 
 
 def _patch(settings: Settings) -> None:

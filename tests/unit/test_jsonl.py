@@ -167,6 +167,7 @@ def test_an_ended_sink_writes_late_records_and_stays_closed(tmp_path: Path) -> N
     sink = JsonLines(str(path))
     sink.write(record, DEBUG)
     sink.end()
+    assert sink.reader.outlet.flush(20)
     before = len(os.listdir("/proc/self/fd"))
     sink.write(record, DEBUG)
     assert len(os.listdir("/proc/self/fd")) == before
