@@ -54,7 +54,7 @@ class _Gone:
 GONE = _Gone()
 
 
-class _Poller:
+class Poller:
     """Keeps grpc.aio's own thread once it was used: at exit, Python 3.12 lets no other be started.
 
     In a process that forks beside it the child could never use gRPC: it ends before a fork.
@@ -83,7 +83,7 @@ class _Poller:
         """The next channel holds it again."""
 
 
-POLLER = _Poller()
+POLLER = Poller()
 
 
 def hush(task: asyncio.Future[Any] | None) -> None:

@@ -121,6 +121,11 @@ outcomes = st.tuples(st.integers(0, 5), st.sampled_from("ab")) | st.sampled_from
 )
 
 
+def test_a_thread_that_was_replaced_asks_nothing() -> None:
+    """Whoever started it was interrupted, and has started another."""
+    assert TopologyBook(config())._next() is None
+
+
 @given(st.lists(outcomes, min_size=1, max_size=12))
 def test_a_book_never_goes_back(answers: list[tuple[int, str] | TopologyReason]) -> None:
     """Whatever comes in whatever order: the version grows, managers hear of news and of nothing
