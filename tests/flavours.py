@@ -44,6 +44,11 @@ class Program:
         self._clients.append(client)
         return client
 
+    def subscribe(self, listener: Callable[[Any], object]) -> Callable[[], None]:
+        """Have every record heard from now on. Returns the unsubscriber."""
+        unsubscribe: Callable[[], None] = self._manager.subscribe(listener)
+        return unsubscribe
+
     def seen(self, event: str = "connection.transition") -> list[str]:
         """The triggers of the records of one kind so far, in order."""
         return [record.trigger for record in list(self.records) if record.event == event]
@@ -65,7 +70,8 @@ class Program:
     async def _begin(self) -> None:
         listen_for_complaints(self.complaints)
         managers = {"threads": ml.ConnectionManager, "asyncio": ml.AsyncConnectionManager}
-        managers[self.flavour].get_instance().subscribe(self.records.append)
+        self._manager: Any = managers[self.flavour].get_instance()
+        self.subscribe(self.records.append)
 
     async def _finish(self) -> None:
         if self.flavour == "asyncio":
