@@ -93,6 +93,11 @@ class Program(Flavour):
         self._clients.append(client)
         return client
 
+    def subscribe(self, listener: Callable[[Any], object]) -> Callable[[], None]:
+        """Have every record heard from now on. Returns the unsubscriber."""
+        unsubscribe: Callable[[], None] = self._manager.subscribe(listener)
+        return unsubscribe
+
     def seen(self, event: str = "connection.transition") -> list[str]:
         """The triggers of the records of one kind so far, in order."""
         return [record.trigger for record in list(self.records) if record.event == event]
@@ -104,7 +109,12 @@ class Program(Flavour):
     async def _begin(self) -> None:
         await super()._begin()
         managers = {"threads": ml.ConnectionManager, "asyncio": ml.AsyncConnectionManager}
+<<<<<<< HEAD
         managers[self.name].get_instance().subscribe(self.records.append)
+=======
+        self._manager: Any = managers[self.flavour].get_instance()
+        self.subscribe(self.records.append)
+>>>>>>> prove-2
 
     async def _finish(self) -> None:
         if self.name == "asyncio":

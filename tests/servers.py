@@ -317,7 +317,8 @@ def _pause(seconds: float) -> Answer:
     return answer
 
 
-def _every_other(call: ServedCall) -> None:
+def every_other(call: ServedCall) -> None:
+    """An answer for ``on``: the first call fails, and every other one after it."""
     if call.number % 2:
         raise RpcFailure(grpc.StatusCode.UNAVAILABLE)
 
@@ -331,7 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     fake = FakeMilvus(options.port)
     for method in options.flaky:
-        fake.on(method, _every_other)
+        fake.on(method, every_other)
     for item in options.delay:
         method, _, seconds = item.partition("=")
         fake.on(method, _pause(float(seconds)))
