@@ -109,12 +109,8 @@ class Program(Flavour):
     async def _begin(self) -> None:
         await super()._begin()
         managers = {"threads": ml.ConnectionManager, "asyncio": ml.AsyncConnectionManager}
-<<<<<<< HEAD
-        managers[self.name].get_instance().subscribe(self.records.append)
-=======
-        self._manager: Any = managers[self.flavour].get_instance()
+        self._manager: Any = managers[self.name].get_instance()
         self.subscribe(self.records.append)
->>>>>>> prove-2
 
     async def _finish(self) -> None:
         if self.name == "asyncio":
