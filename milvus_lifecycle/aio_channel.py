@@ -210,8 +210,8 @@ class _UnaryUnary(Method[AsyncLifecycleChannel]):
         except grpc.RpcError as error:
             failure = face.ended_badly(start, error.with_traceback(None))
         finally:
-            rpc.call = None
             try:
+                rpc.call = None
                 face.left(start)
             except BaseException:  # a signal handler's, before anything was counted
                 face.left(start)

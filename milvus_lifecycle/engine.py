@@ -263,7 +263,7 @@ class Engine(Timers):
     def _launch(self, connection: ManagedConnection, flight: Flight) -> None:
         try:
             self.launch(connection, flight)
-            flight.launched = True
+            flight.launched = self.seams.clock()
         except (RuntimeError, MemoryError, LifecycleError) as error:
             # No thread to be had, or a loop that is closing.
             self.step(connection, Trigger.ABANDONED, flight=flight.number, error=error)

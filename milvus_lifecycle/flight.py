@@ -102,8 +102,8 @@ class Flight:
         self.patience = began
         #: earliest start of the next attempt (backoff while flapping)
         self.not_before = began
-        #: has its driver been asked for somebody who flies it?
-        self.launched = False
+        #: when its driver was asked, last, for somebody who flies it
+        self.launched = float("-inf")
         #: has its time been extended, because it ran out while the process did not run?
         self.thawed = False
         #: the thread or task that flies it

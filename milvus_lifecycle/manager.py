@@ -220,6 +220,8 @@ class ConnectionManager(Procedures):
         except Exception as error:
             # The flight is settled as abandoned and on record; a traceback helps nobody.
             connection.last_error = kept(error)
+        finally:
+            self.abandon(connection, flight, threading.current_thread())  # it may not have begun
 
     def aside(self, connection: ManagedConnection) -> None:
         threading.Thread(

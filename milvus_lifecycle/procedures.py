@@ -313,8 +313,7 @@ class Procedures(Flights):
                 raise self._closed(connection, began)
             if flight is None or (flight.kind is FlightKind.RECOVERY and not flight.mandatory):
                 return
-            if not flight.launched:
-                self._launch(connection, flight)  # whoever was to do it may have been interrupted
+            self._see_it_flown(connection, flight)
             first = connection.connecting()
             patience = limit
             if first and until is None:
@@ -333,9 +332,16 @@ class Procedures(Flights):
                 continue
             left_last = flight.outcome is Outcome.ABANDONED and self.seams.clock() >= patience
             if flight.outcome is None or left_last:
+                self._see_it_flown(connection, flight)  # perhaps nobody else comes
                 own = until is not None and until < budget_end
                 raise self._late(connection, flight, began, first, not own)
             self._next_flight(connection, flight, began, limit)
+
+    def _see_it_flown(self, connection: ManagedConnection, flight: Flight) -> None:
+        """Launch a flight that nobody leads: whoever was to do it, or to lead it, was interrupted
+        or had no memory."""
+        if flight.leader is None and self.seams.clock() > flight.launched + STOPPED:
+            self._launch(connection, flight)
 
     def _next_flight(
         self, connection: ManagedConnection, flight: Flight, began: float, limit: float

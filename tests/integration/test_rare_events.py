@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from pymilvus.grpc_gen import milvus_pb2
 
+from milvus_lifecycle.errors import ConnectFailed
 from tests.conftest import Engine
 from tests.flavours import Flavour
 from tests.network import TcpProxy, open_sockets_to
@@ -91,6 +96,66 @@ def test_each_client_keeps_its_database(
     assert wait_until(lambda: server.count("ShowCollections") > served + 50, 20)
     stopping = True
     assert [call.value(20) for call in calls] == [[]] * 6
+
+
+def test_a_password_that_changes_under_load(engine: Engine, server: FakeMilvus) -> None:
+    """Changed again and again while others call by the same client, and over an outage: none fails.
+
+    Only MilvusClient can do that (``reset_connection``).
+    """
+    client, stopping = engine.client(server.uri, token="root:0"), False
+
+    def work() -> int:
+        calls = 0
+        while not stopping:
+            assert client.list_collections() == ["demo"]
+            calls += 1
+        return calls
+
+    calls = [Call(work) for _ in range(6)]
+    for turn in range(1, 21):
+        if turn == 10:
+            server.stop()
+            calls.append(Call(client.list_collections))  # meets the outage, however fast the rest
+            server.start()
+        client.update_password("root", str(turn - 1), str(turn), reset_connection=True)
+        client.has_partition("demo", "part")
+        said = base64.b64decode(server.seen("HasPartition")[-1].metadata["authorization"])
+        assert said == f"root:{turn}".encode()
+    stopping = True
+    assert all(call.value(20) for call in calls)
+    assert wait_until(lambda: open_sockets_to(server.port) == 1, 20)
+
+
+_HOLDER = """
+import sys
+from pymilvus import MilvusClient
+client = MilvusClient(sys.argv[1])
+client.create_collection("demo", dimension=4)
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_file_that_another_process_has_open(
+    engine: Engine, flavour: Flavour, tmp_path: Path
+) -> None:
+    """ConnectFailed says so at once; it opens when that process is gone, killed or not."""
+    pytest.importorskip("milvus_lite")
+    path = str(tmp_path / "demo.db")
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLDER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"open\n"
+            with pytest.raises(ConnectFailed, match="another process may have it open"):
+                Call(flavour.client, path).value(20)
+        finally:
+            holder.kill()
+    client = Call(flavour.client, path).value(20)
+    assert client.list_collections() == ["demo"]
+    client.close()
 
 
 @pytest.fixture

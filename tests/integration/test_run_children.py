@@ -14,16 +14,21 @@ from tests.processes import REPOSITORY
 from tests.servers import FakeMilvus
 
 _PROGRAM = """
-import multiprocessing, os, subprocess, sys
+import asyncio, multiprocessing, os, subprocess, sys
 from concurrent.futures import ProcessPoolExecutor
-from pymilvus import MilvusClient
+from pymilvus import AsyncMilvusClient, MilvusClient
 from pymilvus.client.connection_manager import ConnectionManager
 
 #: as early as a child can make a client: while it imports its parent's program
 at_import = ConnectionManager.get_instance()
 
+async def work_in_a_loop(uri):
+    async with AsyncMilvusClient(uri) as client:
+        return await client.list_collections()
+
 def work(uri):
     assert MilvusClient(uri).list_collections() == ["demo"]
+    assert asyncio.run(work_in_a_loop(uri)) == ["demo"]
     policy = getattr(at_import, "policy", None)
     print(os.getpid(), type(at_import).__module__, policy and policy.recovery_budget, flush=True)
 

@@ -168,7 +168,7 @@ class Canon:
             self.time(f.patience),
             self.time(f.not_before),
             f.mandatory,
-            f.launched,
+            None if f.leader is not None else self.time(f.launched),
             f.leader is not None,
             f.thawed,
             f.attempts,

@@ -7,13 +7,16 @@ from typing import Any
 import pytest
 
 from milvus_lifecycle import ConnectionManager
+from milvus_lifecycle.connection import ManagedConnection
 from milvus_lifecycle.errors import (
     ConfigError,
     ConnectionClosed,
     LifecycleError,
     PermanentFailure,
 )
-from milvus_lifecycle.facts import Facts
+from milvus_lifecycle.facts import Facts, Located
+from milvus_lifecycle.flight import Flight, FlightKind
+from milvus_lifecycle.flights import STOPPED
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import rpc_error
 from tests.cores import CONFIG
@@ -231,3 +234,34 @@ def test_a_flight_that_nobody_launched_is_launched_by_who_finds_it() -> None:
         handler.face.connection.step(Trigger.FAIL, failure)
         assert Call(handler.call).value(20) is None
         assert rig.triggers()[-2:] == ["fail", "recovered"]
+
+
+class Careless(ConnectionManager):
+    """Whoever is to fly its first recovery dies before he has done anything."""
+
+    died = False
+
+    def launch(self, connection: ManagedConnection, flight: Flight) -> None:
+        if flight.kind is FlightKind.RECOVERY and not self.died:
+            self.died = True
+        else:
+            super().launch(connection, flight)
+
+
+@pytest.mark.parametrize("another", [True, False])
+def test_a_flight_whose_leader_never_came_is_flown_after_all(another: bool) -> None:
+    """Whoever comes a second later, or else the last to give up, has it flown by somebody else."""
+    with Rig(manager=Careless) as rig:
+        handler = rig.connected()
+        rig.script.plan("rpc", rpc_error("UNAVAILABLE"))
+        first = Call(handler.call, timeout=5.0)
+        rig.sees(lambda: rig.clock.sleeping() == 1, "it does not wait")
+        if another:
+            rig.clock.advance(STOPPED + 1)
+            assert Call(handler.call).value(20) is None
+            assert first.value(20) is None
+        else:
+            rig.clock.advance(6)
+            with pytest.raises(LifecycleError):
+                first.value(20)
+            rig.audit.wait_for("recovered")

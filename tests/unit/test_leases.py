@@ -71,6 +71,16 @@ def test_a_lease_that_outlives_its_connection() -> None:
     assert lost == []
 
 
+def test_clients_that_come_and_go_leave_one_note() -> None:
+    """However far behind whoever reads the notes is: no lease is left, and one note to read."""
+    core = Core().to(State.ACTIVE)
+    assert core.connection.unlease(None)
+    for _ in range(100):
+        assert core.connection.try_fast(Client(), core.clock())
+    assert core.connection.leases == {}
+    assert core.lost == [core.connection]
+
+
 @pytest.mark.parametrize("state", ["new", "pooled"])
 def test_a_client_that_cannot_be_watched_is_refused(state: str) -> None:
     """Its lease could never end by itself: ConfigError, on the fast path too, and no lease."""
