@@ -80,10 +80,10 @@ class Flights(Engine):
         that is away is waited for, as in a recovery.
         """
         while True:
-            now = self.seams.clock()
-            limit = flight.patience if flight.patience > flight.began else flight.deadline
+            limit, thawed = _limit(flight), flight.thawed
             try:
-                located = yield from self._find_place(connection, flight, limit - now)
+                left = limit - self.seams.clock()
+                located = yield from self._find_place(connection, flight, left)
                 wire = yield from self._candidate(connection, flight, located)
                 if wire is None:
                     return
@@ -93,7 +93,8 @@ class Flights(Engine):
             except Interrupted:
                 continue
             except Exception as error:
-                if not self._connect_again(connection, flight, error, limit):
+                more = self._connect_again(connection, flight, error, limit)
+                if not more and (thawed or not self._thaw(flight)):
                     self.step(connection, Trigger.PROBE_FAILED, flight=flight.number, error=error)
                     return
                 gap = self.policy.gap(flight.attempts, 0.0, self.seams.chance)
@@ -143,12 +144,16 @@ class Flights(Engine):
                 self._land(connection, flight, Trigger.RECOVERED, wire, identifier, located)
                 return
 
-    def _thaw(self, flight: Flight) -> None:
-        """If its time ran out while the process was not run: time for one more attempt, once."""
+    def _thaw(self, flight: Flight) -> bool:
+        """If its time ran out while the process was not run: time for one more attempt, once.
+
+        True if it has been given that, now or before.
+        """
         now = self.seams.clock()
-        if not flight.thawed and now > flight.deadline + STOPPED:
+        if not flight.thawed and now > _limit(flight) + STOPPED:
             flight.thawed = True
-            flight.deadline = now + self.policy.connect_timeout
+            flight.deadline = flight.patience = now + self.policy.connect_timeout
+        return flight.thawed
 
     def _find_place(
         self, connection: ManagedConnection, flight: Flight, timeout: float
@@ -303,3 +308,9 @@ class Flights(Engine):
         if not landed and flight.outcome is None:
             # Only a guard can say no here: the flight is somebody else's by now.
             self.finish(connection, connection.withdraw(flight))
+
+
+def _limit(flight: Flight) -> float:
+    """When it is to end (monotonic seconds): a first connect, for the most patient who waits."""
+    patient = flight.kind is FlightKind.CONNECT and flight.patience > flight.began
+    return flight.patience if patient else flight.deadline

@@ -395,9 +395,13 @@ class Procedures(Flights):
     def parted(
         self, connection: ManagedConnection, flight: Flight, wake: Callable[[], None]
     ) -> None:
-        """A waiter goes. Nobody left for a first connect: it is abandoned."""
+        """A waiter goes. Nobody left for a first connect: it is abandoned.
+
+        Not if the process was stopped: whoever waited comes back for one more attempt.
+        """
         alone = connection.part(flight, wake)
-        if alone and flight.kind is FlightKind.CONNECT and not connection.validated:
+        first = flight.kind is FlightKind.CONNECT and not connection.validated
+        if alone and first and not self._thaw(flight):
             self.step(connection, Trigger.ABANDONED, flight=flight.number)
 
 

@@ -10,11 +10,12 @@ from milvus_lifecycle import ConnectionManager
 from milvus_lifecycle.connection import ManagedConnection
 from milvus_lifecycle.errors import (
     ConfigError,
+    ConnectFailed,
     ConnectionClosed,
     LifecycleError,
     PermanentFailure,
 )
-from milvus_lifecycle.facts import Facts, Located
+from milvus_lifecycle.facts import Facts
 from milvus_lifecycle.flight import Flight, FlightKind
 from milvus_lifecycle.flights import STOPPED
 from milvus_lifecycle.table import State, Trigger
@@ -224,6 +225,29 @@ def test_a_stopped_process_tries_no_more_than_once() -> None:
         rig.audit.wait_for("give_up")
         with pytest.raises(LifecycleError):
             call.value(20)
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_a_first_connect_in_a_stopped_process_tries_once_more(attempts: int) -> None:
+    """The one more attempt is made whatever the first one ended with, and decides."""
+    with Rig(connect_timeout=5.0) as rig:
+        rig.script.hold("register")
+        call = Call(rig.connected)
+        for attempt in range(attempts):
+            held = rig.script.wait_held("register")
+            rig.sees(lambda: rig.clock.sleeping() == 1, "nobody waits for it")
+            if attempt == 0:
+                rig.clock.advance(60)
+                rig.sees(lambda: rig.clock.sleeping() == 1, "the waiter has left")
+            held.fail(UNAVAILABLE)
+            rig.sees(lambda: rig.clock.sleeping() == 2 or call.done, "it goes on at once")
+            rig.clock.advance(1)
+        if attempts == 1:
+            rig.script.let_go()
+            assert call.value(20) is not None
+        else:
+            with pytest.raises(ConnectFailed):
+                call.value(20)
 
 
 def test_a_flight_that_nobody_launched_is_launched_by_who_finds_it() -> None:
