@@ -1,12 +1,9 @@
-"""A process that is stopped for longer than its budget, and one that flushes as it exits."""
+"""A program that flushes as it exits, after the engine has closed everything."""
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,9 +12,6 @@ import pytest
 from tests.processes import REPOSITORY, FakeMilvusProcess
 
 pytestmark = pytest.mark.timeout(120)
-
-#: seconds
-BUDGET, STOP = 2.0, 4.5
 
 
 @contextmanager
@@ -50,44 +44,6 @@ def tell(process: subprocess.Popen[str]) -> None:
     assert process.stdin is not None
     process.stdin.write("go on\n")
     process.stdin.flush()
-
-
-_WAIT = """
-import sys
-import milvus_lifecycle as ml
-from tests.flavours import Flavour
-from tests.observe import Call, wait_until
-name, uri, budget = sys.argv[1:]
-ml.install(ml.LifecyclePolicy(recovery_budget=float(budget)))
-flavour = Flavour(name)
-client = flavour.client(uri)
-client.list_collections()
-print("connected", flush=True)
-sys.stdin.readline()
-calls = [Call(client.list_collections) for _ in range(4)]
-manager = flavour.manager()
-def recovers():
-    return manager.get_stats()["connections"][0]["state"] == "RECOVERING"
-assert wait_until(recovers, 20)
-print("waiting", flush=True)
-assert wait_until(lambda: all(call.done for call in calls), 60)
-print([call.error or call.result for call in calls], flush=True)
-"""
-
-
-@pytest.mark.parametrize("name", ["threads", "asyncio"])
-def test_stopped_for_longer_than_the_budget(name: str) -> None:
-    """The server came back meanwhile: one more attempt finds it, and nobody fails."""
-    with FakeMilvusProcess() as server, program(_WAIT, name, server.uri, str(BUDGET)) as process:
-        says(process, "connected")
-        server.kill()
-        tell(process)
-        says(process, "waiting")
-        os.kill(process.pid, signal.SIGSTOP)
-        server.start()
-        time.sleep(STOP)
-        os.kill(process.pid, signal.SIGCONT)
-        says(process, str([["demo"]] * 4))
 
 
 _FLUSH = """
