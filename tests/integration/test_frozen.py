@@ -15,7 +15,7 @@ from tests.processes import REPOSITORY, FakeMilvusProcess
 pytestmark = pytest.mark.timeout(120)
 
 #: What calls, and first connects, wait for at most (seconds).
-BUDGET = 3.0
+BUDGET = 4.0
 
 _WAIT = """
 import sys
@@ -32,9 +32,9 @@ for client in clients:
 print("connected", flush=True)
 sys.stdin.readline()
 calls = [Call(client.list_collections) for client in clients]
-assert wait_until(lambda: all("fail" in program.seen() for program in programs), 2)
+assert wait_until(lambda: all("fail" in program.seen() for program in programs), 3)
 calls += [Call(lambda p: p.client(new).list_collections(), program) for program in programs]
-assert wait_until(lambda: all(program.seen().count("acquire") == 2 for program in programs), 2)
+assert wait_until(lambda: all(program.seen().count("acquire") == 2 for program in programs), 3)
 print("waiting", flush=True)
 wait_until(lambda: all(call.done for call in calls), 60)
 print([call.error or call.result for call in calls], flush=True)
