@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from greenlet import GreenletExit, getcurrent, greenlet
@@ -259,6 +260,9 @@ class Kernel:
         self.dead = True
         for process in self.processes:
             process.pending = None
+            # The collector does not see what a greenlet's frames refer to: unwound, or kept.
+            with suppress(BaseException):
+                process.runner.throw(GreenletExit)
         self.processes = []
         if Kernel.active is self:
             Kernel.active = None
