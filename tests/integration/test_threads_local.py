@@ -122,8 +122,8 @@ class _Work:
 def test_a_killed_milvus_lite_process_fails_no_call(engine: Engine, tmp_path: Path) -> None:
     """SIGKILL to a real server under four threads, one second down: 0 failed calls.
 
-    Milvus Lite comes back with its collections released; an operator loads them, and until then
-    the engine waits out its 101.
+    Milvus Lite comes back with its collections released: until an operator has loaded them, a
+    search is told so (101), and that is the caller's at once.
     """
     with MilvusLiteProcess(tmp_path / "data") as lite, ChannelCount() as channels:
         client = engine.client(lite.uri)
@@ -135,10 +135,17 @@ def test_a_killed_milvus_lite_process_fails_no_call(engine: Engine, tmp_path: Pa
         time.sleep(1.0)  # the outage itself
         lite.start()
         listening = time.monotonic()
-        engine.client(lite.uri, token="operator:pw").load_collection("demo")
-        back = wait_until(lambda: work.all_good_since(listening), 40)
+        operator = engine.client(lite.uri, token="operator:pw")
+
+        def back_to_work() -> bool:
+            # Again and again: Milvus Lite may open a collection twice when two first calls come
+            # at once, and the one that was loaded is not the one that stays.
+            operator.load_collection("demo")
+            return work.all_good_since(listening)
+
+        back = wait_until(back_to_work, 40, every=0.2)
         ended = work.stop(30)
-        assert work.errors == []
+        assert [error for error in work.errors if getattr(error, "code", None) != 101] == []
         assert back
         assert ended
         assert len(channels) - opened <= 12
