@@ -9,8 +9,6 @@ from typing import Any
 
 import grpc.aio
 
-from .forking import around_fork
-
 #: A task waits for a task that waits for a task ... of grpc: no chain is longer than this.
 _CHAIN = 8
 
@@ -52,38 +50,6 @@ class _Gone:
 
 #: what a wire has for its channel once that is closed
 GONE = _Gone()
-
-
-class Poller:
-    """Keeps grpc.aio's own thread once it was used: at exit, Python 3.12 lets no other be started.
-
-    In a process that forks beside it the child could never use gRPC: it ends before a fork.
-    """
-
-    def __init__(self) -> None:
-        self._held: list[None] = []
-        around_fork(self)
-
-    def hold(self) -> None:
-        """From now on there is one. Of two that come at once, both hold it."""
-        if not self._held:
-            grpc.aio.init_grpc_aio()
-            self._held.append(None)
-
-    def fork_begins(self) -> bool:
-        while self._held:
-            self._held.pop()
-            grpc.aio.shutdown_grpc_aio()
-        return False
-
-    def fork_waits(self, until: float) -> None:
-        """Its thread was waited for."""
-
-    def fork_is_over(self) -> None:
-        """The next channel holds it again."""
-
-
-POLLER = Poller()
 
 
 def hush(task: asyncio.Future[Any] | None) -> None:

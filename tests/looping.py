@@ -34,7 +34,7 @@ def in_loop(
             await test(*args, **kwargs)
 
         asyncio.run(main())
-        assert complaints == []
+        assert complaints == [], complaints
 
     return run
 

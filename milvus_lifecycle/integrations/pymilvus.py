@@ -221,9 +221,6 @@ class AsyncioTransport(_PymilvusTransport):
         window: tuple[float, float],
     ) -> Any:
         """A channel by grpc.aio's own factories, with the handler's interceptors."""
-        from ..aio_loops import POLLER
-
-        POLLER.hold()
         return connection.face.adopt(super().open(connection, address, secure, window))
 
     async def register(

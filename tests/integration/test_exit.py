@@ -76,8 +76,10 @@ sys.stdin.readline()
 def test_a_flush_at_exit(name: str, restart: bool) -> None:
     """It was registered before the engine was imported, so the engine has closed all before it.
 
-    From Python 3.12 on no thread can be started any more by then.
+    Python 3.12 starts no thread any more by then.
     """
+    if name == "asyncio" and sys.version_info[:2] == (3, 12):
+        pytest.skip("grpc.aio can start no thread at the exit of Python 3.12")
     with FakeMilvusProcess() as server, program(_FLUSH, name, server.uri) as process:
         says(process, "connected")
         if restart:

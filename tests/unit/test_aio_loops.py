@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import threading
 from typing import Any
 
 import grpc.aio
 import pytest
 
-from milvus_lifecycle.aio_loops import (
-    GONE,
-    POLLER,
-    Poller,
-    call_in,
-    fail,
-    hush,
-    run_at_once,
-    settle,
-)
+from milvus_lifecycle.aio_loops import GONE, call_in, fail, hush, run_at_once, settle
 from tests.looping import in_loop
 
 
@@ -116,25 +106,3 @@ def test_tasks_of_a_dead_loop_are_hushed(length: int) -> None:
     tasks.clear()
     gc.collect()
     assert len(complaints) == max(0, length - 8)
-
-
-def test_grpcs_thread_is_kept_until_a_fork() -> None:
-    """It is there without any channel, once however often it is held; a fork finds none."""
-    POLLER.fork_begins()  # that of the tests before
-    before = set(threading.enumerate())
-
-    def threads() -> int:
-        return len(set(threading.enumerate()) - before)
-
-    async def hold() -> None:
-        poller.hold()
-        poller.hold()
-
-    poller = Poller()
-    for _ in range(2):
-        asyncio.run(hold())
-        assert threads() == 1
-        assert poller.fork_begins() is False
-        poller.fork_waits(0.0)
-        assert threads() == 0
-        poller.fork_is_over()
