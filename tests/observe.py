@@ -128,12 +128,20 @@ class LogLines(logging.Handler):
 
     def __init__(self, level: int = logging.DEBUG, logger: str = "") -> None:
         super().__init__(level)
-        self.records: list[logging.LogRecord] = []
+        self._records: list[logging.LogRecord] = []
         self._logger = logging.getLogger(logger)
         self._level_before = self._logger.level
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.records.append(record)
+        self._records.append(record)
+
+    @property
+    def records(self) -> list[logging.LogRecord]:
+        """All so far: the engine's own are told by threads of their own, which are waited for."""
+        from milvus_lifecycle.stream import flush_all
+
+        flush_all(10)
+        return self._records
 
     def text(self) -> str:
         """Every record with all its fields, for a search for secrets."""
