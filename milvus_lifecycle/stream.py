@@ -15,7 +15,7 @@ import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from .forking import renew_in_child
 
@@ -37,7 +37,7 @@ class Outlet(Generic[Item]):
         #: told of how many items were dropped, at their place in the order
         self._lost = lost
         self._reset()
-        _OUTLETS.add(self)  # type: ignore[arg-type]  # only ever flushed
+        _OUTLETS.add(self)
 
     def _reset(self) -> None:
         """Empty, with no thread. In a forked child what waits is the parent's to tell."""
@@ -152,7 +152,7 @@ class _Mark:
         self.reached = reached
 
 
-_OUTLETS: weakref.WeakSet[Outlet[object]] = weakref.WeakSet()
+_OUTLETS: weakref.WeakSet[Outlet[Any]] = weakref.WeakSet()
 _exiting = False
 
 

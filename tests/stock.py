@@ -34,8 +34,6 @@ from tests.servers import FakeMilvus
 Side = Literal["engine", "stock"]
 Entered = TypeVar("Entered")
 
-_MARK = "VERDICT "
-
 
 class Kind(enum.Enum):
     """How a body ended."""
@@ -152,10 +150,12 @@ def run(side: Side, body: Body) -> Outcome:
     """Run a body in a process of its own; its output is kept for the report."""
     name = f"{body.__module__}:{body.__name__}"
     limit: float = body.__dict__["limit"]
-    with tempfile.TemporaryFile() as output:
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryDirectory() as folder:
+        # Not read from the output: gRPC logs into the midst of any line of it.
+        verdict_file = Path(folder, "verdict.json")
         try:
             process = subprocess.run(
-                [sys.executable, "-m", "tests.stock", side, name],
+                [sys.executable, "-m", "tests.stock", side, name, str(verdict_file)],
                 cwd=REPOSITORY,
                 env={**os.environ, **body.__dict__["environment"]},
                 stdin=subprocess.DEVNULL,
@@ -168,13 +168,11 @@ def run(side: Side, body: Body) -> Outcome:
         except subprocess.TimeoutExpired:
             ending = "killed after its time limit"
         output.seek(0)
-        text = output.read().decode(errors="replace")
-    tail = text[-6000:]
-    for line in reversed(text.splitlines()):
-        if line.startswith(_MARK):
-            report = json.loads(line[len(_MARK) :])
-            return Outcome(Kind(report["kind"]), report["detail"], tail)
-    return Outcome(Kind.ERROR, f"no verdict ({ending})", tail)
+        tail = output.read().decode(errors="replace")[-6000:]
+        if not verdict_file.exists():
+            return Outcome(Kind.ERROR, f"no verdict ({ending})", tail)
+        report = json.loads(verdict_file.read_text())
+    return Outcome(Kind(report["kind"]), report["detail"], tail)
 
 
 def _prepare(side: Side, policy: dict[str, Any]) -> Callable[[], None]:
@@ -207,8 +205,8 @@ def _judge(env: Env, body: Body) -> Outcome:
     return Outcome(Kind.PASSED, _verdicts[0][1])
 
 
-def main(side: Side, name: str) -> None:
-    """Run one body and print its outcome as the last line."""
+def main(side: Side, name: str, verdict_file: str | None = None) -> None:
+    """Run one body; print its outcome, and write it to the file if one is given."""
     # pymilvus logs a traceback for each failed call: some 170,000 lines for D1.
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
     # `-m` runs this file as __main__; bodies must meet the very same `verdict`.
@@ -223,7 +221,10 @@ def main(side: Side, name: str) -> None:
     cleaner = threading.Thread(target=_clean, args=(take_down, env), daemon=True)
     cleaner.start()
     cleaner.join(5)
-    print(f"\n{_MARK}{json.dumps({'kind': outcome.kind.value, 'detail': outcome.detail})}")
+    report = json.dumps({"kind": outcome.kind.value, "detail": outcome.detail})
+    print(f"\n{report}")
+    if verdict_file is not None:
+        Path(verdict_file).write_text(report)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -238,4 +239,4 @@ def _clean(take_down: Callable[[], None], env: Env) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])  # type: ignore[arg-type]  # argparse would not know Literal
+    main(*sys.argv[1:])  # type: ignore[arg-type]  # argparse would not know Literal

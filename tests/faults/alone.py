@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import faulthandler
 import importlib
-import json
 import logging
 import os
 import subprocess
@@ -25,7 +24,6 @@ from tests.processes import REPOSITORY
 
 Body = Callable[[Flavour, Path], str]
 
-_MARK = "FIGURES "
 _LIMIT = 150.0
 
 
@@ -33,9 +31,11 @@ def run_alone(body: Body, flavour: Flavour, folder: Path, **environment: str) ->
     """The figures of a body that ran in a process of its own; an AssertionError with its output."""
     name = f"{body.__module__}:{body.__name__}"
     before = len(child_processes())
-    with tempfile.TemporaryFile() as output:
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryDirectory() as beside:
+        # Not read from the output: gRPC logs into the midst of any line of it.
+        figures = Path(beside, "figures")
         process = subprocess.run(
-            [sys.executable, "-m", "tests.faults.alone", name, flavour, str(folder)],
+            [sys.executable, "-m", "tests.faults.alone", name, flavour, str(folder), str(figures)],
             cwd=REPOSITORY,
             env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
@@ -46,15 +46,14 @@ def run_alone(body: Body, flavour: Flavour, folder: Path, **environment: str) ->
         )
         output.seek(0)
         text = output.read().decode(errors="replace")
-    last = text.rstrip().rpartition("\n")[2]
-    assert process.returncode == 0, f"{name}: exit code {process.returncode}\n{text[-5000:]}"
-    assert last.startswith(_MARK), f"{name}: no figures\n{text[-5000:]}"
-    assert wait_until(lambda: len(child_processes()) <= before, 10), "a process is left"
-    return str(json.loads(last[len(_MARK) :]))
+        assert process.returncode == 0, f"{name}: exit code {process.returncode}\n{text[-5000:]}"
+        assert figures.exists(), f"{name}: no figures\n{text[-5000:]}"
+        assert wait_until(lambda: len(child_processes()) <= before, 10), "a process is left"
+        return figures.read_text()
 
 
-def main(name: str, flavour: Flavour, folder: str) -> None:
-    """Run one body; its figures are the last line."""
+def main(name: str, flavour: Flavour, folder: str, figures_file: str | None = None) -> None:
+    """Run one body; print its figures, and write them to the file if one is given."""
     # Where it hangs is worth more than that it hangs.
     faulthandler.dump_traceback_later(_LIMIT, exit=True)
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
@@ -66,7 +65,9 @@ def main(name: str, flavour: Flavour, folder: str) -> None:
     except BaseException:
         traceback.print_exc()
         sys.exit(1)
-    print(f"\n{_MARK}{json.dumps(figures)}", flush=True)
+    print(f"\n{figures}", flush=True)
+    if figures_file is not None:
+        Path(figures_file).write_text(figures)
 
 
 if __name__ == "__main__":

@@ -47,10 +47,13 @@ def tell(process: subprocess.Popen[str]) -> None:
 
 
 _FLUSH = """
-import asyncio, atexit, sys
+import asyncio, atexit, sys, threading
 name, uri = sys.argv[1:]
+def refuse(thread):
+    raise RuntimeError("can't create new thread at interpreter shutdown")
 def flush():
     if name == "threads":
+        threading.Thread.start = refuse
         print("flushed", client.list_collections(), flush=True)
     else:
         print("flushed", asyncio.run(lists()), flush=True)
@@ -76,7 +79,7 @@ sys.stdin.readline()
 def test_a_flush_at_exit(name: str, restart: bool) -> None:
     """It was registered before the engine was imported, so the engine has closed all before it.
 
-    Python 3.12 starts no thread any more by then.
+    Python 3.12 starts no thread any more by then: imitated on others, but for asyncio.
     """
     if name == "asyncio" and sys.version_info[:2] == (3, 12):
         pytest.skip("grpc.aio can start no thread at the exit of Python 3.12")
