@@ -1,13 +1,13 @@
 """Connection lifecycle engine for the Milvus Python SDK: the public names."""
 
-from .aio import AsyncConnectionManager
-from .audit import TransitionRecord
+from .audit.records import TransitionRecord
 from .config import ConnectionConfig
-from .connection import ManagedConnection
-from .global_cluster import GlobalStrategy
-from .manager import ConnectionManager
+from .core.connection import ManagedConnection
+from .core.strategies import ConnectionStrategy, LocalStrategy, RegularStrategy
+from .drivers.aio import AsyncConnectionManager
+from .drivers.threads import ConnectionManager
+from .endpoints.global_cluster import GlobalStrategy
 from .policy import LifecyclePolicy
-from .strategies import ConnectionStrategy, LocalStrategy, RegularStrategy
 from .table import State, Trigger
 
 __version__ = "0.1.0"

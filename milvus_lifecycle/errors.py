@@ -86,7 +86,7 @@ def for_callers(error: LifecycleError) -> Exception:
     For what is raised with no manager at hand, whose transport knows its users.
     """
     try:
-        from .integrations.pymilvus_errors import translate
+        from .drivers.pymilvus_errors import translate
     except ImportError:
         return error
     return translate(error)

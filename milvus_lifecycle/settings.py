@@ -9,12 +9,12 @@ import threading
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .audit import Sink
+from .audit.jsonl import ENVIRONMENT as AUDIT
+from .audit.jsonl import JsonLines
+from .audit.logs import ApplicationLog
+from .audit.records import Sink
 from .errors import ConfigError
-from .forking import renew_in_child
-from .jsonl import ENVIRONMENT as AUDIT
-from .jsonl import JsonLines
-from .logs import ApplicationLog
+from .fork import renew_in_child
 from .policy import LifecyclePolicy
 
 #: The default of ``install(policy=...)``: fields of LifecyclePolicy, as a JSON object.

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from milvus_lifecycle import ConnectionConfig, LifecyclePolicy, ManagedConnection, RegularStrategy
-from milvus_lifecycle.audit import Audit, Emission, TransitionRecord
-from milvus_lifecycle.facts import Facts, StepResult
-from milvus_lifecycle.strategies import ConnectionStrategy
+from milvus_lifecycle.audit.records import Audit, Emission, TransitionRecord
+from milvus_lifecycle.core.facts import Facts, StepResult
+from milvus_lifecycle.core.strategies import ConnectionStrategy
+from milvus_lifecycle.core.wire import Wire
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import FakeClock, rpc_error
-from milvus_lifecycle.wire import Wire
 
 CONFIG = ConnectionConfig.from_uri("http://home:19530")
 

@@ -138,7 +138,7 @@ class LogLines(logging.Handler):
     @property
     def records(self) -> list[logging.LogRecord]:
         """All so far: the engine's own are told by threads of their own, which are waited for."""
-        from milvus_lifecycle.stream import flush_all
+        from milvus_lifecycle.audit.stream import flush_all
 
         flush_all(10)
         return self._records

@@ -9,8 +9,8 @@ from typing import Any
 from typing_extensions import Self
 
 from milvus_lifecycle import ConnectionManager, LifecyclePolicy, RegularStrategy
-from milvus_lifecycle.facts import Facts, Located
-from milvus_lifecycle.strategies import ConnectionStrategy, Locator
+from milvus_lifecycle.core.facts import Facts, Located
+from milvus_lifecycle.core.strategies import ConnectionStrategy, Locator
 from milvus_lifecycle.testing import CapturedAudit, FakeClock, Script, rpc_error, until
 from tests.cores import CONFIG
 from tests.observe import Call

@@ -11,22 +11,22 @@ from weakref import WeakKeyDictionary
 
 import grpc
 
-from ..channel import LifecycleChannel
+from ..audit.jsonl import audit_path
+from ..audit.stream import EXIT_LIMIT
 from ..config import ConnectionConfig, load_tls
+from ..core.face import FACE
+from ..core.readiness import Collection, LoadState
+from ..core.transport import open_channel
+from ..drivers.threads import ConnectionManager
+from ..drivers.threads_channel import LifecycleChannel
 from ..errors import ConfigError, LifecycleError, brief
-from ..face import FACE
-from ..jsonl import audit_path
-from ..manager import ConnectionManager
 from ..policy import LifecyclePolicy
-from ..readiness import Collection, LoadState
 from ..settings import Settings, choose_policy, hand_on
-from ..stream import EXIT_LIMIT
-from ..transport import open_channel
 
 if TYPE_CHECKING:
-    from ..connection import ManagedConnection
-    from ..engine import Engine
-    from ..wire import Wire
+    from ..core.connection import ManagedConnection
+    from ..core.engine import Engine
+    from ..core.wire import Wire
 
 #: pymilvus has a connection manager to replace from 2.6.10 on; later minor versions are not
 #: known to work until they were tested.
@@ -99,7 +99,7 @@ class _PymilvusTransport:
 
     def translate(self, error: LifecycleError) -> Exception:
         """As a MilvusException."""
-        from .pymilvus_errors import translate
+        from ..drivers.pymilvus_errors import translate
 
         return translate(error)
 
@@ -203,8 +203,8 @@ class AsyncioTransport(_PymilvusTransport):
         """An AsyncGrpcHandler on a permanent channel; builds no connection."""
         from pymilvus.client.async_grpc_handler import AsyncGrpcHandler
 
-        from ..aio import AsyncConnectionManager
-        from ..aio_channel import AsyncLifecycleChannel
+        from ..drivers.aio import AsyncConnectionManager
+        from ..drivers.aio_channel import AsyncLifecycleChannel
 
         assert isinstance(engine, AsyncConnectionManager)
         handler = self._build(
@@ -379,7 +379,7 @@ def _patch(settings: Settings) -> None:
         return cls.get_instance()  # it was uninstalled since the caller looked this function up
 
     def get_async_instance(cls: Any) -> Any:
-        from ..aio import AsyncConnectionManager
+        from ..drivers.aio import AsyncConnectionManager
 
         with Settings.lock:
             if Settings.current() is settings:
@@ -403,6 +403,6 @@ def _patch(settings: Settings) -> None:
 def _drop_async_instances() -> None:
     import sys
 
-    aio = sys.modules.get("milvus_lifecycle.aio")
+    aio = sys.modules.get("milvus_lifecycle.drivers.aio")
     if aio is not None:
         aio.AsyncConnectionManager.drop_instances()

@@ -3,7 +3,7 @@
     names --sources--> files --lines--> lines --decoding--> records
         records --rules--> verdict          (verify, parallel: in one process or several)
                 --outages, incidents--> stats
-                --timeline--> report        (report_data, report_chart, report_page)
+                --timeline--> report        (milvus_lifecycle.report)
         lines --tail, follow--> what is going on now
 
 Nothing here runs the engine; the table alone says what is legal.

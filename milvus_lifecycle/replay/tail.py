@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from fnmatch import fnmatchcase
 
-from ..diagram import show_seconds
+from ..cli.colour import Paint
+from ..diagram.drawing import show_seconds
 from ..table import State
-from .colour import Paint
 from .decoding import clean, decode_or_explain
 from .problems import Kind
 from .records import Created, Record, RecordsLost, Refused, Transition, Waiting

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from unittest import mock
 
 from milvus_lifecycle import AsyncConnectionManager, ConnectionManager
-from milvus_lifecycle.audit import Sink
-from milvus_lifecycle.engine import StrategyFor
+from milvus_lifecycle.audit.records import Sink
+from milvus_lifecycle.core.engine import StrategyFor
 from milvus_lifecycle.policy import LifecyclePolicy
 from milvus_lifecycle.testing import FakeClock, Script, until
 

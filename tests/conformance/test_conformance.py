@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from milvus_lifecycle.audit import CREATED, REFUSED, TransitionRecord
+from milvus_lifecycle.audit.records import CREATED, REFUSED, TransitionRecord
 from milvus_lifecycle.table import TRANSITIONS
 from tests.conformance import (
     scenarios_ends,

@@ -137,7 +137,7 @@ def main(flavour: str, folder: str) -> None:
     assert (broken := import_everything()) == [], broken
     import milvus_lifecycle as ml
     from milvus_lifecycle import cli
-    from milvus_lifecycle.demo.command import find_obstacle
+    from milvus_lifecycle.cli.demo import find_obstacle
 
     audit, year = str(Path(folder, "audit.jsonl")), 365 * 86_400.0
     policy = ml.LifecyclePolicy(recovery_budget=year, linger=year, max_age=year)

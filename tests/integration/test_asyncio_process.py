@@ -39,7 +39,7 @@ ml.install()
 from pymilvus import AsyncMilvusClient
 from pymilvus.client import async_grpc_handler, prepare
 from pymilvus.grpc_gen import milvus_pb2
-import gc, grpc.aio, milvus_lifecycle.aio_channel
+import gc, grpc.aio, milvus_lifecycle.drivers.aio_channel
 # One look of the collector at all that was imported takes 0.1 s: not what this is about either.
 gc.collect()
 gc.freeze()

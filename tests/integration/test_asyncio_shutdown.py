@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(90)
 _END_DURING = """
 import asyncio, sys, time
 import milvus_lifecycle as ml
-import milvus_lifecycle.stream
+import milvus_lifecycle.audit.stream
 ml.install(policy=ml.LifecyclePolicy(idle_threshold=0.3))
 from pymilvus import AsyncMilvusClient
 case, ending, uri, loops = sys.argv[1:]

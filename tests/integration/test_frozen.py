@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from milvus_lifecycle.flights import STOPPED
+from milvus_lifecycle.core.flights import STOPPED
 from tests.processes import REPOSITORY, FakeMilvusProcess
 
 pytestmark = pytest.mark.timeout(120)

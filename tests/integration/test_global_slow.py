@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from pymilvus import MilvusClient
 
-from milvus_lifecycle import global_cluster
+from milvus_lifecycle.endpoints import global_cluster
 from tests.callers import Caller
 from tests.conftest import Engine
 from tests.global_clusters import GlobalCluster, violated

@@ -17,7 +17,7 @@ import pytest
 import trustme
 from pymilvus import AsyncMilvusClient
 
-from milvus_lifecycle import global_cluster
+from milvus_lifecycle.endpoints import global_cluster
 from tests.conftest import Engine
 from tests.global_clusters import HOST, GlobalCluster, make_authority
 from tests.looping import Ticker

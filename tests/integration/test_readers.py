@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 import milvus_lifecycle as ml
-from milvus_lifecycle import stream
+from milvus_lifecycle.audit import stream
 from tests.flavours import Program
 from tests.observe import Call, wait_until
 from tests.processes import REPOSITORY, FakeMilvusProcess, ask_child

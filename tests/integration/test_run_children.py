@@ -70,6 +70,6 @@ def test_children_are_on_the_engine(
     )
     assert (done.returncode, done.stderr) == (0, "")
     children = [line.split() for line in done.stdout.splitlines()]
-    assert [words[1:] for words in children] == [["milvus_lifecycle.manager", "7.5"]] * 4
+    assert [words[1:] for words in children] == [["milvus_lifecycle.drivers.threads", "7.5"]] * 4
     records = map(json.loads, (tmp_path / "audit.jsonl").read_text().splitlines())
     assert {record["pid"] for record in records} == {int(words[0]) for words in children}

@@ -11,14 +11,14 @@ from typing import Any, ClassVar
 
 from grpc import RpcError
 
-from milvus_lifecycle import aio as aio_module
-from milvus_lifecycle import aio_channel as channel_module
-from milvus_lifecycle.aio import AsyncConnectionManager
-from milvus_lifecycle.aio_channel import AsyncLifecycleChannel
+from milvus_lifecycle.core.facts import Located
+from milvus_lifecycle.core.wire import Rpc
+from milvus_lifecycle.drivers import aio as aio_module
+from milvus_lifecycle.drivers import aio_channel as channel_module
+from milvus_lifecycle.drivers.aio import AsyncConnectionManager
+from milvus_lifecycle.drivers.aio_channel import AsyncLifecycleChannel
 from milvus_lifecycle.errors import LifecycleError
-from milvus_lifecycle.facts import Located
 from milvus_lifecycle.testing import AsyncFakeHandler, rpc_error
-from milvus_lifecycle.wire import Rpc
 from tests.cores import Tap
 from tests.simulation import laws
 from tests.simulation.actors import Died

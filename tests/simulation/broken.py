@@ -16,14 +16,15 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
-from milvus_lifecycle import machine, mutex, table
-from milvus_lifecycle.connection import ManagedConnection
-from milvus_lifecycle.engine import Engine
-from milvus_lifecycle.flights import Flights
-from milvus_lifecycle.ledger import Ledger
-from milvus_lifecycle.procedures import Procedures
+from milvus_lifecycle import table
+from milvus_lifecycle.core import machine, mutex
+from milvus_lifecycle.core.connection import ManagedConnection
+from milvus_lifecycle.core.engine import Engine
+from milvus_lifecycle.core.flights import Flights
+from milvus_lifecycle.core.ledger import Ledger
+from milvus_lifecycle.core.procedures import Procedures
+from milvus_lifecycle.core.wire import Wire
 from milvus_lifecycle.table import IGNORED, TRANSITIONS, Row, State, Trigger
-from milvus_lifecycle.wire import Wire
 from tests.simulation.setup import Plan, Setup
 from tests.simulation.setups import CALLER, GUEST, READY
 

@@ -11,7 +11,7 @@ from itertools import count
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from milvus_lifecycle import connection as connection_module
+from milvus_lifecycle.core import connection as connection_module
 from tests.simulation import laws
 
 if TYPE_CHECKING:

@@ -15,13 +15,13 @@ from functools import partial
 from types import CodeType, FrameType, GeneratorType, MethodType
 from typing import TYPE_CHECKING, Any
 
-from milvus_lifecycle.connection import ManagedConnection
+from milvus_lifecycle.core.connection import ManagedConnection
+from milvus_lifecycle.core.face import Start, stamp_of
+from milvus_lifecycle.core.facts import Facts, StepResult
+from milvus_lifecycle.core.flight import Flight
+from milvus_lifecycle.core.requests import Locate, Open, Pause, Ping, Register, Wait
+from milvus_lifecycle.core.wire import Binding, Wire
 from milvus_lifecycle.errors import error_code
-from milvus_lifecycle.face import Start, stamp_of
-from milvus_lifecycle.facts import Facts, StepResult
-from milvus_lifecycle.flight import Flight
-from milvus_lifecycle.requests import Locate, Open, Pause, Ping, Register, Wait
-from milvus_lifecycle.wire import Binding, Wire
 from tests.simulation.kernel import EPOCH, Process
 
 if TYPE_CHECKING:

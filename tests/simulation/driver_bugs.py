@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from milvus_lifecycle.aio import AsyncConnectionManager
-from milvus_lifecycle.connection import ManagedConnection
-from milvus_lifecycle.manager import ConnectionManager
+from milvus_lifecycle.core.connection import ManagedConnection
+from milvus_lifecycle.drivers.aio import AsyncConnectionManager
+from milvus_lifecycle.drivers.threads import ConnectionManager
 from tests.simulation.broken import Line
 
 

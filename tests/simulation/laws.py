@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from milvus_lifecycle.aio_loops import GONE
+from milvus_lifecycle.core.procedures import VERDICT_GRACE
+from milvus_lifecycle.core.wire import WireState
+from milvus_lifecycle.drivers.aio_loops import GONE
 from milvus_lifecycle.errors import (
     ConnectFailed,
     ConnectionClosed,
@@ -13,9 +15,7 @@ from milvus_lifecycle.errors import (
     PermanentFailure,
     RecoveryExhausted,
 )
-from milvus_lifecycle.procedures import VERDICT_GRACE
 from milvus_lifecycle.table import Row, State, Trigger
-from milvus_lifecycle.wire import WireState
 from tests.simulation.kernel import Blocked
 
 if TYPE_CHECKING:

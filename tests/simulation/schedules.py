@@ -15,11 +15,11 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from milvus_lifecycle import LifecyclePolicy
-from milvus_lifecycle.audit import CREATED, REFUSED, TransitionRecord
-from milvus_lifecycle.connection import ManagedConnection
-from milvus_lifecycle.engine import default_strategy
+from milvus_lifecycle.audit.records import CREATED, REFUSED, TransitionRecord
+from milvus_lifecycle.core.connection import ManagedConnection
+from milvus_lifecycle.core.engine import default_strategy
+from milvus_lifecycle.core.facts import Seams
 from milvus_lifecycle.errors import LifecycleError
-from milvus_lifecycle.facts import Seams
 from milvus_lifecycle.table import TRANSITIONS, State
 from tests.simulation import laws
 from tests.simulation.actors import AWAY, HOME, Client

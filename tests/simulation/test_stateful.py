@@ -14,9 +14,9 @@ from hypothesis import Phase, settings
 from hypothesis.errors import Flaky
 from hypothesis.stateful import run_state_machine_as_test
 
-from milvus_lifecycle.engine import Engine
-from milvus_lifecycle.procedures import Procedures
-from milvus_lifecycle.timers import Timers
+from milvus_lifecycle.core.engine import Engine
+from milvus_lifecycle.core.procedures import Procedures
+from milvus_lifecycle.core.timers import Timers
 from tests.simulation.broken import Line
 from tests.simulation.pools import Pools
 
@@ -35,7 +35,7 @@ def time_passes_in_leaps(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     for module in ("flights", "procedures"):
         monkeypatch.setattr(f"milvus_lifecycle.{module}.STOPPED", float("inf"))
-    monkeypatch.setattr("milvus_lifecycle.stream.IDLE", 0.02)
+    monkeypatch.setattr("milvus_lifecycle.audit.stream.IDLE", 0.02)
 
 
 def search(flavour: str, examples: int, *, random: bool = False) -> type[Pools]:

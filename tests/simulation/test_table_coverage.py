@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from milvus_lifecycle.core.facts import Facts
 from milvus_lifecycle.errors import ConnectionClosed
-from milvus_lifecycle.facts import Facts
 from milvus_lifecycle.table import IGNORED, IMPOSSIBLE, REFUSED, TRANSITIONS, State, Trigger
 from tests.simulation.explore import search
 from tests.simulation.laws import Watch

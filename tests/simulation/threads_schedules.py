@@ -9,16 +9,16 @@ from typing import Any, ClassVar
 
 from grpc import RpcError
 
-from milvus_lifecycle import agenda as agenda_module
-from milvus_lifecycle import audit as audit_module
-from milvus_lifecycle import leases as leases_module
-from milvus_lifecycle import manager as manager_module
-from milvus_lifecycle import mutex as mutex_module
-from milvus_lifecycle import registry as registry_module
-from milvus_lifecycle import wire as wire_module
-from milvus_lifecycle.channel import LifecycleChannel
+from milvus_lifecycle.audit import records as audit_module
+from milvus_lifecycle.core import agenda as agenda_module
+from milvus_lifecycle.core import leases as leases_module
+from milvus_lifecycle.core import mutex as mutex_module
+from milvus_lifecycle.core import registry as registry_module
+from milvus_lifecycle.core import wire as wire_module
+from milvus_lifecycle.drivers import threads as manager_module
+from milvus_lifecycle.drivers.threads import ConnectionManager
+from milvus_lifecycle.drivers.threads_channel import LifecycleChannel
 from milvus_lifecycle.errors import LifecycleError
-from milvus_lifecycle.manager import ConnectionManager
 from milvus_lifecycle.testing import FakeHandler
 from tests.cores import Tap
 from tests.simulation import laws

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from milvus_lifecycle import TransitionRecord
-from milvus_lifecycle.audit import CREATED, REFUSED, TRANSITION
+from milvus_lifecycle.audit.records import CREATED, REFUSED, TRANSITION
 from milvus_lifecycle.table import TRANSITIONS
 from milvus_lifecycle.testing import CapturedAudit
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
-from milvus_lifecycle.facts import Located
+from milvus_lifecycle.core.facts import Located
 from milvus_lifecycle.testing import rpc_error
 from tests.simulation import laws
 from tests.simulation.actors import AWAY, HOME, Died

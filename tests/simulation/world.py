@@ -10,19 +10,19 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import Any
 
-from milvus_lifecycle import connection as connection_module
-from milvus_lifecycle import leases as leases_module
-from milvus_lifecycle import mutex as mutex_module
-from milvus_lifecycle import wire as wire_module
-from milvus_lifecycle.audit import CREATED, REFUSED, TransitionRecord
-from milvus_lifecycle.channel import LifecycleChannel
+from milvus_lifecycle.audit.records import CREATED, REFUSED, TransitionRecord
+from milvus_lifecycle.core import connection as connection_module
+from milvus_lifecycle.core import leases as leases_module
+from milvus_lifecycle.core import mutex as mutex_module
+from milvus_lifecycle.core import wire as wire_module
+from milvus_lifecycle.core.face import stamp_of
+from milvus_lifecycle.core.facts import Seams
+from milvus_lifecycle.core.procedures import Procedures
+from milvus_lifecycle.core.requests import Locate, Open, Pause, Ping, Register, Wait
+from milvus_lifecycle.core.wire import Rpc
+from milvus_lifecycle.drivers.threads_channel import LifecycleChannel
 from milvus_lifecycle.errors import LifecycleError
-from milvus_lifecycle.face import stamp_of
-from milvus_lifecycle.facts import Seams
-from milvus_lifecycle.procedures import Procedures
-from milvus_lifecycle.requests import Locate, Open, Pause, Ping, Register, Wait
 from milvus_lifecycle.testing import FakeHandler, rpc_error
-from milvus_lifecycle.wire import Rpc
 from tests.cores import Tap
 from tests.simulation import laws
 from tests.simulation.actors import AWAY, HOME, Actor, Client, Died

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from milvus_lifecycle import ConnectionConfig, ConnectionManager, LifecyclePolicy, RegularStrategy
-from milvus_lifecycle.agenda import Agenda
-from milvus_lifecycle.facts import Facts
+from milvus_lifecycle.core.agenda import Agenda
+from milvus_lifecycle.core.facts import Facts
 from milvus_lifecycle.table import State
 from milvus_lifecycle.testing import CapturedAudit, FakeClock, Script, until
 

@@ -19,11 +19,11 @@ from milvus_lifecycle import (
     LifecyclePolicy,
     RegularStrategy,
 )
+from milvus_lifecycle.core.facts import Located
+from milvus_lifecycle.core.readiness import LoadState
+from milvus_lifecycle.core.requests import Procedure, Wait
+from milvus_lifecycle.core.strategies import ConnectionStrategy
 from milvus_lifecycle.errors import ConnectFailed, LoopMismatch, UnknownHandler
-from milvus_lifecycle.facts import Located
-from milvus_lifecycle.readiness import LoadState
-from milvus_lifecycle.requests import Procedure, Wait
-from milvus_lifecycle.strategies import ConnectionStrategy
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import CapturedAudit, FakeClock, Script, rpc_error
 from tests.cores import CONFIG

@@ -9,7 +9,7 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from milvus_lifecycle.aio_loops import GONE, call_in, fail, hush, run_at_once, settle
+from milvus_lifecycle.drivers.aio_loops import GONE, call_in, fail, hush, run_at_once, settle
 from tests.looping import in_loop
 
 

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from milvus_lifecycle import ConnectionConfig, ConnectionManager
-from milvus_lifecycle.audit import Audit, Emission, Sink, TransitionRecord
+from milvus_lifecycle.audit.jsonl import JsonLines
+from milvus_lifecycle.audit.records import Audit, Emission, Sink, TransitionRecord
+from milvus_lifecycle.audit.stream import flush_all
+from milvus_lifecycle.core.facts import Seams
 from milvus_lifecycle.errors import ConnectionClosed
-from milvus_lifecycle.facts import Seams
-from milvus_lifecycle.jsonl import JsonLines
-from milvus_lifecycle.stream import flush_all
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import CapturedAudit, Script, until
 from tests.cores import Core

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from milvus_lifecycle.audit import TransitionRecord
+from milvus_lifecycle.audit.records import TransitionRecord
 from milvus_lifecycle.replay.outages import NOT_OVER
 from milvus_lifecycle.replay.problems import Kind
 from milvus_lifecycle.replay.records import EVENTS, convert

@@ -10,11 +10,11 @@ from typing import Any
 import grpc
 import pytest
 
+from milvus_lifecycle.core.face import DrainedError
+from milvus_lifecycle.core.wire import Rpc
 from milvus_lifecycle.errors import REPLICATE_VIOLATION_MARK, ConnectionClosed
-from milvus_lifecycle.face import DrainedError
 from milvus_lifecycle.table import State
 from milvus_lifecycle.testing import FakeChannel, rpc_error
-from milvus_lifecycle.wire import Rpc
 from tests.observe import Call
 from tests.rigs import Rig
 

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from milvus_lifecycle import ConnectionConfig, ConnectionManager, LifecyclePolicy, RegularStrategy
+from milvus_lifecycle.core.facts import Facts
+from milvus_lifecycle.core.mutex import Reentered
+from milvus_lifecycle.core.requests import Wait
+from milvus_lifecycle.core.strategies import Effect
+from milvus_lifecycle.core.wire import Rpc, WireState
 from milvus_lifecycle.errors import ConnectFailed, ConnectionClosed
-from milvus_lifecycle.facts import Facts
-from milvus_lifecycle.mutex import Reentered
-from milvus_lifecycle.requests import Wait
-from milvus_lifecycle.strategies import Effect
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import CapturedAudit, FakeClock, Script, rpc_error, until
-from milvus_lifecycle.wire import Rpc, WireState
 from tests.cores import CONFIG, Core
 
 

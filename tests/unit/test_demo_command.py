@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from milvus_lifecycle import cli
-from milvus_lifecycle.demo import command
+from milvus_lifecycle.cli import demo as command
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from milvus_lifecycle.demo import command
+from milvus_lifecycle.cli import demo as command
 from milvus_lifecycle.demo.failover_measure import (
     Move,
     Stay,
@@ -24,7 +24,7 @@ from milvus_lifecycle.demo.failover_measure import (
 from milvus_lifecycle.demo.localhost import resolve_localhost_names
 from milvus_lifecycle.demo.measure import Call
 from milvus_lifecycle.demo.topology_service import TopologyService
-from milvus_lifecycle.topology import parse_topology
+from milvus_lifecycle.endpoints.topology import parse_topology
 
 A, B = "127.0.0.1:1", "127.0.0.1:2"
 

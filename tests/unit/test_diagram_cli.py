@@ -14,9 +14,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from milvus_lifecycle import diagram_cli, diagram_render
-from milvus_lifecycle.diagram import draw
-from milvus_lifecycle.diagram_text import to_dot, to_mermaid
+from milvus_lifecycle.cli import diagram as diagram_cli
+from milvus_lifecycle.diagram import formats as diagram_render
+from milvus_lifecycle.diagram.drawing import draw
+from milvus_lifecycle.diagram.text import to_dot, to_mermaid
 
 DIAGRAMS = Path(__file__).parents[2] / "diagrams"
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from milvus_lifecycle.diagram import draw
-from milvus_lifecycle.diagram_drift import (
+from milvus_lifecycle.diagram.drawing import draw
+from milvus_lifecycle.diagram.drift import (
     MERMAID_NAME,
     SVG_NAME,
     drawn_texts,
@@ -22,8 +22,8 @@ from milvus_lifecycle.diagram_drift import (
     svg_texts,
     write_diagrams,
 )
-from milvus_lifecycle.diagram_figures import annotate
-from milvus_lifecycle.diagram_render import (
+from milvus_lifecycle.diagram.figures import annotate
+from milvus_lifecycle.diagram.formats import (
     RendererMissing,
     finds_fonts,
     read_stamp,
@@ -235,8 +235,8 @@ def test_an_svg_stands_alone() -> None:
 def test_the_same_machine_draws_the_same_bytes() -> None:
     """Two processes with other hash seeds draw the same SVG."""
     script = (
-        "import sys; from milvus_lifecycle.diagram import draw; "
-        "from milvus_lifecycle.diagram_render import render_svg; "
+        "import sys; from milvus_lifecycle.diagram.drawing import draw; "
+        "from milvus_lifecycle.diagram.formats import render_svg; "
         "sys.stdout.buffer.write(render_svg(draw()).encode())"
     )
     drawn = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout
@@ -256,7 +256,7 @@ def test_a_machine_without_fonts_is_noticed(tmp_path: Path) -> None:
     """Where fontconfig knows no font, Graphviz draws boxes, and finds_fonts() says so."""
     config = tmp_path / "fonts.conf"
     config.write_text("<fontconfig><cachedir>/nowhere</cachedir></fontconfig>")
-    script = "from milvus_lifecycle.diagram_render import finds_fonts; print(finds_fonts())"
+    script = "from milvus_lifecycle.diagram.formats import finds_fonts; print(finds_fonts())"
     bare = subprocess.run(
         [sys.executable, "-c", script],
         env={"FONTCONFIG_FILE": str(config), "PATH": ""},

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from milvus_lifecycle.diagram import draw, show_count, show_seconds, show_share
-from milvus_lifecycle.diagram_figures import Figures, RowFigure, UnknownConnection, annotate
-from milvus_lifecycle.diagram_text import to_dot, to_mermaid
+from milvus_lifecycle.diagram.drawing import draw, show_count, show_seconds, show_share
+from milvus_lifecycle.diagram.figures import Figures, RowFigure, UnknownConnection, annotate
+from milvus_lifecycle.diagram.text import to_dot, to_mermaid
 from milvus_lifecycle.replay.records import Record, convert
 from milvus_lifecycle.replay.stats import EXACT_DWELLS, DwellTally
 

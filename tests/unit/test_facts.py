@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from milvus_lifecycle.facts import Seams
+from milvus_lifecycle.core.facts import Seams
 from tests.observe import Call
 
 

@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 
 from milvus_lifecycle import ConnectionManager
-from milvus_lifecycle.connection import ManagedConnection
+from milvus_lifecycle.core.connection import ManagedConnection
+from milvus_lifecycle.core.facts import Facts
+from milvus_lifecycle.core.flight import Flight, FlightKind
+from milvus_lifecycle.core.flights import STOPPED
 from milvus_lifecycle.errors import (
     ConfigError,
     ConnectFailed,
@@ -15,9 +18,6 @@ from milvus_lifecycle.errors import (
     LifecycleError,
     PermanentFailure,
 )
-from milvus_lifecycle.facts import Facts
-from milvus_lifecycle.flight import Flight, FlightKind
-from milvus_lifecycle.flights import STOPPED
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import rpc_error
 from tests.cores import CONFIG

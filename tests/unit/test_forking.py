@@ -11,9 +11,16 @@ from typing import Any
 import pytest
 
 from milvus_lifecycle import ConnectionConfig, ConnectionManager
-from milvus_lifecycle.forking import ForkGate
-from milvus_lifecycle.mutex import Section
-from milvus_lifecycle.testing import CapturedAudit, FakeClock, Operation, Script, rpc_error, until
+from milvus_lifecycle.core.mutex import Section
+from milvus_lifecycle.fork import ForkGate
+from milvus_lifecycle.testing import (
+    CapturedAudit,
+    FakeClock,
+    Operation,
+    Script,
+    rpc_error,
+    until,
+)
 
 CONFIG = ConnectionConfig.from_uri("http://home:19530")
 #: long enough for a thread that is not held back to do what it should not (seconds)

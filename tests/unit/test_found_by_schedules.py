@@ -10,10 +10,10 @@ import pytest
 
 from milvus_lifecycle import AsyncConnectionManager, ConnectionConfig, ConnectionManager, State
 from milvus_lifecycle import Trigger as T
+from milvus_lifecycle.core.strategies import ConnectionStrategy
+from milvus_lifecycle.core.wire import Rpc, Wire
 from milvus_lifecycle.errors import ConnectionClosed, LifecycleError
-from milvus_lifecycle.strategies import ConnectionStrategy
 from milvus_lifecycle.testing import FakeClock, Script, rpc_error
-from milvus_lifecycle.wire import Rpc, Wire
 
 CONFIG = ConnectionConfig.from_uri("http://home:19530")
 DOWN = rpc_error("UNAVAILABLE")

@@ -17,20 +17,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milvus_lifecycle import LifecyclePolicy, global_cluster, topology_fetch
+from milvus_lifecycle import LifecyclePolicy
+from milvus_lifecycle.audit.stream import flush_all
 from milvus_lifecycle.config import ConnectionConfig
+from milvus_lifecycle.core.facts import Located
+from milvus_lifecycle.core.flight import Flight, FlightKind, Outcome
+from milvus_lifecycle.endpoints import global_cluster, topology_fetch
+from milvus_lifecycle.endpoints.global_cluster import (
+    FETCH_SPACING,
+    Fetch,
+    TopologyBook,
+    TopologyLocator,
+)
+from milvus_lifecycle.endpoints.topology import Cluster, Topology
 from milvus_lifecycle.errors import (
     REPLICATE_VIOLATION_MARK,
     ConfigError,
     TopologyError,
     TopologyReason,
 )
-from milvus_lifecycle.facts import Located
-from milvus_lifecycle.flight import Flight, FlightKind, Outcome
-from milvus_lifecycle.global_cluster import FETCH_SPACING, Fetch, TopologyBook, TopologyLocator
-from milvus_lifecycle.stream import flush_all
 from milvus_lifecycle.table import State, Trigger
-from milvus_lifecycle.topology import Cluster, Topology
 from tests.global_clusters import GlobalCluster
 from tests.looping import Doing, until
 from tests.observe import Call, LogLines, wait_until
@@ -450,10 +456,10 @@ def test_a_strange_failure_is_told_to_everybody(
 
 _FORK = """
 import os, threading, time
-from milvus_lifecycle import topology_fetch
+from milvus_lifecycle.endpoints import topology_fetch
 from milvus_lifecycle.config import ConnectionConfig
-from milvus_lifecycle.global_cluster import TopologyBook
-from milvus_lifecycle.topology import Cluster, Topology
+from milvus_lifecycle.endpoints.global_cluster import TopologyBook
+from milvus_lifecycle.endpoints.topology import Cluster, Topology
 config = ConnectionConfig.from_uri("http://x.global-cluster.localhost:1")
 book = TopologyBook.of(config)
 topology_fetch.fetch_topology = lambda *args, **options: threading.Event().wait()

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 
 from milvus_lifecycle.config import ConnectionConfig
-from milvus_lifecycle.errors import REPLICATE_VIOLATION_MARK
-from milvus_lifecycle.facts import Facts, Located
-from milvus_lifecycle.global_cluster import (
+from milvus_lifecycle.core.facts import Facts, Located
+from milvus_lifecycle.endpoints.global_cluster import (
     FETCH_SPACING,
     GlobalStrategy,
     TopologyBook,
     TopologyLocator,
 )
+from milvus_lifecycle.endpoints.topology import Cluster, Topology
+from milvus_lifecycle.errors import REPLICATE_VIOLATION_MARK
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import rpc_error
-from milvus_lifecycle.topology import Cluster, Topology
 from tests.cores import Core
 from tests.rigs import Rig
 

@@ -26,15 +26,14 @@ from milvus_lifecycle import (
     ConnectionManager,
     LifecyclePolicy,
     RegularStrategy,
-    global_cluster,
-    topology_fetch,
 )
+from milvus_lifecycle.core.mutex import here, inside
+from milvus_lifecycle.endpoints import global_cluster, topology_fetch
+from milvus_lifecycle.endpoints.global_cluster import TopologyBook, TopologyLocator
+from milvus_lifecycle.endpoints.topology import Cluster, Topology
 from milvus_lifecycle.errors import LifecycleError
-from milvus_lifecycle.global_cluster import TopologyBook, TopologyLocator
-from milvus_lifecycle.mutex import here, inside
 from milvus_lifecycle.table import TRANSITIONS, State
 from milvus_lifecycle.testing import CapturedAudit, Script, rpc_error, until
-from milvus_lifecycle.topology import Cluster, Topology
 from tests.cores import CONFIG, Core
 from tests.observe import Call
 from tests.rigs import Client

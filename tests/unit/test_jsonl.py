@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from milvus_lifecycle import ConnectionConfig, ConnectionManager
-from milvus_lifecycle.audit import DEBUG, TransitionRecord
+from milvus_lifecycle.audit.jsonl import ENVIRONMENT, JsonLines, audit_path
+from milvus_lifecycle.audit.records import DEBUG, TransitionRecord
 from milvus_lifecycle.errors import ConfigError
-from milvus_lifecycle.jsonl import ENVIRONMENT, JsonLines, audit_path
 from milvus_lifecycle.testing import CapturedAudit, FakeClock, Script
 from tests.processes import REPOSITORY
 
@@ -103,8 +103,8 @@ def test_a_full_disk_costs_records_and_says_how_many(tmp_path: Path) -> None:
 
 _SHORT = """
 import os, resource, sys
-from milvus_lifecycle.audit import DEBUG
-from milvus_lifecycle.jsonl import JsonLines
+from milvus_lifecycle.audit.records import DEBUG
+from milvus_lifecycle.audit.jsonl import JsonLines
 from tests.unit.test_jsonl import a_record
 record, sink, path = a_record(), JsonLines(sys.argv[1]), sys.argv[1]
 sink.write(record, DEBUG)

@@ -8,6 +8,7 @@ import weakref
 import grpc
 import pytest
 
+from milvus_lifecycle.core.kept import kept
 from milvus_lifecycle.errors import (
     ConnectFailed,
     Failure,
@@ -18,7 +19,6 @@ from milvus_lifecycle.errors import (
     classify,
     error_code,
 )
-from milvus_lifecycle.kept import kept
 
 
 class _Rpc(grpc.RpcError):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from milvus_lifecycle.connection import ManagedConnection
-from milvus_lifecycle.facts import Facts
-from milvus_lifecycle.mutex import Reentered
-from milvus_lifecycle.strategies import Effect, Probe, RegularStrategy
+from milvus_lifecycle.core.connection import ManagedConnection
+from milvus_lifecycle.core.facts import Facts
+from milvus_lifecycle.core.mutex import Reentered
+from milvus_lifecycle.core.strategies import Effect, Probe, RegularStrategy
+from milvus_lifecycle.core.wire import Rpc, Wire
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import rpc_error
-from milvus_lifecycle.wire import Rpc, Wire
 from tests.cores import CONFIG, Core
 
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from milvus_lifecycle import inherited, local
+from milvus_lifecycle import inherited
+from milvus_lifecycle.endpoints import local
+from milvus_lifecycle.endpoints.local import LocalServer
 from milvus_lifecycle.errors import ConfigError, ConnectionClosed
-from milvus_lifecycle.local import LocalServer
 from milvus_lifecycle.table import State
 from milvus_lifecycle.testing import rpc_error
 from tests.observe import wait_until

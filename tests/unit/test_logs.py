@@ -13,9 +13,9 @@ import pytest
 import structlog
 
 from milvus_lifecycle import ConnectionConfig, ConnectionManager
-from milvus_lifecycle.audit import Sink, TransitionRecord
-from milvus_lifecycle.logs import LOGGER_NAME, ApplicationLog
-from milvus_lifecycle.stream import flush_all
+from milvus_lifecycle.audit.logs import LOGGER_NAME, ApplicationLog
+from milvus_lifecycle.audit.records import Sink, TransitionRecord
+from milvus_lifecycle.audit.stream import flush_all
 from milvus_lifecycle.testing import FakeClock, Script
 
 CONFIG = ConnectionConfig.from_uri("http://127.0.0.1:19530", token="root:sesame")

@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 import pytest
 
 from milvus_lifecycle import ConnectionManager, LifecyclePolicy
+from milvus_lifecycle.core.registry import Registry
+from milvus_lifecycle.core.requests import Procedure, Wait
 from milvus_lifecycle.errors import ConnectFailed, UnknownHandler
-from milvus_lifecycle.registry import Registry
-from milvus_lifecycle.requests import Procedure, Wait
 from milvus_lifecycle.settings import Settings
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import FakeClock, Script, rpc_error, until
@@ -413,7 +413,7 @@ def test_at_exit_the_caller_flies(monkeypatch: pytest.MonkeyPatch) -> None:
         original(thread)
 
     monkeypatch.setattr(threading.Thread, "start", start)
-    monkeypatch.setattr("milvus_lifecycle.manager._exiting", True)
+    monkeypatch.setattr("milvus_lifecycle.drivers.threads._exiting", True)
     with Rig() as rig:
         assert rig.connected().call() is None
         assert rig.triggers() == ["acquire", "probe_passed"]

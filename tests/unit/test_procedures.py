@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 
 from milvus_lifecycle import ConnectionManager
+from milvus_lifecycle.core.facts import Facts
+from milvus_lifecycle.core.readiness import LoadState
+from milvus_lifecycle.core.requests import AskLoadState, Pause, Wait
+from milvus_lifecycle.core.wire import Rpc
 from milvus_lifecycle.errors import (
     REPLICATE_VIOLATION_MARK,
     ConnectionClosed,
     DeadlineExceeded,
     RecoveryExhausted,
 )
-from milvus_lifecycle.facts import Facts
-from milvus_lifecycle.readiness import LoadState
-from milvus_lifecycle.requests import AskLoadState, Pause, Wait
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import rpc_error
-from milvus_lifecycle.wire import Rpc
 from tests.cores import CONFIG
 from tests.observe import Call
 from tests.rigs import Client, Rig

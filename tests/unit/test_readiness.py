@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from milvus_lifecycle import readiness as readiness_module
-from milvus_lifecycle.face import Start
-from milvus_lifecycle.readiness import Collection, Readiness, Status
-from milvus_lifecycle.wire import Binding, Rpc, Wire
+from milvus_lifecycle.core import readiness as readiness_module
+from milvus_lifecycle.core.face import Start
+from milvus_lifecycle.core.readiness import Collection, Readiness, Status
+from milvus_lifecycle.core.wire import Binding, Rpc, Wire
 
 DEMO = Collection("", "demo")
 

@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Any
 
 from milvus_lifecycle import ConnectionConfig, ConnectionManager
-from milvus_lifecycle.registry import Registry
+from milvus_lifecycle.core.registry import Registry
 from milvus_lifecycle.testing import Script
 from tests.cores import Core
 

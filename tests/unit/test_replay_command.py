@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from milvus_lifecycle.cli import main
-from milvus_lifecycle.replay import command_tail, progress
+from milvus_lifecycle.cli import main, progress
+from milvus_lifecycle.cli import tail as command_tail
 from tests.audit_logs import Story, merged, write_log
 from tests.corruption import encode, join
 from tests.observe import wait_until

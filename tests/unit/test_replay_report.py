@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("bokeh", reason="the extra 'report' is not installed")
 
 from milvus_lifecycle.cli import main
-from milvus_lifecycle.diagram_render import RendererMissing
-from milvus_lifecycle.replay import report_page
+from milvus_lifecycle.diagram.formats import RendererMissing
+from milvus_lifecycle.report import page as report_page
 from tests.audit_logs import Story, merged, write_log
 from tests.corruption import Fields
 

@@ -14,9 +14,9 @@ from milvus_lifecycle.replay.outages import NOT_OVER, UNFINISHED
 from milvus_lifecycle.replay.recent import Recent
 from milvus_lifecycle.replay.records import convert
 from milvus_lifecycle.replay.stats import Stats, fold_stats, quantile
-from milvus_lifecycle.replay.stats_tables import stats_tables
 from milvus_lifecycle.replay.synthetic import synthetic_records
-from milvus_lifecycle.replay.tables import Table, print_tables
+from milvus_lifecycle.report.stats_tables import stats_tables
+from milvus_lifecycle.report.tables import Table, print_tables
 from milvus_lifecycle.table import TRANSITIONS
 from tests.audit_logs import Story, decoded
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from milvus_lifecycle.replay.colour import Paint
+from milvus_lifecycle.cli.colour import Paint
 from milvus_lifecycle.replay.follow import Follower, last_matches
 from milvus_lifecycle.replay.records import convert
 from milvus_lifecycle.replay.tail import LineWriter, Shown, Wanted, look_at, parse_since

@@ -10,10 +10,10 @@ from typing import Any
 
 from milvus_lifecycle.replay.outages import Life
 from milvus_lifecycle.replay.records import Created, Record, convert
-from milvus_lifecycle.replay.report_data import STATES, pack, timeline_data
 from milvus_lifecycle.replay.stats import StatsFold
 from milvus_lifecycle.replay.synthetic import synthetic_records
-from milvus_lifecycle.replay.timeline import Lane, Stay, TimelineFold
+from milvus_lifecycle.report.data import STATES, pack, timeline_data
+from milvus_lifecycle.report.timeline import Lane, Stay, TimelineFold
 from tests.audit_logs import START, Story, decoded
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from milvus_lifecycle.run_command import interpreter_flags
+from milvus_lifecycle.cli.run import interpreter_flags
 from tests.processes import REPOSITORY
 
 PROBE = REPOSITORY / "tests" / "run_probe.py"
@@ -219,7 +219,7 @@ def test_a_clone_that_is_not_installed_runs_its_own_engine(tmp_path: Path) -> No
     assert ended.stderr == ""
     where, what = ended.stdout.splitlines()
     assert where == str(REPOSITORY / "milvus_lifecycle" / "__init__.py")
-    assert what.startswith("milvus_lifecycle.manager")
+    assert what.startswith("milvus_lifecycle.drivers.threads")
     assert "EngineFinder" not in what
 
 

@@ -15,8 +15,8 @@ from milvus_lifecycle import (
     LocalStrategy,
     RegularStrategy,
 )
-from milvus_lifecycle.engine import default_strategy
-from milvus_lifecycle.local import LocalServer
+from milvus_lifecycle.core.engine import default_strategy
+from milvus_lifecycle.endpoints.local import LocalServer
 from tests.cores import CONFIG, Core
 from tests.rigs import Client, Rig
 

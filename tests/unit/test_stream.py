@@ -10,9 +10,9 @@ from types import FrameType
 
 import pytest
 
-from milvus_lifecycle import stream
-from milvus_lifecycle.forking import on_fork_in_child
-from milvus_lifecycle.stream import Outlet
+from milvus_lifecycle.audit import stream
+from milvus_lifecycle.audit.stream import Outlet
+from milvus_lifecycle.fork import on_fork_in_child
 from milvus_lifecycle.testing import until
 
 LIMIT = 20.0

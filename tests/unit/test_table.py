@@ -9,12 +9,12 @@ from itertools import product
 import pytest
 
 from milvus_lifecycle import RegularStrategy
-from milvus_lifecycle.connection import ManagedConnection
+from milvus_lifecycle.core.connection import ManagedConnection
+from milvus_lifecycle.core.facts import Facts
+from milvus_lifecycle.core.machine import build_machine
+from milvus_lifecycle.core.mutex import Reentered, inside
+from milvus_lifecycle.core.strategies import ConnectionStrategy
 from milvus_lifecycle.errors import ConnectionClosed
-from milvus_lifecycle.facts import Facts
-from milvus_lifecycle.machine import build_machine
-from milvus_lifecycle.mutex import Reentered, inside
-from milvus_lifecycle.strategies import ConnectionStrategy
 from milvus_lifecycle.table import (
     IGNORED,
     IMPOSSIBLE,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from milvus_lifecycle import ConnectionConfig, ConnectionManager, LifecyclePolicy
-from milvus_lifecycle.facts import Located
+from milvus_lifecycle.core.facts import Located
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import Script, rpc_error, until
 from tests.cores import CONFIG

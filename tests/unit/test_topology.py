@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from milvus_lifecycle.endpoints.topology import MAX_BYTES, Cluster, Topology, newer, parse_topology
 from milvus_lifecycle.errors import TopologyError, TopologyReason
-from milvus_lifecycle.topology import MAX_BYTES, Cluster, Topology, newer, parse_topology
 from tests.topology_service import answer, cluster
 
 

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import trustme
 
-from milvus_lifecycle import topology_fetch
+from milvus_lifecycle.endpoints import topology_fetch
+from milvus_lifecycle.endpoints.topology_fetch import fetch_topology
 from milvus_lifecycle.errors import TopologyError, TopologyReason
 from milvus_lifecycle.tls import TlsMaterial
-from milvus_lifecycle.topology_fetch import fetch_topology
 from tests.topology_service import (
     Service,
     answer,
@@ -349,7 +349,7 @@ def test_http_library_is_loaded_late() -> None:
     """Whoever has no global cluster pays nothing for the HTTP library, nor needs it."""
     code = (
         "import sys; sys.modules['httpx'] = None\n"
-        "from milvus_lifecycle.topology_fetch import fetch_topology\n"
+        "from milvus_lifecycle.endpoints.topology_fetch import fetch_topology\n"
         "try: fetch_topology('http://127.0.0.1:9')\n"
         "except Exception as error: print(error.reason.value, error)\n"
     )

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from milvus_lifecycle.wire import Rpc, Wire, WireState
+from milvus_lifecycle.core.wire import Rpc, Wire, WireState
 
 
 def wire(state: WireState = WireState.CURRENT) -> Wire:

@@ -1,0 +1,90 @@
+"""Records to the application's own logging: structlog if configured, else ``logging``, else none.
+
+A library never configures logging. Unconfigured structlog prints to stdout, so it is only
+used when the application configured it. The logger ``milvus_lifecycle`` has a NullHandler:
+with nothing configured, nothing is printed and nothing is built.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from typing import Any
+
+import structlog
+
+from .records import DEBUG, INFO, WARNING, Sink, TransitionRecord
+from .stream import Outlet
+
+LOGGER_NAME = "milvus_lifecycle"
+
+_logger = logging.getLogger(LOGGER_NAME)
+_logger.addHandler(logging.NullHandler())
+_METHODS = {DEBUG: "debug", INFO: "info", WARNING: "warning"}
+
+
+def _has_real_handler() -> bool:
+    """Would a record of our logger reach a handler that does anything?"""
+    logger: logging.Logger | None = _logger
+    while logger is not None:
+        for handler in logger.handlers:
+            if type(handler) is not logging.NullHandler:
+                return True
+        logger = logger.parent if logger.propagate else None
+    return False
+
+
+class ApplicationLog(Sink):
+    """One event per record through whatever the application has configured, asked each time."""
+
+    def wants(self) -> bool:
+        """True once structlog is configured or a real handler of ``logging`` is reachable."""
+        return structlog.is_configured() or _has_real_handler()
+
+    def write(self, record: TransitionRecord, level: int) -> None:
+        """One line, no traceback."""
+        fields = record.as_dict()
+        event = str(fields.pop("event"))
+        context = structlog.contextvars.get_contextvars()
+        if structlog.is_configured():
+            # A fresh logger each time: a cached one would keep a configuration of yesterday.
+            logger: Any = structlog.get_logger(LOGGER_NAME)
+            # Merged here, so that a request id is there whatever processors were configured.
+            merged = {**{k: v for k, v in context.items() if k != "event"}, **fields}
+            getattr(logger, _METHODS[level])(event, **merged)
+        elif _logger.isEnabledFor(level):
+            extra = {**{k: v for k, v in context.items() if k not in _RESERVED}, **fields}
+            _logger.log(level, "%s", _line(event, fields), extra=extra)
+
+    def note_lost(self, count: int) -> None:
+        """One line at WARNING."""
+        _complain(f"the log was too slow: it missed {count} records")
+
+
+#: attributes of logging.LogRecord that ``extra`` may not overwrite
+_RESERVED = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+
+
+def _line(event: str, fields: dict[str, Any]) -> str:
+    shown = (
+        f"{fields['address']} {fields['source'] or '-'} -> {fields['dest']}"
+        f" ({fields['trigger'] or 'new'})"
+    )
+    return f"{event} {shown}: {fields['reason']}"
+
+
+def complain(message: str) -> None:
+    """Say that something beside a call does not work. Whoever says it does not wait for it."""
+    _COMPLAINTS.put(message)
+    _COMPLAINTS.serve()
+
+
+def _complain(message: str) -> None:
+    with suppress(Exception):  # a log handler's failure is the application's business
+        if structlog.is_configured():
+            structlog.get_logger(LOGGER_NAME).warning("audit.trouble", detail=message)
+        elif _has_real_handler():
+            _logger.warning("audit.trouble %s", message)
+
+
+_COMPLAINTS: Outlet[str] = Outlet(_complain, lambda count: None)

@@ -1,0 +1,182 @@
+"""The way of records to whoever reads them: one queue and one thread for each reader.
+
+A step puts its record into the queues while it holds its connection's mutex, so records are in
+``seq`` order by construction, and nobody ever waits for a reader: one that is slow, blocks for
+ever or calls the very client that it hears of delays itself alone. A queue that is full drops
+what comes next, and its reader is told how many.
+"""
+
+from __future__ import annotations
+
+import atexit
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Generic, TypeVar
+
+from ..fork import renew_in_child
+
+Item = TypeVar("Item")
+
+#: So many items wait for one reader; about 10 MB of records.
+LIMIT = 10_000
+#: A thread that has nothing to do for so long (seconds) ends; the next item starts another.
+IDLE = 1.0
+#: So long (seconds) the end of the process waits for readers.
+EXIT_LIMIT = 1.0
+
+
+class Outlet(Generic[Item]):
+    """One reader's queue, and the daemon thread that serves it while there is something in it."""
+
+    def __init__(self, read: Callable[[Item], object], lost: Callable[[int], object]) -> None:
+        self._read = read
+        #: told of how many items were dropped, at their place in the order
+        self._lost = lost
+        self._reset()
+        _OUTLETS.add(self)
+
+    def _reset(self) -> None:
+        """Empty, with no thread. In a forked child what waits is the parent's to tell."""
+        self._queue: queue.SimpleQueue[Item | _Mark] = queue.SimpleQueue()
+        self._dropped = 0
+        self._worker: threading.Thread | None = None
+        # Re-entrant: the collector may run a finalizer in here that loses a lease.
+        self._lock = threading.RLock()
+
+    def put(self, item: Item) -> None:
+        """Add an item. Never waits; call ``serve`` once no lock is held."""
+        with self._lock:
+            if self._queue.qsize() >= LIMIT:
+                self._dropped += 1
+                return
+            self._confess()
+            self._queue.put(item)
+
+    def mark(self, reached: Callable[[], object]) -> None:
+        """Have ``reached`` called by whoever reads, at this place in the order."""
+        with self._lock:
+            self._confess()
+            self._queue.put(_Mark(reached))
+
+    def _confess(self) -> None:
+        if self._dropped:
+            dropped, self._dropped = self._dropped, 0
+            self._queue.put(_Mark(lambda: self._lost(dropped)))
+
+    def serve(self) -> None:
+        """Have a thread read what waits. Called outside of every lock."""
+        if self._worker is not None or self._queue.empty():
+            return
+        if _exiting:
+            self._read_here()
+            return
+        worker = threading.Thread(target=self._run, name="milvus-lifecycle-records", daemon=True)
+        try:
+            if self._become(worker):
+                worker.start()
+        except BaseException as error:
+            with self._lock:
+                if self._worker is worker and not worker.is_alive():
+                    self._worker = None  # the next item, or the end, tries again
+            if not isinstance(error, RuntimeError):  # no thread to be had
+                raise
+
+    def _become(self, worker: threading.Thread) -> bool:
+        """Make ``worker`` the one that reads. False if there is one."""
+        with self._lock:
+            if self._worker is not None:
+                return False
+            self._worker = worker
+            return True
+
+    def _run(self, here: bool = False) -> None:
+        with self._lock:
+            if self._worker is not threading.current_thread():
+                return  # whoever started it was interrupted, and could not know that it runs
+        while True:
+            try:
+                self._handle(self._queue.get(timeout=0 if here or _exiting else IDLE))
+            except queue.Empty:
+                with self._lock:
+                    self._confess()
+                    if self._queue.empty():
+                        self._worker = None
+                        return
+            else:
+                if self._dropped and self._queue.empty():
+                    with self._lock:
+                        self._confess()
+
+    def _handle(self, item: Item | _Mark) -> None:
+        with suppress(BaseException):  # the reader's own business: whoever reads goes on
+            if isinstance(item, _Mark):
+                item.reached()
+            else:
+                self._read(item)
+
+    def _read_here(self) -> None:
+        """Read on this thread: the process ends, or no other can be started."""
+        if self._become(threading.current_thread()):
+            try:
+                self._run(here=True)
+            except BaseException:
+                self._worker = None
+                raise
+
+    def flush(self, limit: float) -> bool:
+        """Wait until what is in the queue now has been read, at most ``limit`` seconds.
+
+        False if that took longer, or if this is the reader's own thread.
+        """
+        worker, reached = self._worker, threading.Event()
+        if worker is threading.current_thread():
+            return False
+        self.mark(reached.set)
+        if worker is not None and not worker.is_alive():
+            self._worker = None  # it did not live to say so
+        self.serve()
+        self._read_here()
+        return reached.wait(limit)
+
+
+class _Mark:
+    """A place in the queue at which something is to be called."""
+
+    __slots__ = ("reached",)
+
+    def __init__(self, reached: Callable[[], object]) -> None:
+        self.reached = reached
+
+
+_OUTLETS: weakref.WeakSet[Outlet[Any]] = weakref.WeakSet()
+_exiting = False
+
+
+def _renew() -> None:
+    for outlet in list(_OUTLETS):
+        outlet._reset()
+
+
+renew_in_child(_renew)  # before any manager has news there
+
+
+def flush_all(limit: float) -> None:
+    """Flush every outlet of the process, all within ``limit`` seconds."""
+    until = time.monotonic() + limit
+    for outlet in list(_OUTLETS):
+        outlet.flush(max(0.0, until - time.monotonic()))
+
+
+def _at_exit() -> None:
+    global _exiting
+    flush_all(EXIT_LIMIT)
+    # What is still to come is read by whoever causes it: a daemon thread may not live to do so.
+    _exiting = True
+    flush_all(0.0)  # wakes the threads, which end
+
+
+atexit.register(_at_exit)

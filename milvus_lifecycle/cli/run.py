@@ -1,0 +1,87 @@
+"""`milvus-lifecycle run app.py`: an unchanged program, with its MilvusClients on the engine.
+
+Python itself runs the program: this process becomes `python app.py`, with a folder on PYTHONPATH
+whose `sitecustomize` installs the engine (bootstrap/sitecustomize.py). Its Python children inherit
+that, and what it has installed, by their environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+import milvus_lifecycle
+
+from ..audit.jsonl import ENVIRONMENT as AUDIT
+from ..errors import ConfigError
+from ..settings import RUN
+
+_BOOTSTRAP = os.path.join(os.path.dirname(os.path.abspath(milvus_lifecycle.__file__)), "bootstrap")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The program and its own arguments."""
+    parser.add_argument(
+        "--audit", metavar="FILE", help="write the audit records there, as JSON lines"
+    )
+    parser.add_argument("-m", dest="module", action="store_true", help="run a module by its name")
+    parser.add_argument("program", help="path of the program, or the module's name with -m")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="what the program is given")
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Become the program. Returns if the engine cannot be had in it, and on Windows."""
+    from ..integrations.pymilvus import what_to_install
+
+    try:
+        _, audit = what_to_install(None, options.audit)
+    except (ConfigError, ImportError) as error:
+        return _refuse(str(error))
+    if sys.flags.ignore_environment or sys.flags.no_site:
+        return _refuse("the engine cannot be handed to a Python with -I, -E or -S")
+    environment = {**os.environ, RUN: sys.prefix}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        filter(None, (_BOOTSTRAP, os.environ.get("PYTHONPATH")))
+    )
+    if audit is not None:
+        environment[AUDIT] = audit
+    how = ["-m"] if options.module else []
+    flags = interpreter_flags(sys.orig_argv[1:])
+    return _become([sys.executable, *flags, *how, options.program, *options.arguments], environment)
+
+
+def _refuse(why: str) -> int:
+    print(f"milvus-lifecycle run: {why}", file=sys.stderr)
+    return 2
+
+
+def interpreter_flags(words: Sequence[str]) -> list[str]:
+    """Python's own options at the start of its command line: before -m, -c or the script."""
+    flags = []
+    rest = iter(words)
+    for word in rest:
+        option = re.fullmatch(r"-([^-cmWX]*)(.*)", word, re.DOTALL)
+        if option is None or word == "-":
+            break
+        letters, last = option.groups()
+        if last.startswith(("c", "m")):  # -um: the end, with flags before it
+            flags += [f"-{letters}"] if letters else []
+            break
+        flags.append(word)
+        if last in ("W", "X") or last.startswith("-"):  # -W error, --check-hash-based-pycs always
+            flags.append(next(rest))
+    return flags
+
+
+def _become(command: list[str], environment: Mapping[str, str]) -> int:
+    if sys.platform != "win32":
+        os.execve(command[0], command, environment)
+    # There the shell would take the end of this process for the end of the program.
+    process = subprocess.Popen(command, env=environment)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the program by itself
+    return process.wait()

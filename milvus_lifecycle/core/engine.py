@@ -1,0 +1,379 @@
+"""The engine under both managers: runs steps, and does at once what they leave to do.
+
+Nothing here waits. What waits is a procedure (``procedures``), performed by a driver.
+"""
+
+from __future__ import annotations
+
+import weakref
+from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..audit.records import Audit, Listener, Sink
+from ..config import ConnectionConfig
+from ..errors import ConnectionClosed, Failure, LifecycleError, classify
+from ..policy import LifecyclePolicy
+from ..table import State, Trigger
+from .agenda import Agenda
+from .connection import ManagedConnection
+from .facts import Facts, Seams, StepResult
+from .mutex import Reentered
+from .registry import Registry
+from .strategies import ConnectionStrategy, LocalStrategy, RegularStrategy
+from .timers import Timers
+
+if TYPE_CHECKING:
+    from .face import Face
+    from .flight import Flight
+    from .strategies import Locator
+    from .transport import Transport
+    from .wire import Rpc, Wire
+
+_LANDINGS = (Trigger.PROBE_PASSED, Trigger.RECOVERED, Trigger.STAND_DOWN)
+
+StrategyFor = Callable[[ConnectionConfig], ConnectionStrategy]
+
+
+def default_strategy(config: ConnectionConfig) -> ConnectionStrategy:
+    """The strategy for a configuration: local file, global cluster or regular endpoint."""
+    if config.is_local:
+        return LocalStrategy(config)
+    if config.is_global:
+        from ..endpoints.global_cluster import GlobalStrategy
+
+        return GlobalStrategy(config)
+    return RegularStrategy(config)
+
+
+def look() -> None:
+    """A job that only wakes whoever keeps time."""
+
+
+class Engine(Timers):
+    """Registry, agenda, audit and policy of one manager, and the epilogue of every step."""
+
+    flavour: ClassVar[str]
+
+    def __init__(
+        self,
+        policy: LifecyclePolicy | None = None,
+        *,
+        transport: Transport,
+        strategy_for: StrategyFor = default_strategy,
+        sinks: tuple[Sink, ...] = (),
+        seams: Seams | None = None,
+    ) -> None:
+        self.policy = policy if policy is not None else LifecyclePolicy()
+        self.transport = transport
+        self.strategy_for = strategy_for
+        self.seams = seams if seams is not None else Seams()
+        self.registry = Registry()
+        self.agenda = Agenda()
+        self.audit = Audit(self.flavour, sinks)
+
+    # -- what a driver provides: none of these may wait ------------------------------------
+
+    @abstractmethod
+    def launch(self, connection: ManagedConnection, flight: Flight) -> None:
+        """Have ``fly`` run by a worker of the flight's own. May raise if there can be none."""
+
+    @abstractmethod
+    def post(self, job: Callable[[], object]) -> None:
+        """Have ``job`` run soon by whoever keeps time. Called inside finalizers too."""
+
+    @abstractmethod
+    def discharge(self, connection: ManagedConnection, locator: Locator) -> None:
+        """Have a locator give back what it holds."""
+
+    def plan_reroutes(self) -> None:
+        """Have every connection compare soon; again, if that is interrupted. From any thread."""
+        self.agenda.push(self.seams.clock(), self.reroute_all)
+        self.post(self.wind)
+
+    # -- connections -----------------------------------------------------------------------
+
+    def create(self, config: ConnectionConfig, *, dedicated: bool) -> ManagedConnection:
+        """A new connection with its handler, in no registry yet; it holds nothing to close."""
+        self.transport.check(config)
+        connection = self._bare(config, dedicated=dedicated)
+        self.transport.equip(self, connection)
+        return connection
+
+    def renew(self, old: ManagedConnection, face: Face) -> ManagedConnection:
+        """A successor of a closed connection, for the handler that its clients already have."""
+        connection = self._bare(old.config, dedicated=old.dedicated)
+        connection.handler, connection.face = old.handler, face
+        if old.dedicated:
+            # Calls that revive it at the same time find each other by the owner.
+            owned = old.owner is not None and old.owner() is not None
+            connection.owner = old.owner if owned else weakref.ref(face)
+        connection.was_good = old.validated or old.was_good
+        return connection
+
+    def _bare(self, config: ConnectionConfig, *, dedicated: bool) -> ManagedConnection:
+        strategy = self.strategy_for(config)
+        strategy.attached(self)
+        return ManagedConnection(
+            config,
+            strategy,
+            self.policy,
+            self.audit,
+            self.seams,
+            dedicated=dedicated,
+            on_lost=self._on_lost(),
+        )
+
+    def register(self, connection: ManagedConnection) -> ManagedConnection:
+        """Pool ``connection``; the one that was there first wins."""
+        pooled = connection.enrol(self.registry)
+        if pooled is connection:
+            self.audit.serve()
+            self.wind()
+        return pooled
+
+    def find_or_create(
+        self, config: ConnectionConfig, client: object | None, *, dedicated: bool
+    ) -> ManagedConnection:
+        """The pooled connection of ``config`` (a dedicated one: of this client), or a new one."""
+        if dedicated:
+            known = self.registry.find_dedicated(config.key, client)
+        else:
+            known = self.registry.find(config.key)
+        if known is not None:
+            return known
+        connection = self.create(config, dedicated=dedicated)
+        if dedicated and client is not None:
+            connection.owner = weakref.ref(client)
+        return self.register(connection)
+
+    def _on_lost(self) -> Callable[[ManagedConnection], None]:
+        engine_ref = weakref.ref(self)
+
+        def lost(connection: ManagedConnection) -> None:
+            engine = engine_ref()
+            if engine is not None:
+                engine.post(partial(engine._lost, connection))
+
+        return lost
+
+    def _lost(self, connection: ManagedConnection) -> None:
+        connection.loss_noted = False
+        self.settle(connection, "its last client was collected")
+
+    def settle(self, connection: ManagedConnection, reason: str = "") -> None:
+        """See that a connection that nobody holds is IDLE, or closed, and will expire."""
+        if not connection.leases:
+            self.step(connection, Trigger.RELEASE, reason=reason)
+            self.plan_expiry(connection)
+
+    def give_back(self, connection: ManagedConnection, client: object | None) -> None:
+        """Drop a lease; the last one out moves the connection to IDLE or closes it."""
+        try:
+            if connection.unlease(client):
+                self.settle(connection)
+        except Reentered:
+            self.post(partial(self.give_back, connection, client))
+        except BaseException:  # a signal handler's
+            self._leave(partial(self.give_back, connection, client))
+            raise
+
+    def let_go(self, connection: ManagedConnection, client: object | None) -> None:
+        """A client is done with ``connection``; of a dedicated one, whoever says so."""
+        if connection.dedicated and client is None:
+            for holder in (*connection.clients, None):
+                self.give_back(connection, holder)
+        else:
+            self.give_back(connection, client)
+
+    def shut(self, connection: ManagedConnection, reason: str) -> None:
+        """Close at once: nothing is waited for, waiters wake with the closed error."""
+        self.step(connection, Trigger.CLOSE, reason=reason)
+
+    def shut_all(self, reason: str) -> None:
+        """Close every connection of this manager."""
+        for connection in self.registry.all():
+            self.shut(connection, reason)
+
+    def retire(self) -> None:
+        """Close every connection, for good: one that registers late ends with its clients."""
+        for connection in self.registry.retire():
+            self.shut(connection, "uninstalled")
+
+    # -- steps -----------------------------------------------------------------------------
+
+    def step(self, connection: ManagedConnection, trigger: Trigger, **facts: Any) -> bool:
+        """Step the machine and do what the step leaves to do. True if a row was taken."""
+        result = StepResult()
+        try:
+            connection.step(trigger, Facts(now=self.seams.clock(), **facts), result)
+            self._carry_out(connection, trigger, facts, result)
+        except Reentered:
+            self.post(partial(self.step, connection, trigger, **facts))
+        except BaseException:
+            # Somebody interrupts this thread. What is decided is decided: another one does it.
+            if result.decided:
+                self._leave(partial(self._carry_out, connection, trigger, facts, result))
+            raise
+        return result.moved
+
+    def _leave(self, job: Callable[[], object]) -> None:
+        """This thread is interrupted: whoever keeps time does the rest."""
+        self.post(job)
+        self.wind()
+
+    def _carry_out(
+        self,
+        connection: ManagedConnection,
+        trigger: Trigger,
+        facts: dict[str, Any],
+        result: StepResult,
+    ) -> None:
+        """Do what a step has left to do: its flight first, which others wait for."""
+        if result.launch is not None:
+            self._launch(connection, result.launch)
+        if result.moved and connection.state is State.CLOSED:
+            self.registry.remove(connection)
+            if not len(self.registry):
+                self.post(look)  # whoever keeps time may go
+        self.finish(connection, result)
+        if result.emission is not None:
+            self.audit.serve()
+        if result.moved:
+            self._follow_up(connection, trigger, facts)
+
+    def finish(self, connection: ManagedConnection, result: StepResult) -> None:
+        """Wake, close and note: everything in ``result`` but the flight to launch."""
+        for wake in result.wakes:
+            wake()
+        for wire in result.closing:
+            if wire.sever(cut=False):
+                self.close_channel(wire)
+        timeout = self.policy.drain_timeout
+        for wire in result.retired:
+            if wire.close_if_drained():
+                self.close_channel(wire)
+                connection.drained(wire)
+            elif timeout is not None and wire.in_flight:
+                self._plan(self.seams.clock() + timeout, partial(self._cut, connection, wire))
+        if result.locator is not None:
+            self.discharge(connection, result.locator)
+
+    def _launch(self, connection: ManagedConnection, flight: Flight) -> None:
+        try:
+            self.launch(connection, flight)
+            flight.launched = self.seams.clock()
+        except (RuntimeError, MemoryError, LifecycleError) as error:
+            # No thread to be had, or a loop that is closing.
+            self.step(connection, Trigger.ABANDONED, flight=flight.number, error=error)
+
+    def _follow_up(
+        self, connection: ManagedConnection, trigger: Trigger, facts: dict[str, Any]
+    ) -> None:
+        """What a landing has to look at again, and the timers that a step sets."""
+        if connection.state is State.CLOSED or connection.flight is not None:
+            return
+        if connection.dedicated and not connection.leases:
+            self.step(connection, Trigger.RELEASE)
+            return
+        if trigger in _LANDINGS:
+            connection.face.rebound()
+            if trigger is Trigger.STAND_DOWN and not facts.get("unchanged"):
+                self._plan_second_try(connection)
+            else:
+                self.step(connection, Trigger.REROUTE)
+                self._plan_recycle(connection)
+            self._plan_refresh(connection)
+        if not connection.leases:
+            self.plan_expiry(connection)
+
+    # -- RPCs: called by the permanent channel ---------------------------------------------
+
+    def recoverable(self, connection: ManagedConnection, error: BaseException) -> bool:
+        """Would the strategy recover from ``error``?"""
+        facts = Facts(now=self.seams.clock(), error=error)
+        return connection.strategy.may_recover(connection, facts)
+
+    def report_failure(
+        self, connection: ManagedConnection, error: BaseException, generation: int | None
+    ) -> None:
+        """An RPC failed: let the table decide. Does not wait."""
+        self.step(connection, Trigger.FAIL, error=error, generation=generation)
+
+    def rpc_failed(
+        self,
+        connection: ManagedConnection,
+        error: BaseException,
+        generation: int,
+        started: float,
+    ) -> None:
+        """Every RPC reports its own failure here, whether or not a decorator will ask."""
+        kind = classify(error)
+        try:
+            if kind is Failure.DEADLINE:
+                self.step(
+                    connection, Trigger.DOUBT, error=error, generation=generation, started=started
+                )
+            elif kind in (Failure.TRANSIENT, Failure.REPLICATE_VIOLATION):
+                self.report_failure(connection, error, generation)
+        except ConnectionClosed:
+            pass  # the caller sees it when it asks
+
+    def rpc_succeeded(self, connection: ManagedConnection, generation: int) -> None:
+        """An RPC was answered."""
+        if connection.succeeded(generation, self.seams.clock()):
+            self.step(connection, Trigger.SERVED, generation=generation)
+
+    def rpc_left(self, connection: ManagedConnection, wire: Wire, rpc: Rpc) -> None:
+        """An RPC has ended. It may be the last one of a draining channel, or of a connection that
+        nobody holds."""
+        if wire.leave(rpc):  # or again, after an interruption
+            self.close_channel(wire)
+            connection.drained(wire)
+        if not connection.leases and connection.state is State.IDLE:
+            self.plan_expiry(connection)
+
+    # -- everybody -------------------------------------------------------------------------
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Subscribe to records."""
+        return self.audit.subscribe(listener)
+
+    def stats(self) -> dict[str, Any]:
+        """Counts, and a row for each connection; no secret in any of it."""
+        now = self.seams.clock()
+        rows = [
+            {
+                "id": connection.id,
+                "address": connection.address,
+                "state": connection.state.value,
+                "dedicated": connection.dedicated,
+                "clients": len(connection.leases),
+                "generation": connection.generation,
+                "recoveries": connection.recoveries,
+                "failures": connection.failures,
+                "age": now - connection.created_at,
+                "idle": connection.idle_for(now),
+                "in_flight": connection.in_flight,
+            }
+            for connection in self.registry.all()
+        ]
+        dedicated = sum(1 for row in rows if row["dedicated"])
+        return {
+            "total_connections": len(rows),
+            "shared_connections": len(rows) - dedicated,
+            "dedicated_connections": dedicated,
+            "connections": rows,
+        }
+
+    def fork_child(self) -> None:
+        """In a forked child: new locks, then every connection is told."""
+        self.registry.reset_after_fork()
+        self.agenda.reset_after_fork()
+        self.audit.reset_after_fork()
+        for connection in self.registry.all():
+            connection.reset_after_fork()
+            connection.expiry_planned = connection.refresh_planned = connection.loss_noted = False
+            connection.recycle_planned = 0
+            self.step(connection, Trigger.FORKED)

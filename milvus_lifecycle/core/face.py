@@ -1,0 +1,292 @@
+"""The permanent channel's common half: what a handler sees of its connection, in both flavours.
+
+A handler is built once, with this object as its channel. Each RPC asks it for the binding of
+the moment, so a swap is one reference that changes under the handler. The sync and asyncio
+channels derive from it and add only how they call and wait.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from ..errors import (
+    NOT_READY_CODES,
+    REPLICATE_VIOLATION_MARK,
+    ConnectionClosed,
+    DeadlineExceeded,
+    Failure,
+    classify,
+)
+from ..table import State
+from .readiness import READS, Readiness, Status
+from .wire import Binding, Rpc, WireState
+
+if TYPE_CHECKING:
+    # Generic in its stubs only.
+    GrpcFuture = grpc.Future[Any]
+    from .connection import ManagedConnection
+    from .procedures import Procedures
+else:
+    GrpcFuture = grpc.Future
+
+#: attribute of a handler that leads to its permanent channel
+FACE = "_milvus_lifecycle_face"
+#: stands for an RPC that has ended
+_ENDED = Rpc()
+#: attribute of an RPC's error that carries its Start (an attribute survives both flavours)
+STAMP = "_milvus_lifecycle_start"
+#: A retry decorator comes back within its own backoff (3 s at most). A later RPC with the
+#: same timeout is another call.
+RETRY_WINDOW = 3.5
+#: With so little time left (seconds) a retry is pointless; the deadline is raised instead.
+DEADLINE_MARGIN = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """One RPC that has been let in. Times are monotonic seconds."""
+
+    connection: ManagedConnection
+    binding: Binding
+    rpc: Rpc
+    #: when the RPC itself started
+    at: float
+    #: when the user's call began: at its first attempt
+    began: float
+    until: float | None
+    timeout: float | None
+
+    def remaining(self, now: float) -> float | None:
+        """Timeout for the RPC itself: what is left of the call's."""
+        return None if self.until is None else max(0.0, self.until - now)
+
+    @property
+    def hopeless(self) -> bool:
+        """It was sent without any time: its deadline says nothing about the connection."""
+        return self.until is not None and self.until <= self.at
+
+
+@dataclass(slots=True)
+class _Call:
+    """What ``_on_rpc_error`` knows of a call that the decorator is about to retry."""
+
+    face: int
+    began: float
+    until: float | None
+    timeout: float | None
+    noted_at: float
+    #: its next RPC has started
+    taken: bool = False
+
+
+# The decorator does not pass a call's deadline on, and gives every attempt the full timeout
+# again. The error callback runs in the call's own thread or task, so its context carries it.
+_call: contextvars.ContextVar[_Call | None] = contextvars.ContextVar("milvus_call", default=None)
+_status: contextvars.ContextVar[Status | None] = contextvars.ContextVar(
+    "milvus_status", default=None
+)
+
+
+class DrainedError(grpc.RpcError, grpc.Call, GrpcFuture):
+    """UNAVAILABLE for an RPC that ``drain_timeout`` cut: its retry runs on the new channel.
+
+    Also a call and a finished future, as the errors of grpc's interceptors have to be.
+    """
+
+    def __init__(self, address: str, drain_timeout: float | None) -> None:
+        self._text = (
+            f"the channel to {address} was replaced, and this call did not end within "
+            f"drain_timeout={drain_timeout} s"
+        )
+        super().__init__(self._text)
+
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.UNAVAILABLE
+
+    def details(self) -> str:
+        return self._text
+
+    def debug_error_string(self) -> str:
+        return ""
+
+    def initial_metadata(self) -> tuple[()]:
+        return ()
+
+    def trailing_metadata(self) -> tuple[()]:
+        return ()
+
+    def is_active(self) -> bool:
+        return False
+
+    def time_remaining(self) -> float:
+        return 0.0
+
+    def add_callback(self, callback: Any) -> bool:
+        return False
+
+    def cancel(self) -> bool:
+        return False
+
+    def cancelled(self) -> bool:
+        return False
+
+    def running(self) -> bool:
+        return False
+
+    def done(self) -> bool:
+        return True
+
+    def result(self, timeout: float | None = None) -> Any:
+        raise self
+
+    def exception(self, timeout: float | None = None) -> Exception:
+        return self
+
+    def traceback(self, timeout: float | None = None) -> Any:
+        return self.__traceback__
+
+    def add_done_callback(self, fn: Any) -> None:
+        fn(self)
+
+
+class Face:
+    """State and bookkeeping of a permanent channel."""
+
+    def __init__(self, engine: Procedures, connection: ManagedConnection) -> None:
+        self.engine = engine
+        self.connection = connection
+        #: False once the handler itself was closed: then CLOSED is the caller's answer
+        self.revivable = True
+        self.readiness = Readiness()
+
+    def rebound(self) -> None:
+        """A channel was swapped in."""
+
+    # -- a call's deadline over its retries --------------------------------------------------
+
+    def call_window(self, timeout: float | None, now: float) -> tuple[float, float | None]:
+        """(began, until) of the call that an RPC starting now belongs to."""
+        call = _call.get()
+        if call is not None and not call.taken:
+            # Marked, not unset: asyncio.wait_for may run an attempt in a copy of the context.
+            call.taken = True
+            retried = (
+                call.face == id(self)
+                and call.timeout == timeout
+                and now - call.noted_at <= RETRY_WINDOW
+            )
+            if retried:
+                return call.began, call.until
+        return now, (None if timeout is None else now + timeout)
+
+    def quick(self, rpc: Rpc, timeout: float | None) -> tuple[Start | None, float, float | None]:
+        """Start ``rpc`` without waiting, if nothing stands in its way. (start, began, until)."""
+        now = self.engine.seams.clock()
+        began, until = self.call_window(timeout, now)
+        connection = self.connection
+        # A timeout of 0 is for gRPC to judge, as it is without the engine: it often lets an answer
+        # through that comes within a millisecond. Only a retry is not begun without time.
+        if until is None or now < until or began == now:
+            binding = connection.enter(rpc, now)
+            if binding is not None:
+                return Start(connection, binding, rpc, now, began, until, timeout), began, until
+        return None, began, until
+
+    def expect_retry(self, start: Start) -> None:
+        """The decorator will retry this call: its next RPC gets only what is left.
+
+        Raises DeadlineExceeded if nothing worth a retry is left.
+        """
+        now = self.engine.seams.clock()
+        if start.until is not None and start.until - now <= DEADLINE_MARGIN:
+            raise DeadlineExceeded(
+                address=start.connection.address,
+                elapsed=now - start.began,
+                last_error=start.connection.last_error,
+            )
+        _call.set(_Call(id(self), start.began, start.until, start.timeout, now))
+
+    # -- outcomes ----------------------------------------------------------------------------
+
+    def metadata(self, binding: Binding, metadata: Any) -> Any:
+        """The caller's metadata with the identifier of the channel in use."""
+        if binding.identifier is None:
+            return metadata
+        return (*(metadata or ()), ("identifier", binding.identifier))
+
+    def answered(
+        self, start: Start, method: str, request: Any, metadata: Any, response: Any
+    ) -> None:
+        """An RPC succeeded: the connection hears of it; a status in the answer is noted."""
+        connection = start.connection
+        self.engine.rpc_succeeded(connection, connection.generation_of(start.binding))
+        status = getattr(response, "status", response)
+        code = getattr(status, "code", 0)
+        if code == 0:
+            if method in READS:
+                self.readiness.answered(start, metadata, request, self.engine.seams.clock)
+            return
+        reason = getattr(status, "reason", "")
+        collection = None
+        if code in NOT_READY_CODES:
+            collection = self.readiness.lost(start, metadata, request)
+        if collection is not None or REPLICATE_VIOLATION_MARK in reason:
+            self.note_status(Status(start, code, reason, collection))
+
+    def note_status(self, status: Status) -> None:
+        """The retry decorator may ask about ``status``, and will not say which RPC it ended."""
+        _status.set(status)
+
+    def take_status(self, error: Exception) -> Status | None:
+        """The noted status that ``error`` tells of, if there is one."""
+        status = _status.get()
+        _status.set(None)
+        told = getattr(error, "code", None), getattr(error, "message", None)
+        return status if status is not None and (status.code, status.reason) == told else None
+
+    def failed(self, start: Start, error: Exception) -> Exception:
+        """An RPC failed: report it, stamp it. Returns what its caller is to see."""
+        wire, connection = start.binding.wire, start.connection
+        if wire.state is WireState.CLOSED and _is_cancellation(error):
+            if wire.cut or connection.state is not State.CLOSED:
+                error = DrainedError(wire.address, connection.policy.drain_timeout)
+            else:
+                return ConnectionClosed(address=connection.address)
+        connection.ended(self.engine.seams.clock())
+        generation = connection.generation_of(start.binding)
+        if not (start.hopeless and classify(error) is Failure.DEADLINE):
+            self.engine.rpc_failed(connection, error, generation, start.at)
+        # Without the RPC: whoever keeps the error would have it count for ever, if ``left`` is
+        # interrupted.
+        setattr(error, STAMP, replace(start, rpc=_ENDED))
+        return error
+
+    def left(self, start: Start) -> None:
+        """An RPC is over, however: count it out."""
+        self.engine.rpc_left(start.connection, start.binding.wire, start.rpc)
+
+    def closed_by_handler(self) -> None:
+        """The handler's own close(): for good."""
+        self.revivable = False
+        self.engine.shut(self.connection, "its handler was closed")
+
+
+def stamp_of(error: BaseException) -> Start | None:
+    """The Start of the RPC that ``error`` ended, if it was one of ours."""
+    stamp = getattr(error, STAMP, None)
+    return stamp if isinstance(stamp, Start) else None
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    """What grpc raises for RPCs on a channel that was closed under them."""
+    if isinstance(error, (grpc.FutureCancelledError, ValueError)):
+        return True
+    code = getattr(error, "code", None)
+    try:
+        return callable(code) and code() is grpc.StatusCode.CANCELLED
+    except Exception:
+        return False

@@ -1,0 +1,142 @@
+"""From the table to ``transitions``: one rule book for every connection of the process.
+
+This is the only file that knows the library's ``EventData``. One plain ``Machine`` serves all
+connections of both flavours without registering them: registering a model costs 7 kB, O(n)
+adding and removing, and a strong reference (measured with transitions 0.9.3). The machine
+itself holds no per-connection data, so threads may fire it at the same time as long as each
+connection is stepped under its own mutex. ``LockedMachine``, ``AsyncMachine`` and
+``queued=True`` are not used; see docs/decisions.md.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol, cast
+
+from transitions import EventData, Machine
+from transitions import State as MachineState
+
+from ..errors import ConnectionClosed, IllegalTransition
+from ..table import IGNORED, IMPOSSIBLE, TRANSITIONS, Row, State, Trigger
+
+if TYPE_CHECKING:
+    from .connection import ManagedConnection
+    from .facts import Facts
+
+_STRATEGY = "strategy."
+
+
+class _Callback(Protocol):
+    def __call__(self, event: EventData) -> object: ...
+
+
+def _condition(name: str) -> Callable[[EventData], bool]:
+    """A guard by its name in the table: the strategy's, or the connection's own."""
+    if name.startswith(_STRATEGY):
+        method = name.removeprefix(_STRATEGY)
+
+        def ask_strategy(event: EventData) -> bool:
+            connection = cast("ManagedConnection", event.model)
+            return bool(getattr(connection.strategy, method)(connection, event.kwargs["facts"]))
+
+        return ask_strategy
+
+    def ask_connection(event: EventData) -> bool:
+        return bool(getattr(event.model, "guard_" + name)(event.kwargs["facts"]))
+
+    return ask_connection
+
+
+def _action(name: str, row: Row) -> _Callback:
+    def act(event: EventData) -> None:
+        getattr(event.model, "action_" + name)(row, event.kwargs["facts"])
+
+    return act
+
+
+def _remember(row: Row) -> _Callback:
+    def remember(event: EventData) -> None:
+        cast("ManagedConnection", event.model).row = row
+
+    return remember
+
+
+def _entering(event: EventData) -> None:
+    """Entering PROBING, RECOVERING or CLOSED asks the strategy what the driver has to do."""
+    connection = cast("ManagedConnection", event.model)
+    connection.entered(event.kwargs["facts"])
+
+
+def build_machine() -> Machine:
+    """The ``transitions`` machine of the table, without models."""
+    states = [
+        MachineState(
+            state,
+            on_enter=_entering
+            if state in (State.PROBING, State.RECOVERING, State.CLOSED)
+            else None,
+        )
+        for state in State
+    ]
+    rows = [
+        {
+            "trigger": row.trigger.value,
+            "source": row.source,
+            "dest": row.dest,
+            "conditions": [_condition(name) for name in row.conditions],
+            "unless": [_condition(name) for name in row.unless],
+            # Actions run before the state moves: if one raises, nothing has happened.
+            "before": [_remember(row), *(_action(name, row) for name in row.actions)],
+        }
+        for row in TRANSITIONS
+    ]
+    return Machine(
+        model=None,
+        states=states,
+        transitions=rows,
+        initial=State.IDLE,
+        auto_transitions=False,
+        send_event=True,
+    )
+
+
+class _Quiet(logging.Filter):
+    """Drops what ``transitions`` logs of our steps: a step holds its connection's mutex, and no
+    log handler may run then. Other users of the library in this process are not touched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stepping = threading.local()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not getattr(self.stepping, "now", False)
+
+
+_QUIET = _Quiet()
+logging.getLogger("transitions.core").addFilter(_QUIET)
+
+_MACHINE = build_machine()
+_EVENTS = {trigger: _MACHINE.events[trigger.value] for trigger in Trigger}
+
+
+def fire(connection: ManagedConnection, trigger: Trigger, facts: Facts) -> bool:
+    """Step ``connection``: True if a row was taken, False if the cell is a no-op.
+
+    Raises ConnectionClosed for a failure of a closed connection and IllegalTransition for a
+    cell that the table calls impossible. The caller holds the connection's mutex.
+    """
+    cell = (connection.state, trigger)
+    if cell in IGNORED:
+        return False
+    if cell in IMPOSSIBLE:
+        if connection.state is State.CLOSED:
+            raise ConnectionClosed(address=connection.address)
+        raise IllegalTransition(f"{trigger} in {connection.state}: {IMPOSSIBLE[cell]}")
+    stepping = _QUIET.stepping
+    outer, stepping.now = getattr(stepping, "now", False), True
+    try:
+        return bool(_EVENTS[trigger].trigger(connection, facts=facts))
+    finally:
+        stepping.now = outer  # a finalizer may step another connection inside of this step

@@ -1,0 +1,178 @@
+"""Strategies: the guards and callbacks in which kinds of endpoints differ.
+
+A strategy is asked by the table's conditions (``strategy.needs_probe`` ...: pure, no I/O, called
+under the connection's mutex) and told when a state is entered (``on_probing``,
+``on_recovering``, ``on_closed``: it returns an effect, which the driver performs outside every
+lock). Nothing else decides. To write your own, derive from ``ConnectionStrategy`` and pass
+``strategy_for`` to the manager; docs/integration.md has a tested example.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from ..errors import Failure, classify
+
+if TYPE_CHECKING:
+    from ..config import ConnectionConfig
+    from .connection import ManagedConnection
+    from .engine import Engine
+    from .facts import Facts, Located
+
+
+class Locator(Protocol):
+    """I/O that finds out where to connect: starts a local server, asks for a topology.
+
+    The driver calls ``locate`` before each attempt to connect, on the flight's worker thread.
+    A locator that also has ``async def alocate`` with the same signature is awaited by the
+    asyncio driver; without it the call runs on a thread of its own there.
+    """
+
+    def locate(
+        self, connection: ManagedConnection, last_error: BaseException | None, timeout: float
+    ) -> Located:
+        """The place to connect to, within ``timeout`` seconds. Raises any exception."""
+        ...
+
+    def release(self, connection: ManagedConnection) -> None:
+        """The connection is closed: give back what ``locate`` took. Must not wait long."""
+        ...
+
+
+@dataclass(frozen=True)
+class Connect:
+    """Open a first channel and validate it."""
+
+    locator: Locator | None = None
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Ask the current channel whether it is alive."""
+
+
+@dataclass(frozen=True)
+class Recover:
+    """Open a fresh channel where the locator says, validate it, swap it in."""
+
+    locator: Locator | None = None
+
+
+@dataclass(frozen=True)
+class Dispose:
+    """Give back what the locator holds."""
+
+    locator: Locator | None = None
+
+
+@dataclass(frozen=True)
+class Broken:
+    """The strategy raised this instead of saying what to do: the flight fails with it."""
+
+    error: Exception
+
+
+Effect = Connect | Probe | Recover | Dispose | Broken
+
+
+class ConnectionStrategy:
+    """The protocol, with the behaviour of a single fixed endpoint as its defaults."""
+
+    #: stands in every record
+    name: ClassVar[str] = "custom"
+    #: may a failed channel turn out to be good? Then a recovery asks it before it opens another
+    keeps_current: ClassVar[bool] = False
+
+    def __init__(self, config: ConnectionConfig) -> None:
+        self.config = config
+
+    def attached(self, engine: Engine) -> None:
+        """A manager is about to use this strategy for a connection."""
+
+    # -- guards: pure, called under the connection's mutex -------------------------------
+
+    def needs_probe(self, connection: ManagedConnection, facts: Facts) -> bool:
+        """Is there a reason not to trust the channel right now?"""
+        return (
+            not connection.validated
+            or connection.suspect
+            or connection.idle_too_long(facts.now)
+            or not connection.has_channel
+        )
+
+    def may_recover(self, connection: ManagedConnection, facts: Facts) -> bool:
+        """Can a new channel mend what ``facts.error`` says?"""
+        return facts.error is None or classify(facts.error) is Failure.TRANSIENT
+
+    def target_changed(self, connection: ManagedConnection, facts: Facts) -> bool:
+        """Should the connection be somewhere else than where it is?"""
+        return False
+
+    def misdirected(self, address: str) -> bool:
+        """Is ``address``, to which a flight connects, not where the connection should be?"""
+        return False
+
+    def awaits_news(self) -> bool:
+        """May the next attempt of a first connect be led somewhere else than where it failed?"""
+        return False
+
+    def aged(self, connection: ManagedConnection, facts: Facts) -> bool:
+        """Is the current channel older than ``max_age`` (shortened by jitter)?"""
+        return connection.policy.aged(connection.channel_age(facts.now), connection.unit)
+
+    def expired(self, connection: ManagedConnection, facts: Facts) -> bool:
+        """Has nobody held or used the connection for ``linger``?"""
+        due = connection.linger_due()
+        return due is not None and facts.now >= due
+
+    # -- callbacks: return what to do, do nothing ----------------------------------------
+
+    def on_probing(self, connection: ManagedConnection, facts: Facts) -> Effect:
+        """PROBING was entered."""
+        return Probe() if connection.has_channel else Connect(self.locator(connection))
+
+    def on_recovering(self, connection: ManagedConnection, facts: Facts) -> Effect:
+        """RECOVERING was entered (or a retry begins)."""
+        return Recover(self.locator(connection))
+
+    def on_closed(self, connection: ManagedConnection, facts: Facts) -> Effect:
+        """CLOSED was entered."""
+        return Dispose(self.locator(connection))
+
+    def committed(self, connection: ManagedConnection, located: Located | None) -> None:
+        """A channel to ``located`` was swapped in: what belongs to it holds from now on."""
+
+    def locator(self, connection: ManagedConnection) -> Locator | None:
+        """Who finds the place to connect to. None: the configured address, always."""
+        return None
+
+    def refresh_every(self, connection: ManagedConnection) -> float | None:
+        """Seconds between calls of the locator while clients hold the connection; None: never."""
+        return None
+
+    def version(self, connection: ManagedConnection) -> int | None:
+        """Version of what the strategy last heard, for the records of a reroute."""
+        return None
+
+
+class RegularStrategy(ConnectionStrategy):
+    """One Milvus endpoint at a fixed address. UNAVAILABLE recovers; nothing else does."""
+
+    name = "regular"
+
+
+class LocalStrategy(ConnectionStrategy):
+    """Milvus Lite inside this process, for a path ending in ``.db``.
+
+    The server starts when the first channel is opened, is restarted in a recovery if it died,
+    and is released when the last connection of this process to that path is CLOSED.
+    """
+
+    name = "local"
+
+    def locator(self, connection: ManagedConnection) -> Locator:
+        """The process-wide server of this path."""
+        from ..endpoints.local import LocalServer
+
+        return LocalServer(self.config.address)

@@ -1,0 +1,274 @@
+"""The permanent channel of the asyncio flavour: a grpc.aio.Channel whose inside can be swapped."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+
+from ..core.face import Start
+from ..core.wire import Rpc, WireState
+from ..errors import LifecycleError
+from ..policy import parse_timeout
+from .aio import AsyncConnectionManager, AsyncFace
+from .rpc import Method
+
+if TYPE_CHECKING:
+    from ..core.connection import ManagedConnection
+
+
+#: So long (seconds) before a call's deadline the engine says why it was not served.
+SAY_BEFORE = 0.05
+
+
+class OverdueError(grpc.RpcError):
+    """DEADLINE_EXCEEDED, for an RPC that was cancelled at its deadline."""
+
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.DEADLINE_EXCEEDED
+
+    def details(self) -> str:
+        return str(self.args[0])
+
+
+class _Interceptors(list[Any]):
+    """The handler's interceptors, one list over all channels; none of them twice.
+
+    pymilvus appends to its channel's own list, and again whenever it builds a stub anew.
+    """
+
+    def append(self, interceptor: Any) -> None:
+        if not any(known is interceptor for known in self):
+            super().append(interceptor)
+
+
+class AsyncLifecycleChannel(AsyncFace, grpc.aio.Channel):
+    """What ``AsyncGrpcHandler`` takes for its channel, for as long as it lives."""
+
+    def __init__(self, engine: AsyncConnectionManager, connection: ManagedConnection) -> None:
+        super().__init__(engine, connection)
+        self._unary_unary_interceptors = _Interceptors()
+        #: the same client's connections in other event loops
+        self._elsewhere: weakref.WeakKeyDictionary[AsyncConnectionManager, Any] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def adopt(self, channel: Any) -> Any:
+        """Make a fresh channel use the handler's interceptors, those to come included."""
+        channel._unary_unary_interceptors = self._unary_unary_interceptors
+        return channel
+
+    # -- RPCs ------------------------------------------------------------------------------
+
+    async def begin(self, timeout: float | None) -> Start:
+        """Let an RPC in, waiting for a flight if need be. Raises what the caller is to see."""
+        rpc = Rpc()
+        try:
+            if timeout is not None:
+                timeout = parse_timeout(timeout)
+            start, began, until = self.quick(rpc, timeout)
+            if start is None:
+                if until is not None and timeout is not None:
+                    # pymilvus cancels the call at its deadline: its caller would learn nothing.
+                    until -= min(SAY_BEFORE, timeout / 10)
+                return await self.engine.drive(self.engine.admit(self, rpc, timeout, began, until))
+            return start
+        except LifecycleError as error:
+            raise self.engine.transport.translate(error) from None
+
+    def ended_badly(self, start: Start, error: Exception) -> Exception:
+        """What the caller of a failed RPC sees."""
+        seen = self.failed(start, error)
+        return self.engine.transport.translate(seen) if isinstance(seen, LifecycleError) else seen
+
+    def cancelled(self, start: Start) -> None:
+        """A caller gave its RPC up. At its deadline this is how pymilvus ends it: a black hole
+        shows itself by nothing else."""
+        now = self.engine.seams.clock()
+        start.connection.ended(now)
+        if start.until is None or start.timeout is None:
+            return
+        if start.until - now <= start.timeout / 10:
+            overdue = OverdueError("cancelled at the deadline of its call")
+            self.engine.rpc_failed(start.connection, overdue, start.binding.generation, start.at)
+
+    async def here(self) -> AsyncLifecycleChannel:
+        """This channel, or in another event loop the same client's channel there."""
+        if self.engine.loop is asyncio.get_running_loop():
+            return self
+        manager = AsyncConnectionManager.get_instance()
+        handler = self._elsewhere.get(manager)
+        if handler is None:
+            connection = self.connection
+            clients = list(connection.clients)
+            handler = await manager.get_or_create(
+                connection.config, connection.dedicated, clients[0] if clients else None
+            )
+            self._elsewhere[manager] = handler
+        face = manager.face_of(handler)
+        assert isinstance(face, AsyncLifecycleChannel)
+        return face
+
+    async def on_rpc_error(self, error: Exception) -> bool:
+        """Asked of the handler's own channel; answered by the one that the RPC went through."""
+        face = await self.here()
+        if face is not self:
+            return await face.on_rpc_error(error)
+        return await super().on_rpc_error(error)
+
+    def let_go_elsewhere(self, client: object | None) -> None:
+        for manager, handler in list(self._elsewhere.items()):
+            manager.let_go(manager.face_of(handler).connection, client)
+        self._elsewhere.clear()
+
+    def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return _UnaryUnary(self, method, args, kwargs)
+
+    def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return _Streaming(self, "unary_stream", method, args, kwargs)
+
+    def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return _Streaming(self, "stream_unary", method, args, kwargs)
+
+    def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return _Streaming(self, "stream_stream", method, args, kwargs)
+
+    # -- the rest of grpc.aio.Channel ------------------------------------------------------
+
+    def _raw(self) -> Any:
+        binding = self.connection.binding
+        if binding is None:
+            raise grpc.aio.UsageError("the connection has no channel at the moment")
+        return binding.wire.channel
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        state: grpc.ChannelConnectivity = self._raw().get_state(try_to_connect)
+        return state
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        await self._raw().wait_for_state_change(last_observed_state)
+
+    async def channel_ready(self) -> None:
+        await self._raw().channel_ready()
+
+    async def close(self, grace: float | None = None) -> None:
+        """The handler was closed: so is its connection."""
+        self.closed_by_handler()
+
+    async def __aenter__(self) -> AsyncLifecycleChannel:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<AsyncLifecycleChannel of {self.connection!r}>"
+
+
+class _UnaryUnary(Method[AsyncLifecycleChannel]):
+    __slots__ = ()
+
+    def __init__(self, face: AsyncLifecycleChannel, method: str, args: Any, kwargs: Any) -> None:
+        super().__init__(face, "unary_unary", method, args, kwargs)
+
+    async def __call__(
+        self,
+        request: Any,
+        *,
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: Any = None,
+        wait_for_ready: bool | None = None,
+        compression: Any = None,
+    ) -> Any:
+        face = await self._face.here()
+        start = await face.begin(timeout)
+        wire = start.binding.wire
+        rpc, failure = start.rpc, None
+        try:
+            rpc.call = self.target(start)(
+                request,
+                timeout=start.remaining(start.at),
+                metadata=face.metadata(start.binding, metadata),
+                credentials=credentials,
+                wait_for_ready=wait_for_ready,
+                compression=compression,
+            )
+            response = await rpc.call
+        except asyncio.CancelledError as cancelled:
+            if not rpc.severed or _cancelling():
+                face.cancelled(start)
+                raise cancelled.with_traceback(None) from None
+            failure = face.ended_badly(start, grpc.FutureCancelledError())
+        except grpc.aio.UsageError as error:
+            if wire.state is not WireState.CLOSED:
+                raise
+            failure = face.ended_badly(start, grpc.FutureCancelledError(str(error)))
+        except grpc.RpcError as error:
+            failure = face.ended_badly(start, error.with_traceback(None))
+        finally:
+            try:
+                rpc.call = None
+                face.left(start)
+            except BaseException:  # a signal handler's, before anything was counted
+                face.left(start)
+                raise
+        if failure is not None:
+            # Raised here, without traceback and context: their frames hold gRPC's call object,
+            # and whoever keeps the error would keep the socket of a closed channel.
+            try:
+                raise failure
+            finally:
+                failure = None  # nor may this frame hold an error whose traceback holds it
+        face.answered(start, self._method, request, metadata, response)
+        return response
+
+
+class _Streaming(Method[AsyncLifecycleChannel]):
+    """Streaming methods on the channel of the moment; their calls are grpc's own.
+
+    Only once the connection is usable: a stream call object cannot wait before it exists.
+    """
+
+    __slots__ = ()
+
+    def __call__(
+        self,
+        request: Any = None,
+        timeout: float | None = None,
+        metadata: Any = None,
+        **options: Any,
+    ) -> Any:
+        face = self._face
+        try:
+            timeout = parse_timeout(timeout)
+            start, _, _ = face.quick(Rpc(), timeout)
+            if start is None:
+                address = face.connection.address
+                raise LifecycleError("the connection is not usable now", address=address)
+        except LifecycleError as error:
+            raise face.engine.transport.translate(error) from None
+        call = self.target(start)(
+            request,
+            timeout=timeout,
+            metadata=face.metadata(start.binding, metadata),
+            **options,
+        )
+        start.rpc.call = call
+
+        def done(_: Any) -> None:
+            start.rpc.call = None
+            face.left(start)
+
+        call.add_done_callback(done)
+        return call
+
+
+def _cancelling() -> bool:
+    """Has somebody asked this very task to end? (Known from Python 3.11 on.)"""
+    task = asyncio.current_task()
+    cancelling = getattr(task, "cancelling", None)
+    return bool(cancelling is not None and cancelling() > 0)

@@ -1,0 +1,322 @@
+"""The permanent channel of the threads flavour: a grpc.Channel whose inside can be swapped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from ..core.face import DrainedError, Face, GrpcFuture, Start
+from ..core.wire import Rpc
+from ..errors import LifecycleError
+from ..policy import parse_timeout
+from .rpc import Method
+
+if TYPE_CHECKING:
+    from ..core.connection import ManagedConnection
+    from .threads import ConnectionManager
+
+
+class LifecycleChannel(Face, grpc.Channel):
+    """What ``GrpcHandler`` takes for its channel, for as long as it lives."""
+
+    engine: ConnectionManager
+
+    def __init__(self, engine: ConnectionManager, connection: ManagedConnection) -> None:
+        super().__init__(engine, connection)
+        self._subscriptions: list[tuple[Callable[[Any], None], bool]] = []
+        self._subscribed_at: Any = None
+
+    # -- RPCs: begin, and the methods that stubs ask for -----------------------------------
+
+    def begin(self, timeout: float | None) -> Start:
+        """Let an RPC in, waiting for a flight if need be. Raises what the caller is to see."""
+        rpc = Rpc()
+        try:
+            if timeout is not None:
+                timeout = parse_timeout(timeout)
+            start, began, until = self.quick(rpc, timeout)
+            if start is None:
+                return self.engine.drive(self.engine.admit(self, rpc, timeout, began, until))
+            return start
+        except LifecycleError as error:
+            raise self.engine.transport.translate(error) from None
+
+    def ended_badly(self, start: Start, error: Exception) -> Exception:
+        """What the caller of a failed RPC sees."""
+        seen = self.failed(start, error)
+        return self.engine.transport.translate(seen) if isinstance(seen, LifecycleError) else seen
+
+    def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return _UnaryUnary(self, method, args, kwargs)
+
+    def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return _Streaming(self, "unary_stream", method, args, kwargs)
+
+    def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return _Streaming(self, "stream_unary", method, args, kwargs)
+
+    def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return _Streaming(self, "stream_stream", method, args, kwargs)
+
+    # -- errors: the retry decorator asks here ---------------------------------------------
+
+    def on_rpc_error(self, error: Exception) -> bool:
+        """``handler._on_rpc_error``: waits for a recovery; True if the call should be retried."""
+        try:
+            return self.engine.drive(self.engine.on_error(self, error))
+        except LifecycleError as failure:
+            raise self.engine.transport.translate(failure) from error
+
+    # -- the rest of grpc.Channel ----------------------------------------------------------
+
+    def subscribe(self, callback: Callable[[Any], None], try_to_connect: bool = False) -> None:
+        """Watch the channel in use, and those that come after it."""
+        self._subscriptions.append((callback, try_to_connect))
+        self._subscribed_at = self._raw()
+        if self._subscribed_at is not None:
+            self._subscribed_at.subscribe(callback, try_to_connect)
+
+    def unsubscribe(self, callback: Callable[[Any], None]) -> None:
+        self._subscriptions = [known for known in self._subscriptions if known[0] != callback]
+        if self._subscribed_at is not None:
+            self._subscribed_at.unsubscribe(callback)
+
+    def rebound(self) -> None:
+        if not self._subscriptions:
+            return
+        old, self._subscribed_at = self._subscribed_at, self._raw()
+        if old is self._subscribed_at:
+            return
+        for callback, try_to_connect in self._subscriptions:
+            if old is not None:
+                old.unsubscribe(callback)
+            if self._subscribed_at is not None:
+                self._subscribed_at.subscribe(callback, try_to_connect)
+
+    def _raw(self) -> Any:
+        binding = self.connection.binding
+        return binding.wire.channel if binding is not None else None
+
+    def close(self) -> None:
+        """The handler was closed: so is its connection."""
+        self.closed_by_handler()
+
+    def __enter__(self) -> LifecycleChannel:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<LifecycleChannel of {self.connection!r}>"
+
+
+class _UnaryUnary(Method[LifecycleChannel]):
+    __slots__ = ()
+
+    def __init__(self, face: LifecycleChannel, method: str, args: Any, kwargs: Any) -> None:
+        super().__init__(face, "unary_unary", method, args, kwargs)
+
+    def __call__(
+        self,
+        request: Any,
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: Any = None,
+        wait_for_ready: bool | None = None,
+        compression: Any = None,
+    ) -> Any:
+        return self.with_call(request, timeout, metadata, credentials, wait_for_ready, compression)[
+            0
+        ]
+
+    def with_call(
+        self,
+        request: Any,
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: Any = None,
+        wait_for_ready: bool | None = None,
+        compression: Any = None,
+    ) -> tuple[Any, grpc.Call]:
+        face = self._face
+        start = face.begin(timeout)
+        try:
+            response, call = self.target(start).with_call(
+                request,
+                timeout=start.remaining(start.at),
+                metadata=face.metadata(start.binding, metadata),
+                credentials=credentials,
+                wait_for_ready=wait_for_ready,
+                compression=compression,
+            )
+        except (grpc.RpcError, ValueError) as error:
+            raise face.ended_badly(start, error) from None
+        finally:
+            try:
+                face.left(start)
+            except BaseException:  # a signal handler's, before anything was counted
+                face.left(start)
+                raise
+        face.answered(start, self._method, request, metadata, response)
+        return response, call
+
+    def future(
+        self,
+        request: Any,
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: Any = None,
+        wait_for_ready: bool | None = None,
+        compression: Any = None,
+    ) -> _Future:
+        face = self._face
+        start = face.begin(timeout)
+        try:
+            call = self.target(start).future(
+                request,
+                timeout=start.remaining(start.at),
+                metadata=face.metadata(start.binding, metadata),
+                credentials=credentials,
+                wait_for_ready=wait_for_ready,
+                compression=compression,
+            )
+        except BaseException as error:
+            face.left(start)
+            if isinstance(error, (grpc.RpcError, ValueError)):
+                raise face.ended_badly(start, error) from None
+            raise
+        answered = partial(face.answered, start, self._method, request, metadata)
+        return _Future(face, start, call, answered)
+
+
+class _Streaming(Method[LifecycleChannel]):
+    """Streaming methods: let in and counted like the others; their calls are grpc's own."""
+
+    __slots__ = ()
+
+    def __call__(
+        self, request: Any, timeout: float | None = None, metadata: Any = None, **options: Any
+    ) -> Any:
+        face = self._face
+        start = face.begin(timeout)
+        try:
+            call = self.target(start)(
+                request,
+                timeout=start.remaining(start.at),
+                metadata=face.metadata(start.binding, metadata),
+                **options,
+            )
+        except BaseException as error:
+            face.left(start)
+            if isinstance(error, grpc.RpcError):
+                raise face.ended_badly(start, error) from None
+            raise
+        if isinstance(call, grpc.Call):
+            if not call.add_callback(partial(face.left, start)):
+                face.left(start)
+        else:
+            face.left(start)
+        return call
+
+
+class _Future(grpc.Call, GrpcFuture):
+    """A grpc future that reports its own failure and never shows a cut as a cancellation."""
+
+    def __init__(
+        self,
+        face: LifecycleChannel,
+        start: Start,
+        call: Any,
+        answered: Callable[[Any], None],
+    ) -> None:
+        self._face = face
+        self._start = start
+        self._call = call
+        self._answered = answered
+        self._seen: Exception | None = None
+        self._cancelled_by_user = False
+        call.add_done_callback(self._finished)
+
+    def _finished(self, call: Any) -> None:
+        face, start = self._face, self._start
+        try:
+            if call.code() is grpc.StatusCode.OK:
+                self._answered(call.result())
+            elif not self._cancelled_by_user:
+                self._seen = face.ended_badly(start, call)
+        finally:
+            face.left(start)
+
+    def _verdict(self, error: Exception) -> Exception:
+        """What ``result`` raises: grpc may wake its caller before it runs done-callbacks."""
+        if self._cancelled_by_user:
+            return error
+        if self._seen is None:
+            self._seen = self._face.ended_badly(self._start, error)
+        return self._seen
+
+    def result(self, timeout: float | None = None) -> Any:
+        try:
+            return self._call.result(timeout)
+        except (grpc.RpcError, grpc.FutureCancelledError) as error:
+            raise self._verdict(error) from None
+
+    def exception(self, timeout: float | None = None) -> Exception | None:
+        try:
+            error: Exception | None = self._call.exception(timeout)
+        except grpc.FutureCancelledError as cancelled:
+            error = self._verdict(cancelled)
+            if error is cancelled:
+                raise
+            return error
+        return None if error is None else self._verdict(error)
+
+    def traceback(self, timeout: float | None = None) -> Any:
+        return self._call.traceback(timeout)
+
+    def code(self) -> Any:
+        code = self._call.code()
+        if isinstance(self._seen, DrainedError):
+            return self._seen.code()
+        return code
+
+    def details(self) -> Any:
+        details = self._call.details()
+        if isinstance(self._seen, DrainedError):
+            return self._seen.details()
+        return details
+
+    def cancel(self) -> bool:
+        self._cancelled_by_user = True
+        return bool(self._call.cancel())
+
+    def cancelled(self) -> bool:
+        return self._cancelled_by_user and bool(self._call.cancelled())
+
+    def running(self) -> bool:
+        return bool(self._call.running())
+
+    def done(self) -> bool:
+        return bool(self._call.done())
+
+    def add_done_callback(self, fn: Callable[[Any], None]) -> None:
+        self._call.add_done_callback(lambda call: fn(self))
+
+    def add_callback(self, callback: Callable[[], None]) -> bool:
+        return bool(self._call.add_callback(callback))
+
+    def initial_metadata(self) -> Any:
+        return self._call.initial_metadata()
+
+    def trailing_metadata(self) -> Any:
+        return self._call.trailing_metadata()
+
+    def is_active(self) -> bool:
+        return bool(self._call.is_active())
+
+    def time_remaining(self) -> Any:
+        return self._call.time_remaining()

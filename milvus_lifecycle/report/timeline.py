@@ -1,0 +1,166 @@
+"""The report's timeline: for each connection, the stays in its states; a large log is thinned.
+
+A *stay* lasts from the record that entered a state to the connection's next record. The rule
+of thinning, which the report states with its figures:
+
+1. All stays are shown, as long as there are no more than ``STAYS``.
+2. Beyond, a stay that is shorter than the *grain* is merged with the one before it. A merged
+   stay has the colour and the record of the worst of them (RECOVERING, then PROBING, CLOSED,
+   ACTIVE, IDLE) and says how many it stands for. The grain is the smallest of 1, 2, 4, ... ms
+   that is enough, but at most a thousandth of the log's time: finer than a screen shows.
+3. Where that is not enough, the connections with the least time in outages (then with the
+   fewest records) are left out.
+
+Outages and figures are not made of what is shown: they count every record.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from ..replay.outages import Life
+from ..replay.records import Created, Record, Transition
+from ..table import State
+
+STAYS = 60_000
+_FINEST = 1000
+
+_WORST = tuple(map(str, (State.IDLE, State.ACTIVE, State.CLOSED, State.PROBING, State.RECOVERING)))
+_RANK = {state: rank for rank, state in enumerate(_WORST)}
+
+
+@dataclass
+class Stay:
+    """``records`` changes of state, drawn as one stay in ``state`` from ``start`` on.
+
+    ``record`` is the one that entered the state; None for the time before a log that starts
+    late.
+    """
+
+    start: datetime
+    state: str
+    record: Transition | Created | None
+    records: int = 1
+
+    def merge(self, other: Stay) -> None:
+        """Take over the stay that follows."""
+        self.records += other.records
+        if _RANK.get(other.state, 0) > _RANK.get(self.state, 0):
+            self.state, self.record = other.state, other.record
+
+
+@dataclass
+class Lane:
+    """One connection: its stays in order, each up to the start of the next."""
+
+    life: Life
+    strategy: str
+    flavour: str
+    pid: int | None
+    stays: list[Stay] = field(default_factory=list)
+
+    def thin(self, grain: timedelta) -> None:
+        """Merge stays shorter than ``grain`` into the ones before them."""
+        kept: list[Stay] = []
+        for index, stay in enumerate(self.stays):
+            after = self.stays[index + 1].start if index + 1 < len(self.stays) else None
+            # The last stay shows what became of the connection; it is never merged away.
+            short = after is not None and after - stay.start < grain
+            if short and kept and stay.start - kept[-1].start < 2 * grain:
+                kept[-1].merge(stay)
+            else:
+                kept.append(stay)
+        self.stays = kept
+
+
+class TimelineFold:
+    """Collects stays, thinning as they become too many. ``finish`` ends the collecting."""
+
+    def __init__(self, limit: int = STAYS) -> None:
+        self.limit = limit
+        self.grain = timedelta(0)
+        #: were connections left out, to keep to ``limit``?
+        self.left_out = False
+        self.records = 0
+        self.since: datetime | None = None
+        self.until: datetime | None = None
+        self._lanes: dict[str, Lane] = {}
+        self._stays = 0
+
+    def add(self, record: Record, life: Life | None) -> None:
+        """Take one record, with what the fold of the figures knows of its connection."""
+        if self.since is None or record.ts < self.since:
+            self.since = record.ts
+        if self.until is None or record.ts > self.until:
+            self.until = record.ts
+        if life is None or not isinstance(record, (Transition, Created)):
+            return
+        self.records += 1
+        lane = self._lanes.get(record.connection_id) or self._begin(record, life)
+        lane.life = life
+        lane.stays.append(Stay(record.ts, record.dest, record))
+        self._stays += 1
+        if self._stays > 2 * self.limit:
+            self._shrink()
+
+    def finish(self) -> list[Lane]:
+        """The lanes to show, those with the most time in outages first."""
+        if self._stays > self.limit:
+            self._shrink()
+        return self._sorted()
+
+    def _sorted(self) -> list[Lane]:
+        """Most time in outages first, then most records."""
+        until = self.until
+        if until is None:
+            return []
+        return sorted(
+            self._lanes.values(),
+            key=lambda lane: (
+                -lane.life.suffered(until),
+                -lane.life.records,
+                lane.life.connection_id,
+            ),
+        )
+
+    def _begin(self, record: Transition | Created, life: Life) -> Lane:
+        lane = Lane(life, record.strategy, record.flavour, record.pid)
+        self._lanes[record.connection_id] = lane
+        if isinstance(record, Transition) and record.seq > 1 and record.dwell_s:
+            # What went before is not shown, but known by its end and its length.
+            began = record.ts - timedelta(seconds=min(record.dwell_s, 86_400.0))
+            if self.since is not None and began < self.since:
+                began = self.since
+            lane.stays.append(Stay(began, record.source, None, records=0))
+            self._stays += 1
+        return lane
+
+    def _shrink(self) -> None:
+        """Rules 2 and 3, until no more than ``limit`` stays are left."""
+        if self.since is None or self.until is None:
+            return
+        coarsest = (self.until - self.since) / _FINEST
+        grain = max(self.grain, timedelta(milliseconds=1))
+        while self._stays > self.limit and grain <= coarsest:
+            for lane in self._lanes.values():
+                lane.thin(grain)
+            self._count()
+            self.grain, grain = grain, 2 * grain
+        if self._stays > self.limit:
+            self._leave_out()
+
+    def _leave_out(self) -> None:
+        order = self._sorted()
+        room = self.limit
+        for index, lane in enumerate(order):
+            room -= len(lane.stays)
+            if room < 0 and index:
+                order = order[:index]
+                self.left_out = True
+                break
+        self._lanes = {lane.life.connection_id: lane for lane in order}
+        self._count()
+
+    def _count(self) -> None:
+        self._stays = sum(len(lane.stays) for lane in self._lanes.values())
