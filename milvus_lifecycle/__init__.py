@@ -3,10 +3,10 @@
 from .audit.records import TransitionRecord
 from .config import ConnectionConfig
 from .core.connection import ManagedConnection
-from .core.strategies import ConnectionStrategy, LocalStrategy, RegularStrategy
-from .drivers.aio import AsyncConnectionManager
-from .drivers.threads import ConnectionManager
+from .core.strategies import ConnectionStrategy, RegularStrategy
 from .endpoints.global_cluster import GlobalStrategy
+from .endpoints.local import LocalStrategy
+from .managers import AsyncConnectionManager, ConnectionManager
 from .policy import LifecyclePolicy
 from .table import State, Trigger
 

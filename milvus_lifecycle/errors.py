@@ -45,7 +45,6 @@ __all__ = [
     "brief",
     "classify",
     "error_code",
-    "for_callers",
     "redact",
 ]
 
@@ -78,18 +77,6 @@ _SECRETS = (
         r"\1\2***",
     ),
 )
-
-
-def for_callers(error: LifecycleError) -> Exception:
-    """The error as pymilvus's users know errors; as it is where pymilvus is not installed.
-
-    For what is raised with no manager at hand, whose transport knows its users.
-    """
-    try:
-        from .drivers.pymilvus_errors import translate
-    except ImportError:
-        return error
-    return translate(error)
 
 
 def redact(text: str) -> str:

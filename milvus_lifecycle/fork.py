@@ -92,6 +92,18 @@ class ForkGate:
         return not self._closed
 
 
+_LEAKED: list[object] = []
+
+
+def leak(*things: object) -> None:
+    """In a forked child: hold ``things`` of the parent for the rest of the process.
+
+    Closing an inherited gRPC channel would write to the parent's sockets. Dropping the last
+    reference closes it too.
+    """
+    _LEAKED.extend(things)
+
+
 #: Locks and counts of modules: renewed before any manager is told, for managers use them.
 _RENEWED: list[Callable[[], object]] = []
 _TOLD: weakref.WeakSet[Forked] = weakref.WeakSet()

@@ -9,12 +9,9 @@ import functools
 import os
 import ssl
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from milvus_lifecycle.errors import ConfigError
-
-if TYPE_CHECKING:
-    from milvus_lifecycle.config import ConnectionConfig
 
 __all__ = ["PATH_FIELDS", "TlsMaterial", "certificate_error", "client_context", "load_tls"]
 
@@ -37,7 +34,20 @@ class TlsMaterial:
     server_name: str = ""
 
 
-def load_tls(config: ConnectionConfig) -> TlsMaterial | None:
+class Configured(Protocol):
+    """What is asked of a configuration."""
+
+    @property
+    def secure(self) -> bool:
+        """Is it for TLS?"""
+        ...
+
+    def get_handler_kwargs(self) -> dict[str, Any]:
+        """Its options, by pymilvus's names."""
+        ...
+
+
+def load_tls(config: Configured) -> TlsMaterial | None:
     """Read the PEM files that pymilvus's handler would read; None without TLS. Does file I/O.
 
     As in pymilvus 3.0.2 `server_pem_path` wins, and client certificate, key and CA count only

@@ -202,7 +202,7 @@ class ManagedConnection(Leases):
             flight.patience = max(flight.patience, until)
             return True
 
-    def part(self, flight: Flight, wake: Callable[[], None]) -> bool:
+    def leave(self, flight: Flight, wake: Callable[[], None]) -> bool:
         """Stop waiting. True if the flight has nobody left who waits for it."""
         with self._lock, self._section:
             if wake in flight.waiters:
@@ -358,7 +358,7 @@ class ManagedConnection(Leases):
             and self.guard_same_generation(facts)
             and self.strategy.may_recover(self, facts)
         ):
-            self.press(flight, facts)
+            self.make_mandatory(flight, facts)
 
     def entered(self, facts: Facts) -> None:
         """PROBING, RECOVERING or CLOSED was entered: ask the strategy for the effect."""

@@ -22,19 +22,17 @@ from ..errors import (
     classify,
 )
 from ..table import State
-from .readiness import READS, Readiness, Status
+from .readiness import READS, Collection, Readiness
 from .wire import Binding, Rpc, WireState
 
 if TYPE_CHECKING:
     # Generic in its stubs only.
     GrpcFuture = grpc.Future[Any]
     from .connection import ManagedConnection
-    from .procedures import Procedures
+    from .pool import Pool
 else:
     GrpcFuture = grpc.Future
 
-#: attribute of a handler that leads to its permanent channel
-FACE = "_milvus_lifecycle_face"
 #: stands for an RPC that has ended
 _ENDED = Rpc()
 #: attribute of an RPC's error that carries its Start (an attribute survives both flavours)
@@ -68,6 +66,17 @@ class Start:
     def hopeless(self) -> bool:
         """It was sent without any time: its deadline says nothing about the connection."""
         return self.until is not None and self.until <= self.at
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """An answer that carries a status which the retry decorator may ask about."""
+
+    start: Start
+    code: int
+    reason: str
+    #: what has to be loaded; None: the status is about something else
+    collection: Collection | None
 
 
 @dataclass(slots=True)
@@ -156,8 +165,8 @@ class DrainedError(grpc.RpcError, grpc.Call, GrpcFuture):
 class Face:
     """State and bookkeeping of a permanent channel."""
 
-    def __init__(self, engine: Procedures, connection: ManagedConnection) -> None:
-        self.engine = engine
+    def __init__(self, pool: Pool, connection: ManagedConnection) -> None:
+        self.pool = pool
         self.connection = connection
         #: False once the handler itself was closed: then CLOSED is the caller's answer
         self.revivable = True
@@ -185,7 +194,7 @@ class Face:
 
     def quick(self, rpc: Rpc, timeout: float | None) -> tuple[Start | None, float, float | None]:
         """Start ``rpc`` without waiting, if nothing stands in its way. (start, began, until)."""
-        now = self.engine.seams.clock()
+        now = self.pool.seams.clock()
         began, until = self.call_window(timeout, now)
         connection = self.connection
         # A timeout of 0 is for gRPC to judge, as it is without the engine: it often lets an answer
@@ -201,7 +210,7 @@ class Face:
 
         Raises DeadlineExceeded if nothing worth a retry is left.
         """
-        now = self.engine.seams.clock()
+        now = self.pool.seams.clock()
         if start.until is not None and start.until - now <= DEADLINE_MARGIN:
             raise DeadlineExceeded(
                 address=start.connection.address,
@@ -223,17 +232,17 @@ class Face:
     ) -> None:
         """An RPC succeeded: the connection hears of it; a status in the answer is noted."""
         connection = start.connection
-        self.engine.rpc_succeeded(connection, connection.generation_of(start.binding))
+        self.pool.rpc_succeeded(connection, connection.generation_of(start.binding))
         status = getattr(response, "status", response)
         code = getattr(status, "code", 0)
         if code == 0:
             if method in READS:
-                self.readiness.answered(start, metadata, request, self.engine.seams.clock)
+                self.readiness.answered(start.binding, metadata, request, self.pool.seams.clock)
             return
         reason = getattr(status, "reason", "")
         collection = None
         if code in NOT_READY_CODES:
-            collection = self.readiness.lost(start, metadata, request)
+            collection = self.readiness.lost(start.binding, start.at, metadata, request)
         if collection is not None or REPLICATE_VIOLATION_MARK in reason:
             self.note_status(Status(start, code, reason, collection))
 
@@ -256,10 +265,10 @@ class Face:
                 error = DrainedError(wire.address, connection.policy.drain_timeout)
             else:
                 return ConnectionClosed(address=connection.address)
-        connection.ended(self.engine.seams.clock())
+        connection.ended(self.pool.seams.clock())
         generation = connection.generation_of(start.binding)
         if not (start.hopeless and classify(error) is Failure.DEADLINE):
-            self.engine.rpc_failed(connection, error, generation, start.at)
+            self.pool.rpc_failed(connection, error, generation, start.at)
         # Without the RPC: whoever keeps the error would have it count for ever, if ``left`` is
         # interrupted.
         setattr(error, STAMP, replace(start, rpc=_ENDED))
@@ -267,12 +276,16 @@ class Face:
 
     def left(self, start: Start) -> None:
         """An RPC is over, however: count it out."""
-        self.engine.rpc_left(start.connection, start.binding.wire, start.rpc)
+        self.pool.rpc_left(start.connection, start.binding.wire, start.rpc)
+
+    def credentials_changed(self) -> None:
+        """The handler has others than its pool key says: nobody else is to find its connection."""
+        self.pool.registry.unshare(self.connection)
 
     def closed_by_handler(self) -> None:
         """The handler's own close(): for good."""
         self.revivable = False
-        self.engine.shut(self.connection, "its handler was closed")
+        self.pool.close(self.connection, "its handler was closed")
 
 
 def stamp_of(error: BaseException) -> Start | None:

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from .wire import Wire
 
 
+#: Whoever wakes so much later (seconds) than he wanted was not run meanwhile: the process was
+#: stopped or the machine suspended, and its budgets ran out without a try.
+STOPPED = 1.0
+
+
 class FlightKind(Enum):
     """CONNECT and PROBE belong to PROBING, RECOVERY to RECOVERING."""
 
@@ -123,3 +128,19 @@ class Flight:
         self.error: BaseException | None = None
         self.outcome: Outcome | None = None
         self.waiters: list[Callable[[], None]] = []
+
+    @property
+    def limit(self) -> float:
+        """When it is to end: a first connect, for the most patient who waits."""
+        patient = self.kind is FlightKind.CONNECT and self.patience > self.began
+        return self.patience if patient else self.deadline
+
+    def thaw(self, now: float, extra: float) -> bool:
+        """If its time ran out while the process was not run: ``extra`` seconds, once.
+
+        True if it has been given that, now or before.
+        """
+        if not self.thawed and now > self.limit + STOPPED:
+            self.thawed = True
+            self.deadline = self.patience = now + extra
+        return self.thawed

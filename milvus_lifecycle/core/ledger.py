@@ -197,9 +197,9 @@ class Ledger:
         failed = row.trigger in (Trigger.FAIL, Trigger.PROBE_FAILED)
         flight.mandatory = failed or not self.has_channel
         if flight.mandatory:
-            self.press(flight, facts)
+            self.make_mandatory(flight, facts)
 
-    def press(self, flight: Flight, facts: Facts) -> None:
+    def make_mandatory(self, flight: Flight, facts: Facts) -> None:
         """The current channel failed: the flight is now all that stands between it and RPCs."""
         flight.mandatory = True
         self.failures += 1
@@ -302,10 +302,10 @@ class Ledger:
 
     def action_forget_parent(self, row: Row, facts: Facts) -> None:
         """The parent's sockets belong to the parent: keep the objects, touch nothing."""
-        from ..inherited import keep
+        from ..fork import leak
 
         flight, self.flight = self.flight, None
-        keep(self.binding, self.draining, flight)
+        leak(self.binding, self.draining, flight)
         self.binding = None
         self.draining = []
         self.outage = None

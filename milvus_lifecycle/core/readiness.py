@@ -17,7 +17,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from .face import Start
+    from .wire import Binding
 
 #: RPCs that only a loaded collection answers: search, hybrid_search, query, get, iterators.
 READS = frozenset(
@@ -60,17 +60,6 @@ class Collection(NamedTuple):
     def __str__(self) -> str:
         where = f" of database {self.database!r}" if self.database else ""
         return f"collection {self.name!r}{where}"
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """An answer that carries a status which the retry decorator may ask about."""
-
-    start: Start
-    code: int
-    reason: str
-    #: what has to be loaded; None: the status is about something else
-    collection: Collection | None
 
 
 @dataclass(slots=True)
@@ -116,45 +105,46 @@ class Readiness:
         self._reloads: dict[tuple[Epoch, Collection], Reload] = {}
 
     def answered(
-        self, start: Start, metadata: Any, request: Any, clock: Callable[[], float]
+        self, binding: Binding, metadata: Any, request: Any, clock: Callable[[], float]
     ) -> None:
         """A read was answered: the collection is loaded."""
         key = (_database(metadata), request.collection_name)
-        known, epoch = self._answered.get(key), _epoch(start)
+        known, epoch = self._answered.get(key), _epoch(binding)
         if known is None:
             if len(self._answered) < ANSWERED_LIMIT:
                 self._answered[key] = _Answered(epoch, clock(), False)
         elif known.epoch < epoch:
             self._answered[key] = _Answered(epoch, clock(), True)
 
-    def lost(self, start: Start, metadata: Any, request: Any) -> Collection | None:
-        """``request`` was answered 101: what it may wait for, None if that is its caller's."""
+    def lost(self, binding: Binding, at: float, metadata: Any, request: Any) -> Collection | None:
+        """``request``, sent ``at`` (monotonic seconds), was answered 101: what it may wait for.
+
+        None if that is its caller's.
+        """
         name = getattr(request, "collection_name", "")
         partitions = tuple(getattr(request, "partition_names", ()))
-        collection, epoch = Collection(_database(metadata), name, partitions), _epoch(start)
+        collection, epoch = Collection(_database(metadata), name, partitions), _epoch(binding)
         reload = self._reloads.get((epoch, collection))
         if reload is not None:
             # Answers may overtake each other: whoever asked before the end belongs to the wait.
-            return collection if start.at < reload.ended else None
+            return collection if at < reload.ended else None
         known = self._answered.get(collection[:2])
         if known is None or known.epoch > epoch:
             return None
-        early = known.returned and start.at < known.since
+        early = known.returned and at < known.since
         return collection if known.epoch < epoch or early else None
 
-    def reload(self, status: Status, now: float, budget: float) -> Reload:
-        """The wait that this answer belongs to; it may be over."""
-        collection = status.collection
-        assert collection is not None, "noted because of its collection"
+    def reload(self, binding: Binding, collection: Collection, now: float, budget: float) -> Reload:
+        """The wait that an answer about ``collection`` belongs to; it may be over."""
         if len(self._reloads) >= RELOADS_LIMIT:
             self._reloads.clear()
         return self._reloads.setdefault(
-            (_epoch(status.start), collection), Reload(collection, now, now + budget)
+            (_epoch(binding), collection), Reload(collection, now, now + budget)
         )
 
 
-def _epoch(start: Start) -> Epoch:
-    return start.binding.wire.opened_at, start.binding.generation
+def _epoch(binding: Binding) -> Epoch:
+    return binding.wire.opened_at, binding.generation
 
 
 def _database(metadata: Any) -> str:

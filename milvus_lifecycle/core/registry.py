@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ class Registry:
 
     def __init__(self) -> None:
         self._shared: dict[str, ManagedConnection] = {}
+        #: The shared connection of a pool key. No lock: a dictionary read is atomic.
+        self.find: Callable[[str], ManagedConnection | None] = self._shared.get
         self._dedicated: dict[int, ManagedConnection] = {}
         #: (id of the client, pool key) -> its dedicated connection
         self._owned: dict[tuple[int, str], ManagedConnection] = {}
@@ -23,10 +26,6 @@ class Registry:
         self._retired = False
         # Re-entrant: the collector may run a finalizer that releases while we insert.
         self._lock = threading.RLock()
-
-    def find(self, key: str) -> ManagedConnection | None:
-        """The shared connection of ``key``. No lock: a dictionary read is atomic."""
-        return self._shared.get(key)
 
     def find_dedicated(self, key: str, client: object | None) -> ManagedConnection | None:
         """The dedicated connection that ``client`` has, or is just getting. None for nobody's."""

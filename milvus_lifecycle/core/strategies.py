@@ -9,6 +9,7 @@ lock). Nothing else decides. To write your own, derive from ``ConnectionStrategy
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -16,8 +17,8 @@ from ..errors import Failure, classify
 
 if TYPE_CHECKING:
     from ..config import ConnectionConfig
+    from ..policy import LifecyclePolicy
     from .connection import ManagedConnection
-    from .engine import Engine
     from .facts import Facts, Located
 
 
@@ -87,8 +88,12 @@ class ConnectionStrategy:
     def __init__(self, config: ConnectionConfig) -> None:
         self.config = config
 
-    def attached(self, engine: Engine) -> None:
-        """A manager is about to use this strategy for a connection."""
+    def attached(self, policy: LifecyclePolicy, moved: Callable[[], object]) -> None:
+        """A pool is about to use this strategy for a connection.
+
+        ``moved`` has all of its connections compare where they are; it may be called from any
+        thread, at any time.
+        """
 
     # -- guards: pure, called under the connection's mutex -------------------------------
 
@@ -160,19 +165,3 @@ class RegularStrategy(ConnectionStrategy):
     """One Milvus endpoint at a fixed address. UNAVAILABLE recovers; nothing else does."""
 
     name = "regular"
-
-
-class LocalStrategy(ConnectionStrategy):
-    """Milvus Lite inside this process, for a path ending in ``.db``.
-
-    The server starts when the first channel is opened, is restarted in a recovery if it died,
-    and is released when the last connection of this process to that path is CLOSED.
-    """
-
-    name = "local"
-
-    def locator(self, connection: ManagedConnection) -> Locator:
-        """The process-wide server of this path."""
-        from ..endpoints.local import LocalServer
-
-        return LocalServer(self.config.address)

@@ -131,7 +131,7 @@ class Wire:
             if self.state is not WireState.CLOSED:
                 self.state = WireState.DRAINING
 
-    def sever(self, *, cut: bool) -> bool:
+    def close_now(self, *, cut: bool) -> bool:
         """Take it out of service, whatever runs. True if the channel is to be closed now."""
         with self._lock:
             if self.state is not WireState.CLOSED:

@@ -1,4 +1,4 @@
-"""AsyncConnectionManager: the asyncio driver. It awaits where a procedure asks it to, and no more.
+"""The asyncio driver: it awaits where a procedure asks it to, and no more.
 
 Table, machine, procedures, strategies, registry and audit are those of the threads flavour; a
 flight is a task of the loop instead of a thread, and the loop's own timer keeps time. A manager
@@ -14,14 +14,10 @@ import weakref
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from ..audit.records import Listener
-from ..config import ConnectionConfig, ForeignConfig
-from ..core.face import Face
-from ..core.facts import Located
 from ..core.kept import kept
-from ..core.procedures import Procedures
+from ..core.recovery import Recovery
 from ..core.requests import (
     AskLoadState,
     Locate,
@@ -33,17 +29,16 @@ from ..core.requests import (
     Request,
     Wait,
 )
-from ..errors import Interrupted, LifecycleError, LoopMismatch, for_callers
+from ..errors import Interrupted, LoopMismatch
 from ..fork import on_fork_in_child
-from ..policy import LifecyclePolicy, parse_timeout
-from ..settings import Settings
+from .aio_channel import AsyncLifecycleChannel
 from .aio_loops import GONE, call_in, fail, hush, run_at_once, settle
 
 if TYPE_CHECKING:
     from ..core.connection import ManagedConnection
+    from ..core.facts import Located
     from ..core.flight import Flight
-    from ..core.readiness import Status
-    from ..core.strategies import Locator
+    from ..core.pool import Pool
     from ..core.wire import Wire
 
 T = TypeVar("T")
@@ -54,116 +49,38 @@ Done = Callable[[object], object]
 _NEVER = 10 * 365 * 86_400.0
 
 
-class AsyncConnectionManager(Procedures):
-    """Pools connections for ``AsyncMilvusClient``; a drop-in for pymilvus's class of that name.
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop in which this code runs; None outside of any."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
-    Use it inside its event loop. Errors are those of ``ConnectionManager``.
-    """
 
-    flavour: ClassVar[str] = "asyncio"
-    # By id of the loop. Weak: a manager lives as long as its loop or somebody who uses it.
-    _instances: ClassVar[weakref.WeakValueDictionary[int, AsyncConnectionManager]] = (
-        weakref.WeakValueDictionary()
-    )
+class AsyncDriver:
+    """Performs what the procedures of one pool ask for, by awaiting. Belongs to one loop."""
 
-    def __init__(self, policy: LifecyclePolicy | None = None, **seams: Any) -> None:
+    def __init__(self, pool: Pool, running: Callable[[], Any]) -> None:
         loop = asyncio.get_running_loop()
-        if "transport" not in seams:
-            from ..integrations.pymilvus import AsyncioTransport
-
-            seams["transport"] = AsyncioTransport()
-        super().__init__(policy, **seams)
+        self.pool = pool
+        pool.driver = self
+        #: finds the manager of the running loop, for clients that are used in another one
+        self.running = running
         self._loop_ref = weakref.ref(loop)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = float("inf")
-        # Known weakly: the loop alone may keep the anchor.
-        self._anchored = weakref.ref(loop.call_later(_NEVER, _Anchor(self).hold))
         on_fork_in_child(self)
 
-    # -- public ----------------------------------------------------------------------------
+    def permanent_channel(self, connection: ManagedConnection) -> AsyncLifecycleChannel:
+        """A channel for an AsyncGrpcHandler."""
+        return AsyncLifecycleChannel(self, connection)
 
-    @classmethod
-    def get_instance(cls) -> AsyncConnectionManager:
-        """The running loop's manager. Raises LoopMismatch outside of a loop."""
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            raise for_callers(LoopMismatch("no event loop is running here")) from None
-        with Settings.lock:
-            over = [known for known in cls._instances.values() if known.loop_is_over()]
-            instance = cls._instances.get(id(loop))
-            if instance is None or instance.loop is not loop:
-                settings = Settings.current()
-                instance = cls(settings.policy, sinks=settings.sinks)
-                cls._instances[id(loop)] = instance
-        for known in over:
-            known.loop_gone()  # outside the lock: closing calls listeners
-        return instance
-
-    @classmethod
-    def drop_instances(cls) -> None:
-        """Close the managers of every loop; ``get_instance`` makes new ones."""
-        with Settings.lock:
-            instances = list(cls._instances.values())
-            cls._instances.clear()
-        for instance in instances:
-            instance.retire()
-
-    async def get_or_create(
-        self,
-        config: ConnectionConfig | ForeignConfig,
-        dedicated: bool = False,
-        client: object | None = None,
-        timeout: float | None = None,
-    ) -> Any:
-        """A handler on a usable connection; see ``ConnectionManager.get_or_create``."""
-        try:
-            if timeout is not None:
-                timeout = parse_timeout(timeout)
-            if not dedicated and type(config) is ConnectionConfig:
-                pooled = self.registry.find(config.key)
-                if pooled is not None and pooled.try_fast(client, self.seams.clock()):
-                    return pooled.handler
-            return await self.drive(self.obtain(config, dedicated, client, timeout))
-        except LifecycleError as error:
-            raise self.transport.translate(error) from error.last_error
-
-    async def release(self, handler: Any, client: object | None = None) -> None:
-        """Give a lease back. Raises UnknownHandler."""
-        face = self.face_of(handler)
-        self.let_go(face.connection, client)
-        self.wind()  # its expiry may be planned on a timer that was interrupted
-        face.let_go_elsewhere(client)
-
-    async def close_all(self) -> None:
-        """Close every connection at once; whoever waits for one wakes with the closed error."""
-        self.shut_all("close_all")
-
-    async def handle_error(self, handler: Any, error: Exception) -> bool:
-        """What pymilvus's decorator asks after a failed call: True if it should retry.
-
-        False for a handler that this manager did not hand out.
-        """
-        face = self.find_face(handler)
-        return face is not None and await face.on_rpc_error(error)
-
-    def get_stats(self) -> dict[str, Any]:
-        """Counts and one row per connection; ages and idle times in seconds."""
-        return self.stats()
-
-    def subscribe(self, listener: Listener) -> Callable[[], None]:
-        """Call ``listener(record)`` for every transition. Returns the unsubscriber."""
-        return self.listen(listener)
-
-    async def __aenter__(self) -> AsyncConnectionManager:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.close_all()
-        anchored = self._anchored()
-        if anchored is not None and self not in list(self._instances.values()):
-            anchored.cancel()  # a manager of one's own need not wait for the loop's end
+    def anchor(self, manager: object) -> weakref.ref[asyncio.TimerHandle]:
+        """Keep ``manager`` alive by a timer of the loop; when that goes, so do the connections."""
+        loop = asyncio.get_running_loop()
+        # Known weakly: the loop alone may keep the anchor.
+        return weakref.ref(loop.call_later(_NEVER, _Anchor(self, manager).hold))
 
     # -- driving procedures ----------------------------------------------------------------
 
@@ -186,18 +103,16 @@ class AsyncConnectionManager(Procedures):
             return await self._wait(request)
         if isinstance(request, Register):
             return await self._ask(
-                request, self.transport.register, request.timeout, request.patient
+                request, self.pool.transport.register, request.timeout, request.patient
             )
         if isinstance(request, Ping):
-            return await self._ask(request, self.transport.ping, request.timeout)
+            return await self._ask(request, self.pool.transport.ping, request.timeout)
         if isinstance(request, Open):
-            return self.transport.open(
-                request.connection, request.address, request.secure, request.window
-            )
+            return self.pool.transport.open(request)
         if isinstance(request, Locate):
             return await self._locate(request)
         if isinstance(request, AskLoadState):
-            return await self.transport.load_state(
+            return await self.pool.transport.load_state(
                 request.connection, request.collection, request.timeout
             )
         assert isinstance(request, Pause)
@@ -233,10 +148,10 @@ class AsyncConnectionManager(Procedures):
 
         try:
             if request.connection.join(request.flight, wake, request.until, leads=request.leads):
-                left = request.until + request.grace - self.seams.clock()
+                left = request.until + request.grace - self.pool.seams.clock()
                 await asyncio.wait({landed}, timeout=max(0.0, left))
         finally:
-            self.parted(request.connection, request.flight, wake)
+            self.pool.leave(request.connection, request.flight, wake)
 
     async def _locate(self, request: Locate) -> Located:
         args = (request.connection, request.last_error, request.timeout)
@@ -258,7 +173,7 @@ class AsyncConnectionManager(Procedures):
         threading.Thread(target=locate, name="milvus-lifecycle-locate", daemon=True).start()
         return await found
 
-    # -- what the engine asks of its driver ------------------------------------------------
+    # -- what the pool asks of its driver ---------------------------------------------------
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
@@ -274,14 +189,12 @@ class AsyncConnectionManager(Procedures):
         """The loop was closed: close the connections without it."""
         for task in self._tasks:
             hush(task)
-        self.shut_all("its event loop was closed")
+        self.pool.close_all("its event loop was closed")
 
     def _here(self) -> bool:
         """Is this code running inside the manager's loop?"""
-        try:
-            return asyncio.get_running_loop() is self.loop
-        except RuntimeError:
-            return False
+        loop = running_loop()
+        return loop is not None and loop is self.loop
 
     def _in_loop(self, job: Callable[..., object], *args: object) -> None:
         """Run ``job`` in the loop's thread: now if this is it, or if the loop is not running."""
@@ -296,18 +209,15 @@ class AsyncConnectionManager(Procedures):
         if loop is None or loop.is_closed():
             raise LoopMismatch("the connection's event loop is closed", address=connection.address)
         name = f"milvus-lifecycle-{flight.kind.value}-{connection.id}"
-        flown = partial(self._flown, connection, flight)
-        self._start(loop, partial(self._fly, connection, flight), name, flown)
-
-    def _flown(self, connection: ManagedConnection, flight: Flight, task: object) -> None:
+        recovery = Recovery(self.pool, connection, flight)
         # A task that is cancelled before its first step never enters its coroutine.
-        self.abandon(connection, flight, task)
+        self._start(loop, partial(self._fly, recovery), name, recovery.abandon)
 
-    def aside(self, connection: ManagedConnection) -> None:
+    def refresh_in_background(self, connection: ManagedConnection) -> None:
         loop = self.loop
         if loop is not None and not loop.is_closed():
             name = f"milvus-lifecycle-refresh-{connection.id}"
-            self._start(loop, lambda: self.drive(self.refresh(connection)), name)
+            self._start(loop, lambda: self.drive(self.pool.maintenance.refresh(connection)), name)
 
     def _start(
         self, loop: asyncio.AbstractEventLoop, work: Work, name: str, done: Done | None = None
@@ -333,15 +243,15 @@ class AsyncConnectionManager(Procedures):
             task.add_done_callback(done)
         return task
 
-    async def _fly(self, connection: ManagedConnection, flight: Flight) -> None:
+    async def _fly(self, recovery: Recovery) -> None:
         try:
-            await self.drive(self.fly(connection, flight, asyncio.current_task()))
+            await self.drive(recovery.fly(asyncio.current_task()))
         except asyncio.CancelledError as cancelled:
             # asyncio keeps it with the task; its frames hold gRPC's call object.
             raise cancelled.with_traceback(None) from None
         except Exception as error:
             # The flight is settled as abandoned and on record; a traceback helps nobody.
-            connection.last_error = kept(error)
+            recovery.connection.last_error = kept(error)
 
     def dispose(self, wire: Wire) -> None:
         self._in_loop(self._dispose_here, wire)
@@ -359,9 +269,6 @@ class AsyncConnectionManager(Procedures):
                 break
         wire.channel = GONE
 
-    def discharge(self, connection: ManagedConnection, locator: Locator) -> None:
-        locator.release(connection)
-
     # -- time ------------------------------------------------------------------------------
 
     def post(self, job: Callable[[], object]) -> None:
@@ -369,27 +276,27 @@ class AsyncConnectionManager(Procedures):
         if loop is not None:
             call_in(loop, job)
 
-    def wind(self) -> None:
+    def reschedule(self) -> None:
         if not self.loop_is_over():
             self._in_loop(self._arm)
 
     def _arm(self) -> None:
-        loop, due = self.loop, self.agenda.next_due()
+        loop, due = self.loop, self.pool.maintenance.schedule.next_due()
         if loop is None or loop.is_closed() or due is None:
             return
-        if due >= self._timer_due > self.seams.clock():
+        if due >= self._timer_due > self.pool.seams.clock():
             return  # a timer that is overdue may have been interrupted as it went off
         # In this order: whoever is interrupted leaves a timer too many behind, not one too few.
         self._timer_due = float("inf")
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = loop.call_later(max(0.0, due - self.seams.clock()), self._tick)
+        self._timer = loop.call_later(max(0.0, due - self.pool.seams.clock()), self._tick)
         self._timer_due = due
 
     def _tick(self) -> None:
         self._timer, self._timer_due = None, float("inf")
         try:
-            self.run_due()
+            self.pool.maintenance.run_due()
         finally:
             self._arm()
 
@@ -397,53 +304,7 @@ class AsyncConnectionManager(Procedures):
         """The parent's loop does not run in the child: nothing of it is touched."""
         self._tasks = set()
         self._timer, self._timer_due = None, float("inf")
-        super().fork_child()
-
-
-class AsyncFace(Face):
-    """What the asyncio permanent channel adds: how it waits, and other loops."""
-
-    engine: AsyncConnectionManager
-
-    def __init__(self, engine: AsyncConnectionManager, connection: ManagedConnection) -> None:
-        super().__init__(engine, connection)
-        self._statuses: weakref.WeakKeyDictionary[asyncio.Task[Any], Status] = (
-            weakref.WeakKeyDictionary()
-        )
-
-    def note_status(self, status: Status) -> None:
-        super().note_status(status)
-        self._statuses[_this_task()] = status
-
-    def take_status(self, error: Exception) -> Status | None:
-        status = super().take_status(error)
-        if status is not None:
-            self._statuses.pop(_this_task(), None)
-            return status
-        # Up to Python 3.11 asyncio.wait_for runs an attempt in a task of its own, whose context
-        # is lost; what that task ended with is the very error that the decorator asks about
-        # (and whose traceback keeps the task).
-        for task, noted in list(self._statuses.items()):
-            if task.done() and not task.cancelled() and task.exception() is error:
-                del self._statuses[task]
-                return noted
-        return None
-
-    async def on_rpc_error(self, error: Exception) -> bool:
-        """``handler._on_rpc_error``: waits for a recovery; True if the call should be retried."""
-        engine = self.engine
-        try:
-            return await engine.drive(engine.on_error(self, error))
-        except LifecycleError as failure:
-            raise engine.transport.translate(failure) from error
-
-    def let_go_elsewhere(self, client: object | None) -> None:
-        """Release what a client holds in other loops."""
-
-
-def _this_task() -> asyncio.Task[Any]:
-    # Never None: an RPC is awaited, and whoever awaits is a task.
-    return cast("asyncio.Task[Any]", asyncio.current_task())
+        self.pool.fork_child()
 
 
 def _retrieve(task: Any) -> None:
@@ -455,13 +316,14 @@ def _retrieve(task: Any) -> None:
 class _Anchor:
     """Held by nothing but a timer of the loop: goes when the loop is closed or collected."""
 
-    __slots__ = ("manager",)
+    __slots__ = ("driver", "manager")
 
-    def __init__(self, manager: AsyncConnectionManager) -> None:
+    def __init__(self, driver: AsyncDriver, manager: object) -> None:
+        self.driver = driver
         self.manager = manager
 
     def hold(self) -> None:
         """Never called."""
 
     def __del__(self) -> None:
-        self.manager.loop_gone()
+        self.driver.loop_gone()

@@ -4,24 +4,48 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import grpc
 import grpc.aio
 
-from ..core.face import Start
+from ..core.checkout import Checkout
+from ..core.face import Face, Start, Status
+from ..core.pool import FACE
+from ..core.retry import Retry
 from ..core.wire import Rpc, WireState
 from ..errors import LifecycleError
 from ..policy import parse_timeout
-from .aio import AsyncConnectionManager, AsyncFace
 from .rpc import Method
 
 if TYPE_CHECKING:
     from ..core.connection import ManagedConnection
+    from ..core.pool import Pool
+    from ..core.requests import Procedure
+
+T = TypeVar("T")
 
 
 #: So long (seconds) before a call's deadline the engine says why it was not served.
 SAY_BEFORE = 0.05
+
+
+class AsyncDriver(Protocol):
+    """What the channel needs of its driver."""
+
+    pool: Pool
+    #: finds the manager of the running loop
+    running: Callable[[], Any]
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The loop that it belongs to, while that exists."""
+        ...
+
+    async def drive(self, procedure: Procedure[T]) -> T:
+        """Run a procedure to its end in this task."""
+        ...
 
 
 class OverdueError(grpc.RpcError):
@@ -45,14 +69,18 @@ class _Interceptors(list[Any]):
             super().append(interceptor)
 
 
-class AsyncLifecycleChannel(AsyncFace, grpc.aio.Channel):
+class AsyncLifecycleChannel(Face, grpc.aio.Channel):
     """What ``AsyncGrpcHandler`` takes for its channel, for as long as it lives."""
 
-    def __init__(self, engine: AsyncConnectionManager, connection: ManagedConnection) -> None:
-        super().__init__(engine, connection)
+    def __init__(self, driver: AsyncDriver, connection: ManagedConnection) -> None:
+        super().__init__(driver.pool, connection)
+        self._driver = driver
+        self._statuses: weakref.WeakKeyDictionary[asyncio.Task[Any], Status] = (
+            weakref.WeakKeyDictionary()
+        )
         self._unary_unary_interceptors = _Interceptors()
         #: the same client's connections in other event loops
-        self._elsewhere: weakref.WeakKeyDictionary[AsyncConnectionManager, Any] = (
+        self._elsewhere: weakref.WeakKeyDictionary[Any, AsyncLifecycleChannel] = (
             weakref.WeakKeyDictionary()
         )
 
@@ -74,55 +102,79 @@ class AsyncLifecycleChannel(AsyncFace, grpc.aio.Channel):
                 if until is not None and timeout is not None:
                     # pymilvus cancels the call at its deadline: its caller would learn nothing.
                     until -= min(SAY_BEFORE, timeout / 10)
-                return await self.engine.drive(self.engine.admit(self, rpc, timeout, began, until))
+                checkout = Checkout(self.pool, began, until)
+                return await self._driver.drive(checkout.admit(self, rpc, timeout))
             return start
         except LifecycleError as error:
-            raise self.engine.transport.translate(error) from None
+            raise self.pool.transport.translate(error) from None
 
     def ended_badly(self, start: Start, error: Exception) -> Exception:
         """What the caller of a failed RPC sees."""
         seen = self.failed(start, error)
-        return self.engine.transport.translate(seen) if isinstance(seen, LifecycleError) else seen
+        return self.pool.transport.translate(seen) if isinstance(seen, LifecycleError) else seen
 
     def cancelled(self, start: Start) -> None:
         """A caller gave its RPC up. At its deadline this is how pymilvus ends it: a black hole
         shows itself by nothing else."""
-        now = self.engine.seams.clock()
+        now = self.pool.seams.clock()
         start.connection.ended(now)
         if start.until is None or start.timeout is None:
             return
         if start.until - now <= start.timeout / 10:
             overdue = OverdueError("cancelled at the deadline of its call")
-            self.engine.rpc_failed(start.connection, overdue, start.binding.generation, start.at)
+            self.pool.rpc_failed(start.connection, overdue, start.binding.generation, start.at)
 
     async def here(self) -> AsyncLifecycleChannel:
         """This channel, or in another event loop the same client's channel there."""
-        if self.engine.loop is asyncio.get_running_loop():
+        if self._driver.loop is asyncio.get_running_loop():
             return self
-        manager = AsyncConnectionManager.get_instance()
-        handler = self._elsewhere.get(manager)
-        if handler is None:
+        manager = self._driver.running()
+        face = self._elsewhere.get(manager)
+        if face is None:
             connection = self.connection
             clients = list(connection.clients)
             handler = await manager.get_or_create(
                 connection.config, connection.dedicated, clients[0] if clients else None
             )
-            self._elsewhere[manager] = handler
-        face = manager.face_of(handler)
-        assert isinstance(face, AsyncLifecycleChannel)
+            face = self._elsewhere[manager] = getattr(handler, FACE)
         return face
 
-    async def on_rpc_error(self, error: Exception) -> bool:
-        """Asked of the handler's own channel; answered by the one that the RPC went through."""
-        face = await self.here()
-        if face is not self:
-            return await face.on_rpc_error(error)
-        return await super().on_rpc_error(error)
-
     def let_go_elsewhere(self, client: object | None) -> None:
-        for manager, handler in list(self._elsewhere.items()):
-            manager.let_go(manager.face_of(handler).connection, client)
+        """Release what a client holds in other loops."""
+        for face in list(self._elsewhere.values()):
+            face.pool.release(face.connection, client)
         self._elsewhere.clear()
+
+    # -- errors: the retry decorator asks here ---------------------------------------------
+
+    async def on_rpc_error(self, error: Exception) -> bool:
+        """``handler._on_rpc_error``: waits for a recovery; True if the call should be retried.
+
+        Asked of the handler's own channel; answered by the one that the RPC went through.
+        """
+        face = await self.here()
+        try:
+            return await face._driver.drive(Retry(face).ask(error))
+        except LifecycleError as failure:
+            raise self.pool.transport.translate(failure) from error
+
+    def note_status(self, status: Status) -> None:
+        super().note_status(status)
+        self._statuses[_this_task()] = status
+
+    def take_status(self, error: Exception) -> Status | None:
+        status = super().take_status(error)
+        if status is not None:
+            self._statuses.pop(_this_task(), None)
+            return status
+        # Up to Python 3.11 asyncio.wait_for runs an attempt in a task of its own, whose context
+        # is lost; what that task ended with is the very error that the decorator asks about
+        # (and whose traceback keeps the task).
+        for task, noted in list(self._statuses.items()):
+            if task.done() and not task.cancelled() and task.exception() is error:
+                del self._statuses[task]
+                return noted
+        return None
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
         return _UnaryUnary(self, method, args, kwargs)
@@ -250,7 +302,7 @@ class _Streaming(Method[AsyncLifecycleChannel]):
                 address = face.connection.address
                 raise LifecycleError("the connection is not usable now", address=address)
         except LifecycleError as error:
-            raise face.engine.transport.translate(error) from None
+            raise face.pool.transport.translate(error) from None
         call = self.target(start)(
             request,
             timeout=timeout,
@@ -265,6 +317,11 @@ class _Streaming(Method[AsyncLifecycleChannel]):
 
         call.add_done_callback(done)
         return call
+
+
+def _this_task() -> asyncio.Task[Any]:
+    # Never None: an RPC is awaited, and whoever awaits is a task.
+    return cast("asyncio.Task[Any]", asyncio.current_task())
 
 
 def _cancelling() -> bool:

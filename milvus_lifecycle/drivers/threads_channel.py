@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from ..core.checkout import Checkout
 from ..core.face import DrainedError, Face, GrpcFuture, Start
+from ..core.retry import Retry
 from ..core.wire import Rpc
 from ..errors import LifecycleError
 from ..policy import parse_timeout
@@ -16,16 +18,18 @@ from .rpc import Method
 
 if TYPE_CHECKING:
     from ..core.connection import ManagedConnection
-    from .threads import ConnectionManager
+    from ..core.pool import Pool
+    from ..core.requests import Procedure
 
 
 class LifecycleChannel(Face, grpc.Channel):
     """What ``GrpcHandler`` takes for its channel, for as long as it lives."""
 
-    engine: ConnectionManager
-
-    def __init__(self, engine: ConnectionManager, connection: ManagedConnection) -> None:
-        super().__init__(engine, connection)
+    def __init__(
+        self, pool: Pool, drive: Callable[[Procedure[Any]], Any], connection: ManagedConnection
+    ) -> None:
+        super().__init__(pool, connection)
+        self._drive = drive
         self._subscriptions: list[tuple[Callable[[Any], None], bool]] = []
         self._subscribed_at: Any = None
 
@@ -39,15 +43,16 @@ class LifecycleChannel(Face, grpc.Channel):
                 timeout = parse_timeout(timeout)
             start, began, until = self.quick(rpc, timeout)
             if start is None:
-                return self.engine.drive(self.engine.admit(self, rpc, timeout, began, until))
+                checkout = Checkout(self.pool, began, until)
+                start = self._drive(checkout.admit(self, rpc, timeout))
             return start
         except LifecycleError as error:
-            raise self.engine.transport.translate(error) from None
+            raise self.pool.transport.translate(error) from None
 
     def ended_badly(self, start: Start, error: Exception) -> Exception:
         """What the caller of a failed RPC sees."""
         seen = self.failed(start, error)
-        return self.engine.transport.translate(seen) if isinstance(seen, LifecycleError) else seen
+        return self.pool.transport.translate(seen) if isinstance(seen, LifecycleError) else seen
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
         return _UnaryUnary(self, method, args, kwargs)
@@ -66,9 +71,9 @@ class LifecycleChannel(Face, grpc.Channel):
     def on_rpc_error(self, error: Exception) -> bool:
         """``handler._on_rpc_error``: waits for a recovery; True if the call should be retried."""
         try:
-            return self.engine.drive(self.engine.on_error(self, error))
+            return bool(self._drive(Retry(self).ask(error)))
         except LifecycleError as failure:
-            raise self.engine.transport.translate(failure) from error
+            raise self.pool.transport.translate(failure) from error
 
     # -- the rest of grpc.Channel ----------------------------------------------------------
 

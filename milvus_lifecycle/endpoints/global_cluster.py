@@ -30,7 +30,7 @@ from .topology import Topology, newer
 
 if TYPE_CHECKING:
     from ..core.connection import ManagedConnection
-    from ..core.engine import Engine
+    from ..policy import LifecyclePolicy
 
 #: Fetches of one cluster's topology start at least this far apart (seconds), whoever asks.
 FETCH_SPACING = 1.0
@@ -84,7 +84,7 @@ class TopologyBook:
     A fetch belongs to the book, not to whoever asked for it: it runs on a thread of the book's,
     those who want it wait for as long as they may, and the next attempt finds it where it is.
     There is one at a time. While connections are down one follows another; what it brings is
-    told to every connection at once (``Engine.plan_reroutes``).
+    told to every connection at once (``GlobalStrategy.moved``).
     """
 
     _books: ClassVar[weakref.WeakValueDictionary[str, TopologyBook]] = weakref.WeakValueDictionary()
@@ -93,8 +93,8 @@ class TopologyBook:
     def __init__(self, config: ConnectionConfig) -> None:
         self.config = config
         self.latest: Topology | None = None
-        #: managers whose connections have to move when the primary does
-        self.engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+        #: of the connections that have to move when the primary does
+        self._strategies: weakref.WeakSet[GlobalStrategy] = weakref.WeakSet()
         #: has the trouble with the topology service been reported since it last answered?
         self.complained = False
         #: when the last fetch was started (time.monotonic() seconds)
@@ -130,11 +130,11 @@ class TopologyBook:
         self._lock, self._wanted = threading.RLock(), queue.SimpleQueue()
         self._fetch, self._watchers, self._worker = None, [], None
 
-    def attach(self, engine: Engine) -> None:
-        """Have ``engine`` compare its connections whenever there is news."""
+    def attach(self, strategy: GlobalStrategy, budget: float) -> None:
+        """Tell ``strategy`` whenever there is news. ``budget``: of its recoveries (seconds)."""
         with self._lock:
-            self.engines.add(engine)
-            self._limit = max(self._limit, engine.policy.recovery_budget)
+            self._strategies.add(strategy)
+            self._limit = max(self._limit, budget)
 
     def primary(self) -> tuple[str, bool] | None:
         """(address, secure) of the primary as last heard; None if nothing was heard."""
@@ -228,7 +228,7 @@ class TopologyBook:
 
     def _settle(self, fetch: Fetch, outcome: Topology | LifecycleError) -> None:
         """A fetch has ended: note what it brought, wake those who wait, tell the connections."""
-        news: list[Engine] = []
+        told: list[GlobalStrategy] = []
         with self._lock:
             self._fetch, self._ended = None, time.monotonic()
             self._jitter = random.random()
@@ -236,7 +236,7 @@ class TopologyBook:
                 if isinstance(outcome, Topology):
                     found = newer(self.latest, outcome)
                     if found is not self.latest:
-                        news = list(self.engines)
+                        told = list(self._strategies)
                     self.latest, self.complained, self._heard = found, False, self.started
             except TopologyError as error:
                 outcome = TopologyError(error.reason, error.detail, address=self.config.address)
@@ -246,8 +246,8 @@ class TopologyBook:
         fetch.end(outcome)
         if isinstance(outcome, LifecycleError):
             self._complain(outcome)
-        for engine in news:
-            engine.plan_reroutes()
+        for moved in {strategy.moved for strategy in told}:  # one for each pool
+            moved()
 
     def _complain(self, error: LifecycleError) -> None:
         """One line, at the first failure since the service last answered."""
@@ -279,7 +279,7 @@ class TopologyLocator:
     """Finds the primary: by a fetch, for as long as may be waited for it, else as last known.
 
     A fetch that started at ``since`` or later will do. Whose ``flight`` has stopped waiting is
-    told of another primary all the same (``Engine.plan_reroutes``). None: a refresh.
+    told of another primary all the same (``GlobalStrategy.moved``). None: a refresh.
     """
 
     def __init__(self, book: TopologyBook, since: float, flight: Flight | None = None) -> None:
@@ -378,11 +378,14 @@ class GlobalStrategy(ConnectionStrategy):
     def __init__(self, config: ConnectionConfig) -> None:
         super().__init__(config)
         self.book = TopologyBook.of(config)
+        #: has the connections of its pool compare where they are
+        self.moved: Callable[[], object] = lambda: None
         #: the topology that was committed with the last swap
         self.topology: Topology | None = None
 
-    def attached(self, engine: Engine) -> None:
-        self.book.attach(engine)
+    def attached(self, policy: LifecyclePolicy, moved: Callable[[], object]) -> None:
+        self.moved = moved
+        self.book.attach(self, policy.recovery_budget)
 
     def may_recover(self, connection: ManagedConnection, facts: Facts) -> bool:
         """UNAVAILABLE, or the server says that we wrote to a secondary."""

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ..core.facts import Located
+from ..core.strategies import ConnectionStrategy, Locator
 from ..errors import ConfigError, ConnectionClosed, Failure, classify
 from ..fork import renew_in_child
 from ..table import State
@@ -33,11 +34,11 @@ class _Servers:
         paths, self.users = list(self.users), {}
         if paths:
             known = getattr(_lite(), "_servers", {})
-            from ..inherited import keep
+            from ..fork import leak
 
             for path in paths:
                 entry = known.pop(path, None)
-                keep(entry)
+                leak(entry)
                 if isinstance(entry, tuple):
                     self.inherited[path] = entry[-1]
                     _let_go_of_lock(entry[1])
@@ -142,3 +143,17 @@ def _listens(port: int) -> bool:
             return True
     except OSError:
         return False
+
+
+class LocalStrategy(ConnectionStrategy):
+    """Milvus Lite inside this process, for a path ending in ``.db``.
+
+    The server starts when the first channel is opened, is restarted in a recovery if it died,
+    and is released when the last connection of this process to that path is CLOSED.
+    """
+
+    name = "local"
+
+    def locator(self, connection: ManagedConnection) -> Locator:
+        """The process-wide server of this path."""
+        return LocalServer(self.config.address)

@@ -17,7 +17,7 @@ class CapturedAudit:
     """The records of a manager, from now on; a context manager that stops listening."""
 
     def __init__(self, manager: Manager) -> None:
-        self._audit = manager.audit
+        self._audit = manager._pool.audit
         self._records: list[TransitionRecord] = []
         self._unsubscribe = manager.subscribe(self._records.append)
 

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 from ..core.facts import Seams
 
 if TYPE_CHECKING:
-    from ..drivers.aio import AsyncConnectionManager
-    from ..drivers.threads import ConnectionManager
+    from ..managers import AsyncConnectionManager, ConnectionManager
 
     Manager = ConnectionManager | AsyncConnectionManager
 
@@ -62,7 +61,8 @@ class FakeClock:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(lambda: None)  # it looks at the time again
         for manager in list(self._managers):
-            manager.post(manager.run_due)
+            pool = manager._pool
+            pool.driver.post(pool.maintenance.run_due)
 
     def at(self, due: float, ring: Callable[[], object]) -> None:
         """Call ``ring`` once it is ``due``; at once if it is already."""

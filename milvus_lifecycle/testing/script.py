@@ -11,21 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from ..core.face import FACE
 from ..core.facts import Located
 from ..core.readiness import LoadState
-from ..drivers.aio import AsyncConnectionManager
-from ..drivers.aio_channel import AsyncLifecycleChannel
-from ..drivers.threads import ConnectionManager
-from ..drivers.threads_channel import LifecycleChannel
 from .clock import LIMIT, until
 
 if TYPE_CHECKING:
     from ..config import ConnectionConfig
     from ..core.connection import ManagedConnection
-    from ..core.engine import Engine
     from ..core.readiness import Collection
+    from ..core.requests import Open
     from ..core.wire import Wire
+    from ..drivers.aio_channel import AsyncLifecycleChannel
+    from ..drivers.threads_channel import LifecycleChannel
     from ..errors import LifecycleError
 
 METHOD = "/milvus_lifecycle.testing/Rpc"
@@ -222,7 +219,6 @@ class FakeHandler:
     """What clients of the threads flavour get instead of a ``GrpcHandler``."""
 
     def __init__(self, face: LifecycleChannel) -> None:
-        setattr(self, FACE, face)
         self.face = face
         self._method = face.unary_unary(METHOD)
 
@@ -244,7 +240,6 @@ class AsyncFakeHandler:
     """What clients of the asyncio flavour get instead of an ``AsyncGrpcHandler``."""
 
     def __init__(self, face: AsyncLifecycleChannel) -> None:
-        setattr(self, FACE, face)
         self.face = face
         self._method = face.unary_unary(METHOD)
 
@@ -271,15 +266,9 @@ class _Scripted:
     def check(self, config: ConnectionConfig) -> None:
         """Everything is usable."""
 
-    def open(
-        self,
-        connection: ManagedConnection,
-        address: str,
-        secure: bool | None,
-        window: tuple[float, float],
-    ) -> FakeChannel:
+    def open(self, request: Open) -> FakeChannel:
         """A fake channel."""
-        return self.script.open(self.channel_class, address, secure)
+        return self.script.open(self.channel_class, request.address, request.secure)
 
     def ask(
         self, connection: ManagedConnection, collection: Collection, timeout: float
@@ -299,10 +288,8 @@ class ScriptedTransport(_Scripted):
 
     channel_class = _ThreadsChannel
 
-    def equip(self, engine: Engine, connection: ManagedConnection) -> None:
-        assert isinstance(engine, ConnectionManager)
-        face = LifecycleChannel(engine, connection)
-        connection.face, connection.handler = face, FakeHandler(face)
+    def make_handler(self, connection: ManagedConnection, channel: Any) -> FakeHandler:
+        return FakeHandler(channel)
 
     def register(
         self, connection: ManagedConnection, wire: Wire, timeout: float, patient: bool
@@ -323,10 +310,8 @@ class AsyncScriptedTransport(_Scripted):
 
     channel_class = _AsyncioChannel
 
-    def equip(self, engine: Engine, connection: ManagedConnection) -> None:
-        assert isinstance(engine, AsyncConnectionManager)
-        face = AsyncLifecycleChannel(engine, connection)
-        connection.face, connection.handler = face, AsyncFakeHandler(face)
+    def make_handler(self, connection: ManagedConnection, channel: Any) -> AsyncFakeHandler:
+        return AsyncFakeHandler(channel)
 
     async def register(
         self, connection: ManagedConnection, wire: Wire, timeout: float, patient: bool

@@ -10,7 +10,7 @@ from unittest import mock
 
 from milvus_lifecycle import AsyncConnectionManager, ConnectionManager
 from milvus_lifecycle.audit.records import Sink
-from milvus_lifecycle.core.engine import StrategyFor
+from milvus_lifecycle.core.pool import StrategyFor
 from milvus_lifecycle.policy import LifecyclePolicy
 from milvus_lifecycle.testing import FakeClock, Script, until
 
@@ -95,7 +95,7 @@ class Threads:
     def _call_at_keeper(self) -> None:
         """Return when the timekeeper has done what it had to do, or if there is none."""
         done = threading.Event()
-        self.manager.post(done.set)
+        self.manager._driver.post(done.set)
         until(lambda: done.is_set() or not self._workers(KEEPER), LIMIT, "busy timekeeper")
 
     def _workers(self, prefix: str) -> list[threading.Thread]:
@@ -134,7 +134,7 @@ class Threads:
         def end() -> None:
             raise LeaderDied
 
-        self.manager.post(end)
+        self.manager._driver.post(end)
         until(lambda: not self._workers(KEEPER), LIMIT, "the timekeeper does not end")
 
     def leftovers(self) -> list[str]:

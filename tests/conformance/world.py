@@ -8,8 +8,8 @@ from typing import Any
 
 from milvus_lifecycle import ConnectionConfig, LifecyclePolicy
 from milvus_lifecycle.audit.records import WARNING, Sink, TransitionRecord
-from milvus_lifecycle.core.face import FACE
 from milvus_lifecycle.core.facts import Facts, Located
+from milvus_lifecycle.core.pool import FACE
 from milvus_lifecycle.core.strategies import ConnectionStrategy, Locator
 from milvus_lifecycle.errors import error_code
 from milvus_lifecycle.testing import FakeClock, Operation, Script, rpc_error

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from milvus_lifecycle import ConnectionConfig
+from milvus_lifecycle.core.checkout import Checkout
 from milvus_lifecycle.errors import LifecycleError
 from milvus_lifecycle.testing import FakeHandler
 from tests.simulation import laws
@@ -103,10 +104,11 @@ class Actor:
         self.client = Client(ord(self.name))
         if self.plan.finalizer:
             self.client.on_end = self.world.finalize
-        manager, plan = self.world.manager, self.plan
+        drive, plan = self.world.driver.drive, self.plan
         holder = None if plan.anonymous else self.client
-        obtained = manager.obtain(CONFIG, plan.dedicated, holder, plan.timeout)
-        handler = self.attempt(lambda: manager.drive(obtained), plan.timeout, "checkout")
+        checkout = Checkout.within(self.world.pool, plan.timeout)
+        obtained = checkout.obtain(CONFIG, plan.dedicated, holder)
+        handler = self.attempt(lambda: drive(obtained), plan.timeout, "checkout")
         if handler is None:
             if self.client is not None:
                 self.client.on_end = None
@@ -129,7 +131,7 @@ class Actor:
         client, self.holds, face = self.client, False, self.face
         if client is not None:
             client.on_end = None
-        self.world.manager.let_go(face.connection, None if self.plan.anonymous else client)
+        self.world.pool.release(face.connection, None if self.plan.anonymous else client)
         self.client = self.handler = self.face = None
 
     def do_vanish(self) -> None:

@@ -15,17 +15,15 @@ from milvus_lifecycle.core.facts import Located
 from milvus_lifecycle.core.wire import Rpc
 from milvus_lifecycle.drivers import aio as aio_module
 from milvus_lifecycle.drivers import aio_channel as channel_module
-from milvus_lifecycle.drivers.aio import AsyncConnectionManager
-from milvus_lifecycle.drivers.aio_channel import AsyncLifecycleChannel
 from milvus_lifecycle.errors import LifecycleError
+from milvus_lifecycle.managers import AsyncConnectionManager
 from milvus_lifecycle.testing import AsyncFakeHandler, rpc_error
-from tests.cores import Tap
 from tests.simulation import laws
 from tests.simulation.actors import Died
 from tests.simulation.aio_loop import ScheduledLoop
 from tests.simulation.campaign import replaced
 from tests.simulation.kernel import EPOCH, LONGEST
-from tests.simulation.schedules import Watched, World, watched_lead
+from tests.simulation.schedules import World, watch, watched_lead
 from tests.simulation.users import Call, Life
 from tests.simulation.weather import Channel, Operation
 
@@ -49,26 +47,24 @@ class AioChannel(Channel):
         self.shut()
 
 
-class WatchedManager(Watched, AsyncConnectionManager):
-    """The manager, with its world looking on."""
+def watched(world: AioWorld) -> None:
+    """Give a world its manager, as shipped."""
+    watch(world, AsyncConnectionManager(world.policy, **world.seams()))
+    driver = world.manager._driver
+    wait, fly = driver._wait, driver._fly
 
-    world: AioWorld
+    async def wait_and_note(request: Any) -> None:
+        with world.waits(request):
+            await wait(request)
 
-    async def _wait(self, request: Any) -> None:
-        with self.world.waits(request):
-            await super()._wait(request)
-
-    async def _fly(self, connection: Any, flight: Any) -> None:
+    async def fly_and_note(recovery: Any) -> None:
         try:
-            with self.world.leads(connection, flight):
-                await super()._fly(connection, flight)
+            with world.leads(recovery.connection, recovery.flight):
+                await fly(recovery)
         except laws.Broken as error:
-            self.world.found(error)
+            world.found(error)
 
-    @property
-    def mailbox(self) -> bool:
-        """Has the collector something left to find?"""
-        return bool(self.world.garbage)
+    driver._wait, driver._fly = wait_and_note, fly_and_note
 
 
 class BlockingLocator:
@@ -145,9 +141,8 @@ class AioWorld(World):
 
     # -- the transport ------------------------------------------------------------------------
 
-    def equip(self, engine: Any, connection: Any) -> None:
-        connection.face = AsyncLifecycleChannel(engine, connection)
-        connection.handler = AsyncFakeHandler(connection.face)
+    def make_handler(self, connection: Any, channel: Any) -> AsyncFakeHandler:
+        return AsyncFakeHandler(channel)
 
     async def register(self, connection: Any, wire: Any, timeout: float, patient: bool) -> Any:
         return await self.kernel.start(wire.channel.begin("register", timeout, patient))
@@ -207,9 +202,7 @@ class AioWorld(World):
     async def main(self) -> None:
         """What the program does in its loop."""
         loop = self.kernel
-        self.manager = WatchedManager(self.policy, **self.seams())
-        self.manager.world = self
-        self.manager.audit.readers = (Tap(self.hear),)
+        watched(self)
         self._hire_threads()
         lives = [(user, user.live()) for user in self.actors]
         tasks = [loop.create_task(self.follow(user, life), name=user.name) for user, life in lives]
@@ -226,7 +219,7 @@ class AioWorld(World):
         jobs: dict[str, Callable[[], object]] = {
             "collects": self.collect,
             "shuts all": self._shut_all,
-            "asks for stats": self.manager.stats,
+            "asks for stats": self.manager.get_stats,
         }
         for _ in range(self.rng.choice((0, 0, 1, 2))):
             what = self.rng.choice(("collects", "collects", "shuts all", "asks for stats"))
@@ -234,8 +227,8 @@ class AioWorld(World):
             self.kernel.outside.append((at, what, jobs[what]))
 
     def _shut_all(self) -> None:
-        pooled = self.manager.registry.all()
-        self.manager.shut_all("uninstalled")
+        pooled = self.pool.registry.all()
+        self.pool.close_all("uninstalled")
         laws.check_closed(pooled)
 
     def epilogue(self) -> Life:

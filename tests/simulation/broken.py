@@ -18,11 +18,12 @@ from typing import Any
 
 from milvus_lifecycle import table
 from milvus_lifecycle.core import machine, mutex
+from milvus_lifecycle.core.checkout import Checkout
 from milvus_lifecycle.core.connection import ManagedConnection
-from milvus_lifecycle.core.engine import Engine
-from milvus_lifecycle.core.flights import Flights
 from milvus_lifecycle.core.ledger import Ledger
-from milvus_lifecycle.core.procedures import Procedures
+from milvus_lifecycle.core.pool import Pool
+from milvus_lifecycle.core.recovery import Recovery
+from milvus_lifecycle.core.retry import Retry
 from milvus_lifecycle.core.wire import Wire
 from milvus_lifecycle.table import IGNORED, TRANSITIONS, Row, State, Trigger
 from tests.simulation.setup import Plan, Setup
@@ -177,10 +178,10 @@ MUTANTS: tuple[Mutant, ...] = (
         "lock held over I/O",
         (2,),
         Line(
-            Flights,
+            Recovery,
             "_probe",
             "yield Ping(",
-            "with connection._lock: yield Ping(",
+            "with self.connection._lock: yield Ping(",
         ),
         Setup("probe", (READY,), faults=0, policy={"idle_threshold": 0.5}, stops=(1.0,)),
     ),
@@ -214,7 +215,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a channel that comes up after close is kept",
         (7,),
-        Line(Flights, "_candidate", "self.close_channel(wire)", "pass"),
+        Line(Recovery, "_candidate", "self.pool.close_channel(wire)", "pass"),
         Setup("threads: close", (READY,), ("close_all",), faults=1, preemptions=1),
     ),
     # -- law 4: every waiter wakes
@@ -238,7 +239,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "the outcome is not set when the leader dies",
         (4,),
-        Line(Flights, "abandon", "if flight.outcome is None and", "if False and"),
+        Line(Recovery, "abandon", "if self.flight.outcome is None and", "if False and"),
         _DEAD,
     ),
     Mutant(
@@ -246,7 +247,7 @@ MUTANTS: tuple[Mutant, ...] = (
         (4,),
         Line(
             ManagedConnection,
-            "part",
+            "leave",
             "flight.waiters.remove(wake)",
             "pass",
         ),
@@ -280,7 +281,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "a failure of an older generation waits for a flight that is none of its business",
         (5,),
         Line(
-            Procedures,
+            Retry,
             "_settle",
             "if generation is not None and generation < connection.generation:",
             "if False:",
@@ -292,10 +293,10 @@ MUTANTS: tuple[Mutant, ...] = (
         "a landing makes a new handler",
         (6,),
         Line(
-            Engine,
+            Pool,
             "_follow_up",
             "connection.face.rebound()",
-            "self.transport.equip(self, connection)",
+            "connection.handler = self.transport.make_handler(connection, connection.face)",
         ),
         _ONE,
     ),
@@ -303,7 +304,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "channel not disposed of",
         (7,),
-        Line(Engine, "finish", "if wire.close_if_drained():", "if False:"),
+        Line(Pool, "finish", "if wire.close_if_drained():", "if False:"),
         _ONE,
     ),
     Mutant(
@@ -315,7 +316,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a retired channel is closed under its RPCs",
         (7,),
-        Line(Engine, "finish", "if wire.close_if_drained():", "if wire.sever(cut=False):"),
+        Line(Pool, "finish", "if wire.close_if_drained():", "if wire.close_now(cut=False):"),
         _TWO,
     ),
     Mutant(
@@ -327,23 +328,23 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a drained channel is not closed",
         (7,),
-        Line(Engine, "rpc_left", "self.close_channel(wire)", "pass"),
+        Line(Pool, "rpc_left", "self.close_channel(wire)", "pass"),
         _TWO,
     ),
     Mutant(
         "drain_timeout is forgotten",
         (7,),
-        Line(Engine, "finish", "elif timeout is not None and wire.in_flight:", "elif False:"),
+        Line(Pool, "finish", "elif timeout is not None and wire.in_flight:", "elif False:"),
         _DRAIN,
     ),
     Mutant(
         "an attempt's channel is dropped for the next",
         (7,),
         Line(
-            Flights,
+            Recovery,
             "_candidate",
-            "self.finish(connection, connection.withdraw(flight))",
-            "flight.candidate = None",
+            "self.pool.finish(self.connection, self.connection.withdraw(self.flight))",
+            "self.flight.candidate = None",
         ),
         Setup("late answers", (READY,), faults=3, policy={"recovery_budget": 4.0}),
     ),
@@ -381,7 +382,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "a caller's own limit is not looked at",
         (9,),
         Line(
-            Procedures,
+            Checkout,
             "ride_out",
             "limit = budget_end if until is None else min(until, budget_end)",
             "limit = budget_end",
@@ -392,9 +393,9 @@ MUTANTS: tuple[Mutant, ...] = (
         "a flight that gives up is the end for everybody in it",
         (9,),
         Line(
-            Procedures,
+            Checkout,
             "_next_flight",
-            "(permanent or self.seams.clock() >= limit)",
+            "(permanent or self.clock() >= limit)",
             "True",
         ),
         Setup("joined late", (READY, READY), faults=3),
@@ -423,9 +424,9 @@ MUTANTS: tuple[Mutant, ...] = (
         "lease lost: a release inside the step is dropped",
         (12,),
         Line(
-            Engine,
+            Pool,
             "give_back",
-            "self.post(partial(self.give_back, connection, client))",
+            "self.driver.post(partial(self.give_back, connection, client))",
             "pass",
         ),
         _FINALIZER,
@@ -434,7 +435,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "a lease is not given back when the checkout fails",
         (12,),
         Line(
-            Procedures,
+            Checkout,
             "check_out",
             "if not connection.lease(caller):",
             "if not (connection.lease(client) and connection.lease(caller)):",
@@ -444,7 +445,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "the last one out does not move the connection",
         (12,),
-        Line(Engine, "settle", "self.step(connection, Trigger.RELEASE, reason=reason)", "pass"),
+        Line(Pool, "settle", "self.step(connection, Trigger.RELEASE, reason=reason)", "pass"),
         _LEAVE,
     ),
 )

@@ -15,10 +15,12 @@ from functools import partial
 from types import CodeType, FrameType, GeneratorType, MethodType
 from typing import TYPE_CHECKING, Any
 
+from milvus_lifecycle.core.checkout import Checkout
 from milvus_lifecycle.core.connection import ManagedConnection
 from milvus_lifecycle.core.face import Start, stamp_of
 from milvus_lifecycle.core.facts import Facts, StepResult
 from milvus_lifecycle.core.flight import Flight
+from milvus_lifecycle.core.recovery import Recovery
 from milvus_lifecycle.core.requests import Locate, Open, Pause, Ping, Register, Wait
 from milvus_lifecycle.core.wire import Binding, Wire
 from milvus_lifecycle.errors import error_code
@@ -32,7 +34,7 @@ LONG_AGO = 20.0
 _PLAIN = frozenset({bool, int, str, type(None)})
 _REQUESTS = (Wait, Register, Ping, Open, Locate, Pause)
 #: frames of these files are where a process can stand
-_FILES = ("milvus_lifecycle", "simulation", "testing_transport")
+_FILES = ("milvus_lifecycle", "simulation")
 
 #: code -> the local variables of its frames that count
 _NAMES: dict[CodeType, tuple[str, ...]] = {}
@@ -58,17 +60,13 @@ class Canon:
             else:
                 crowd.append(self.actor(actor, stand))
         crowd.extend(self.actor(actor, ()) for actor in actors.values())
-        cut = world.kernel.cut
+        cut, schedule = world.kernel.cut, world.pool.maintenance.schedule._heap
         return (
             tuple(sorted(crowd, key=hash)),
             tuple(others),
             tuple(self.connection(connection) for connection in world.connections),
-            tuple(
-                sorted(
-                    (self.time(d), repr(self.value(j))) for d, _, j in world.manager.agenda._heap
-                )
-            ),
-            tuple(self.value(job) for job in world.manager.mailbox),
+            tuple(sorted((self.time(d), repr(self.value(j))) for d, _, j in schedule)),
+            tuple(self.value(job) for job in world.driver.mailbox),
             tuple((channel.closed, channel.rpcs) for channel in world.channels),
             world.faults,
             world.target,
@@ -115,7 +113,7 @@ class Canon:
         names = _NAMES.get(code)
         if names is None:
             ours = any(part in code.co_filename for part in _FILES)
-            names = _NAMES[code] = tuple(n for n in code.co_varnames if n != "self") if ours else ()
+            names = _NAMES[code] = code.co_varnames if ours else ()
         if names:
             values = frame.f_locals
             known = tuple(self.value(values.get(name)) for name in names)
@@ -184,7 +182,7 @@ class Canon:
         return (w.channel.number, w.state.value, w.in_flight, w.cut)
 
     def drains(self, w: Wire) -> float | None:
-        if self.world.manager.policy.drain_timeout is None:
+        if self.world.pool.policy.drain_timeout is None:
             return None
         return self.time(self.world.watch.draining.get(w.channel.number, self.now))
 
@@ -233,6 +231,10 @@ class Canon:
         if isinstance(value, StepResult):
             wires = [self.wire(wire) for wire in (*value.closing, *value.retired)]
             return (value.moved, self.value(value.launch), len(value.wakes), tuple(wires))
+        if isinstance(value, Recovery):
+            return (self.value(value.connection), self.value(value.flight))
+        if isinstance(value, Checkout):
+            return (self.time(value.began), self.value(value.until))
         if isinstance(value, (Facts, *_REQUESTS)):
             fields = value.__slots__ if hasattr(value, "__slots__") else ()
             return tuple(self.value(getattr(value, name)) for name in fields)

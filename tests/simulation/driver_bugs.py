@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from milvus_lifecycle.core.connection import ManagedConnection
-from milvus_lifecycle.drivers.aio import AsyncConnectionManager
-from milvus_lifecycle.drivers.threads import ConnectionManager
+from milvus_lifecycle.drivers.aio import AsyncDriver
+from milvus_lifecycle.drivers.threads import ThreadsDriver
 from tests.simulation.broken import Line
 
 
@@ -27,7 +27,7 @@ BUGS: tuple[DriverBug, ...] = (
         "lost wakeup: a flight may end before its waiter is on the list",
         (4,),
         Line(
-            ConnectionManager,
+            ThreadsDriver,
             "_wait",
             "join(flight, wake, request.until, leads=request.leads):",
             "join(flight, wake, request.until, leads=request.leads) is not None:",
@@ -38,8 +38,8 @@ BUGS: tuple[DriverBug, ...] = (
         "late close: a timekeeper that sleeps is not told of an earlier job",
         (7,),
         Line(
-            ConnectionManager,
-            "wind",
+            ThreadsDriver,
+            "reschedule",
             "if keeper is not threading.current_thread():",
             "if keeper is threading.current_thread():",
         ),
@@ -49,7 +49,7 @@ BUGS: tuple[DriverBug, ...] = (
         "late close: a channel is left to a timekeeper that may have gone",
         (2, 7),
         Line(
-            ConnectionManager,
+            ThreadsDriver,
             "dispose",
             "wire.channel.close()",
             "self.post(wire.channel.close)",
@@ -67,9 +67,9 @@ BUGS: tuple[DriverBug, ...] = (
         "late close: a timer that is armed is not moved forward",
         (7,),
         Line(
-            AsyncConnectionManager,
+            AsyncDriver,
             "_arm",
-            "due >= self._timer_due > self.seams.clock()",
+            "due >= self._timer_due > self.pool.seams.clock()",
             "self._timer is not None",
         ),
     ),
@@ -78,7 +78,7 @@ BUGS: tuple[DriverBug, ...] = (
         "late close: channels are closed in the loop's next round, which may not come",
         (7,),
         Line(
-            AsyncConnectionManager,
+            AsyncDriver,
             "_in_loop",
             "if loop is None or not loop.is_running() or self._here():",
             "if loop is None:",
@@ -89,7 +89,7 @@ BUGS: tuple[DriverBug, ...] = (
         "lost wakeup: another thread wakes whoever waits, and not the loop",
         (4, 12),
         Line(
-            AsyncConnectionManager,
+            AsyncDriver,
             "_wait",
             "call_in(loop, settle, landed)",
             "settle(landed)",
@@ -100,7 +100,7 @@ BUGS: tuple[DriverBug, ...] = (
         "lost wakeup: a leader that is cancelled before its first step settles nothing",
         (4,),
         Line(
-            AsyncConnectionManager,
+            AsyncDriver,
             "_spawn",
             "if done is not None:",
             "if False:",

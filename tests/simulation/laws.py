@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from milvus_lifecycle.core.procedures import VERDICT_GRACE
+from milvus_lifecycle.core.checkout import VERDICT_GRACE
 from milvus_lifecycle.core.wire import WireState
 from milvus_lifecycle.drivers.aio_loops import GONE
 from milvus_lifecycle.errors import (
@@ -79,7 +79,7 @@ def watched(fire: Callable[..., bool]) -> Callable[..., bool]:
         if moved:
             row = connection.row
             Watch.rows[row] = Watch.rows.get(row, 0) + 1
-        watch, dest = connection.face.engine.world.watch, connection.state
+        watch, dest = connection.face.pool.world.watch, connection.state
         if moved:
             steps = watch.moved.setdefault(connection, [])
             steps.append((trigger.value, source.value, dest.value))
@@ -98,7 +98,7 @@ def watched_lead(lead: Callable[..., bool]) -> Callable[..., bool]:
 
     def lead_and_tell(connection: Any, flight: Any, leader: object) -> bool:
         led = lead(connection, flight, leader)
-        world = connection.face.engine.world
+        world = connection.face.pool.world
         if led:
             world.watch.leads.append((world.kernel.running, flight))
         return led
@@ -165,7 +165,7 @@ def check_call(
     if world.kernel.dead:
         return
     took = world.kernel.now - began
-    budget = world.manager.policy.recovery_budget
+    budget = world.pool.policy.recovery_budget
     # Without a limit of its own a call may run, fail and be waited for again and again.
     if limit is not None and took > limit + VERDICT_GRACE + slack + 1e-6:
         raise Broken(9, f"the {what} of {actor.name} took {took:g} s of {limit:g} s")
@@ -176,7 +176,7 @@ def check_call(
         raise Broken(9, f"DeadlineExceeded after {took:g} s of {limit} s")
     if isinstance(error, PermanentFailure) and "refused" not in world.setup.kinds:
         raise Broken(9, "PermanentFailure without a refusal")
-    patience = world.manager.policy.connect_timeout if limit is None else limit
+    patience = world.pool.policy.connect_timeout if limit is None else limit
     if isinstance(error, ConnectFailed) and not (
         took >= patience - 1e-6  # it may have landed in the very moment in which its caller left
         or any(
@@ -202,7 +202,7 @@ def check_wait(world: World, began: float) -> None:
     process = world.kernel.running
     if process is None or world.kernel.dead or not hasattr(process.about, "plan"):
         return
-    took, budget = world.kernel.now - began, world.manager.policy.recovery_budget
+    took, budget = world.kernel.now - began, world.pool.policy.recovery_budget
     if took > budget + VERDICT_GRACE + 1e-6:
         raise Broken(9, f"{process.name} waited {took:g} s; the budget is {budget:g} s")
 
@@ -250,7 +250,7 @@ def _check_flight(world: World, connection: Any) -> None:
     if len(deciding) > 1:
         raise Broken(1, f"{len(deciding)} leaders of one connection")
     flown = any(process.about[1] is flight for process in flying)
-    if flight is not None and not flown and not world.manager.mailbox:
+    if flight is not None and not flown and not world.unread:
         raise Broken(4, f"flight {flight.number} has no leader and no outcome")
     if flight is None and deciding:
         raise Broken(1, "a leader without a flight")
@@ -271,7 +271,7 @@ def _check_flight(world: World, connection: Any) -> None:
     if state is State.ACTIVE:
         if not connection.validated or not connection.has_channel:
             raise Broken(7, "ACTIVE without a validated channel")
-        if not connection.leases and not world.manager.mailbox:
+        if not connection.leases and not world.unread:
             raise Broken(12, "ACTIVE and held by nobody")
     if connection.handler is not world.handlers[connection]:
         raise Broken(6, "the handler was exchanged")
@@ -334,7 +334,7 @@ def check_channels(world: World, slack: float = 0.0) -> None:
 
 def _check_drains(world: World, slack: float) -> None:
     """Law 7: ``drain_timeout`` is the most that a retired channel lives."""
-    timeout, now = world.manager.policy.drain_timeout, world.kernel.now - slack
+    timeout, now = world.pool.policy.drain_timeout, world.kernel.now - slack
     if timeout is None:
         return
     for connection in world.connections:
@@ -346,7 +346,7 @@ def _check_drains(world: World, slack: float) -> None:
 
 def check_leases(world: World) -> None:
     """Law 12: whoever holds a connection is known to, and nobody else is."""
-    if world.manager.mailbox or world.watch.orphans:
+    if world.unread or world.watch.orphans:
         return
     busy = [actor for actor in world.actors if actor.busy]
     for actor in world.actors:

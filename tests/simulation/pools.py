@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 
 from milvus_lifecycle import ConnectionConfig, ConnectionManager, LifecyclePolicy
 from milvus_lifecycle.audit.records import Sink
-from milvus_lifecycle.core.engine import default_strategy
+from milvus_lifecycle.endpoints.choose import default_strategy
 from milvus_lifecycle.errors import UnknownHandler, error_code
 from milvus_lifecycle.testing import CapturedAudit, FakeClock, Script, until
 from tests.conformance.adapters import ADAPTERS, WORKER

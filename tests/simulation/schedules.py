@@ -17,10 +17,12 @@ from typing import Any, ClassVar
 from milvus_lifecycle import LifecyclePolicy
 from milvus_lifecycle.audit.records import CREATED, REFUSED, TransitionRecord
 from milvus_lifecycle.core.connection import ManagedConnection
-from milvus_lifecycle.core.engine import default_strategy
 from milvus_lifecycle.core.facts import Seams
+from milvus_lifecycle.core.requests import Open
+from milvus_lifecycle.endpoints.choose import default_strategy
 from milvus_lifecycle.errors import LifecycleError
 from milvus_lifecycle.table import TRANSITIONS, State
+from tests.cores import Tap
 from tests.simulation import laws
 from tests.simulation.actors import AWAY, HOME, Client
 from tests.simulation.kernel import EPOCH
@@ -76,18 +78,23 @@ class Wanderer(Compass):
         return every
 
 
-class Watched:
-    """A manager as shipped, whose world notes its connections, waiters and leaders."""
+def watch(world: World, manager: Any) -> None:
+    """Have the world note the connections of a manager, and read its records."""
+    world.manager, world.pool = manager, manager._pool
+    pool: Any = manager._pool
+    pool.world = world
+    pool.audit.readers = (Tap(world.hear),)
+    register = pool.register
 
-    world: World
-
-    def register(self, connection: Any) -> Any:
-        self.world.connections.append(connection)
-        self.world.handlers[connection] = connection.handler
-        pooled = super().register(connection)  # type: ignore[misc]
+    def register_and_note(connection: Any) -> Any:
+        world.connections.append(connection)
+        world.handlers[connection] = connection.handler
+        pooled = register(connection)
         if pooled is not connection:  # another thread was first
-            self.world.connections.remove(connection)
+            world.connections.remove(connection)
         return pooled
+
+    pool.register = register_and_note
 
 
 def watched_lead() -> tuple[Any, str, Any]:
@@ -97,7 +104,7 @@ def watched_lead() -> tuple[Any, str, Any]:
     def lead_and_tell(connection: ManagedConnection, flight: Any, leader: object) -> bool:
         led = lead(connection, flight, leader)
         if led:
-            connection.face.engine.world.led(connection, flight)
+            connection.face.pool.world.led(connection, flight)
         return led
 
     return ManagedConnection, "lead", lead_and_tell
@@ -146,6 +153,7 @@ class World:
         self.setup = SimpleNamespace(kinds=refusals)
         self.actors = [User(self, name, n, rng) for n, name in enumerate("ABCD"[: self._crowd()])]
         self.manager: Any = None
+        self.pool: Any = None
         self.kernel: Any = None
         self._keys = count(1)
 
@@ -189,9 +197,14 @@ class World:
     def translate(self, error: LifecycleError) -> Exception:
         return error
 
-    def open(self, connection: Any, address: str, secure: Any, window: Any) -> Channel:
+    @property
+    def unread(self) -> bool:
+        """Is there something that the timekeeper has not read, or the collector not found?"""
+        return bool(self.garbage)
+
+    def open(self, request: Open) -> Channel:
         laws.check_no_lock(self, "open")  # type: ignore[arg-type]
-        channel = self.channel_class(self, len(self.channels) + 1, address)
+        channel = self.channel_class(self, len(self.channels) + 1, request.address)
         self.channels.append(channel)
         return channel
 
@@ -249,7 +262,7 @@ class World:
         client.on_end = None
         for connection in self.connections:
             if 0 in connection.leases:
-                self.manager.let_go(connection, None)
+                self.pool.release(connection, None)
 
     def checked(self, user: Any, call: Call, began: float, error: BaseException | None) -> None:
         """A call has ended: law 9."""
@@ -272,7 +285,7 @@ class World:
             if self.wanders and self.rng.random() < 0.5:
                 self.target = AWAY if self.target == HOME else HOME
                 self.note(f"the target is {self.target}")
-                self.manager.reroute_all()
+                self.pool.maintenance.reroute_all()
 
     def epilogue(self) -> Life:
         """All users have ended: nothing may be left over, now and after the close."""
@@ -283,7 +296,7 @@ class World:
         self.note("calm")
         if self.slack < CALM:
             self._check_calm()
-        pooled = self.manager.registry.all()
+        pooled = self.pool.registry.all()
         yield Call("close_all", self.manager.close_all)
         laws.check_closed(pooled)
 
@@ -326,7 +339,7 @@ class World:
         if state is State.ACTIVE:
             if not connection.validated or not connection.has_channel:
                 raise laws.Broken(7, "ACTIVE without a validated channel")
-            if not connection.leases and not self.manager.mailbox:
+            if not connection.leases and not self.unread:
                 raise laws.Broken(12, "ACTIVE and held by nobody")
         if connection.handler is not self.handlers[connection]:
             raise laws.Broken(6, "the handler was exchanged")

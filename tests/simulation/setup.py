@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from milvus_lifecycle import LifecyclePolicy
-from milvus_lifecycle.core.engine import default_strategy
 from milvus_lifecycle.core.facts import Located
 from milvus_lifecycle.core.strategies import ConnectionStrategy, Locator
+from milvus_lifecycle.endpoints.choose import default_strategy
 
 #: Few different durations, so that few different moments exist. Two attempts fit the budget.
 POLICY: dict[str, Any] = {

@@ -14,9 +14,9 @@ from hypothesis import Phase, settings
 from hypothesis.errors import Flaky
 from hypothesis.stateful import run_state_machine_as_test
 
-from milvus_lifecycle.core.engine import Engine
-from milvus_lifecycle.core.procedures import Procedures
-from milvus_lifecycle.core.timers import Timers
+from milvus_lifecycle.core.checkout import Checkout
+from milvus_lifecycle.core.maintenance import Maintenance
+from milvus_lifecycle.core.pool import Pool
 from tests.simulation.broken import Line
 from tests.simulation.pools import Pools
 
@@ -33,8 +33,8 @@ def time_passes_in_leaps(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Each example waits until its threads have ended: those of the records end soon.
     """
-    for module in ("flights", "procedures"):
-        monkeypatch.setattr(f"milvus_lifecycle.{module}.STOPPED", float("inf"))
+    for module in ("flight", "checkout"):
+        monkeypatch.setattr(f"milvus_lifecycle.core.{module}.STOPPED", float("inf"))
     monkeypatch.setattr("milvus_lifecycle.audit.stream.IDLE", 0.02)
 
 
@@ -76,28 +76,28 @@ def test_the_pool_is_as_its_users_expect(flavour: str, record_property: Record) 
 
 BUGS = {
     "a release does not give the lease back": Line(
-        Engine, "give_back", "connection.unlease(client)", "False"
+        Pool, "give_back", "connection.unlease(client)", "False"
     ),
     "what nobody uses is kept for ever": Line(
-        Timers, "plan_expiry", "due is not None and connection.state is State.IDLE", "False"
+        Maintenance, "plan_expiry", "due is not None and connection.state is State.IDLE", "False"
     ),
     "a collected client keeps its lease": Line(
-        Engine, "_lost", 'self.settle(connection, "its last client was collected")', "pass"
+        Pool, "_lost", 'self.settle(connection, "its last client was collected")', "pass"
     ),
     "a failed checkout keeps its lease": Line(
-        Procedures,
+        Checkout,
         "check_out",
         "if not connection.lease(caller):",
         "if not (connection.lease(client) and connection.lease(caller)):",
     ),
     "close_all forgets one": Line(
-        Engine, "shut_all", "self.registry.all()", "self.registry.all()[1:]"
+        Pool, "close_all", "self.registry.all()", "self.registry.all()[1:]"
     ),
     "a retired channel is left open": Line(
-        Engine, "finish", "if wire.close_if_drained():", "if False:"
+        Pool, "finish", "if wire.close_if_drained():", "if False:"
     ),
     "a caller's own deadline is not looked at": Line(
-        Procedures,
+        Checkout,
         "ride_out",
         "limit = budget_end if until is None else min(until, budget_end)",
         "limit = budget_end",

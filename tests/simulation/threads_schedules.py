@@ -10,22 +10,20 @@ from typing import Any, ClassVar
 from grpc import RpcError
 
 from milvus_lifecycle.audit import records as audit_module
-from milvus_lifecycle.core import agenda as agenda_module
 from milvus_lifecycle.core import leases as leases_module
+from milvus_lifecycle.core import maintenance as maintenance_module
 from milvus_lifecycle.core import mutex as mutex_module
 from milvus_lifecycle.core import registry as registry_module
 from milvus_lifecycle.core import wire as wire_module
-from milvus_lifecycle.drivers import threads as manager_module
-from milvus_lifecycle.drivers.threads import ConnectionManager
-from milvus_lifecycle.drivers.threads_channel import LifecycleChannel
+from milvus_lifecycle.drivers import threads as driver_module
 from milvus_lifecycle.errors import LifecycleError
+from milvus_lifecycle.managers import ConnectionManager
 from milvus_lifecycle.testing import FakeHandler
-from tests.cores import Tap
 from tests.simulation import laws
 from tests.simulation.actors import Died
 from tests.simulation.campaign import replaced
 from tests.simulation.kernel import EPOCH, Blocked, SimHere, SimLock
-from tests.simulation.schedules import MOST_MOVES, MOST_SECONDS, Watched, World, watched_lead
+from tests.simulation.schedules import MOST_MOVES, MOST_SECONDS, World, watch, watched_lead
 from tests.simulation.threads_kernel import (
     KEEPER,
     Queues,
@@ -39,10 +37,10 @@ from tests.simulation.users import Call, Life, User
 from tests.simulation.weather import PENDING, Channel, Operation
 
 _MODULES = (
-    agenda_module,
+    maintenance_module,
     audit_module,
     leases_module,
-    manager_module,
+    driver_module,
     registry_module,
     wire_module,
 )
@@ -67,23 +65,21 @@ class ThreadsChannel(Channel):
         point()
 
 
-class WatchedManager(Watched, ConnectionManager):
-    """The manager, with its world looking on."""
+def watched(world: ThreadsWorld) -> None:
+    """Give a world its manager, as shipped."""
+    watch(world, ConnectionManager(world.policy, **world.seams()))
+    driver = world.manager._driver
+    wait, fly = driver._wait, driver._fly
 
-    world: ThreadsWorld
+    def wait_and_note(request: Any) -> None:
+        with world.waits(request):
+            wait(request)
 
-    def _wait(self, request: Any) -> None:
-        with self.world.waits(request):
-            return super()._wait(request)
+    def fly_and_note(connection: Any, flight: Any) -> None:
+        with world.leads(connection, flight):
+            fly(connection, flight)
 
-    def _fly(self, connection: Any, flight: Any) -> None:
-        with self.world.leads(connection, flight):
-            super()._fly(connection, flight)
-
-    @property
-    def mailbox(self) -> bool:
-        """Is there something that the timekeeper has not read, or the collector not found?"""
-        return bool(self._mailbox.letters or self.world.garbage)
+    driver._wait, driver._fly = wait_and_note, fly_and_note
 
 
 class ThreadsLocator:
@@ -133,6 +129,10 @@ class ThreadsWorld(World):
         if sum(process.name == KEEPER for process in self.kernel.processes) > 1:
             raise laws.Broken(1, "two timekeepers")
 
+    @property
+    def unread(self) -> bool:
+        return bool(self.manager._driver._mailbox.letters) or super().unread
+
     def locator(self) -> Any:
         return ThreadsLocator(self)
 
@@ -141,9 +141,8 @@ class ThreadsWorld(World):
 
     # -- the transport ------------------------------------------------------------------------
 
-    def equip(self, engine: Any, connection: Any) -> None:
-        connection.face = LifecycleChannel(engine, connection)
-        connection.handler = FakeHandler(connection.face)
+    def make_handler(self, connection: Any, channel: Any) -> FakeHandler:
+        return FakeHandler(channel)
 
     def register(self, connection: Any, wire: Any, timeout: float, patient: bool) -> Any:
         return wire.channel.perform("register", timeout, patient)
@@ -197,9 +196,7 @@ class ThreadsWorld(World):
 
     def run(self) -> None:
         with simulated():
-            self.manager = WatchedManager(self.policy, **self.seams())
-            self.manager.world = self
-            self.manager.audit.readers = (Tap(self.hear),)
+            watched(self)
             for user in self.actors:
                 self._thread(user.name, partial(self.follow, user, user.live()))
             self._thread("the weather", partial(self.follow, self, self.forecast()))
@@ -236,5 +233,5 @@ def simulated() -> Iterator[None]:
     names = [(module, "threading", Threading) for module in _MODULES]
     grain = (SimLock, "grain", True)
     here = (mutex_module, "here", SimHere())
-    with replaced(*names, (manager_module, "queue", Queues), here, grain, watched_lead()):
+    with replaced(*names, (driver_module, "queue", Queues), here, grain, watched_lead()):
         yield

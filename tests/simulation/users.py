@@ -160,7 +160,7 @@ class User:
         yield Call("close of its handler", self.face.close)
 
     def do_close_all(self) -> Life:
-        pooled = self.world.manager.registry.all()
+        pooled = self.world.pool.registry.all()
         yield Call("close_all", self.world.manager.close_all)
         laws.check_closed(pooled)
 

@@ -17,8 +17,10 @@ from milvus_lifecycle.core import mutex as mutex_module
 from milvus_lifecycle.core import wire as wire_module
 from milvus_lifecycle.core.face import stamp_of
 from milvus_lifecycle.core.facts import Seams
-from milvus_lifecycle.core.procedures import Procedures
+from milvus_lifecycle.core.pool import Pool
+from milvus_lifecycle.core.recovery import Recovery
 from milvus_lifecycle.core.requests import Locate, Open, Pause, Ping, Register, Wait
+from milvus_lifecycle.core.retry import Retry
 from milvus_lifecycle.core.wire import Rpc
 from milvus_lifecycle.drivers.threads_channel import LifecycleChannel
 from milvus_lifecycle.errors import LifecycleError
@@ -105,21 +107,19 @@ class Channel:
         self.closed = True
 
 
-class SearchManager(Procedures):
-    """A driver that performs nothing: every request is the search's to answer."""
-
-    flavour = "threads"
+class SearchPool(Pool):
+    """The pool, with its world looking on."""
 
     def __init__(self, world: World) -> None:
         seams = Seams(clock=lambda: world.kernel.now, wall=world.in_step_hook, chance=lambda: 0.5)
         super().__init__(
+            "threads",
             world.setup.lifecycle_policy(),
             transport=world,  # type: ignore[arg-type]
             strategy_for=strategy(world.setup.strategy, lambda: world.target),
             seams=seams,
         )
         self.world = world
-        self.mailbox: deque[Callable[[], object]] = deque()
 
     def register(self, connection: Any) -> Any:
         self.world.connections.append(connection)
@@ -128,6 +128,22 @@ class SearchManager(Procedures):
         if pooled is not connection:  # another thread was first
             self.world.connections.remove(connection)
         return pooled
+
+    def step(self, connection: Any, trigger: Any, **facts: Any) -> bool:
+        return False if self.world.kernel.dead else super().step(connection, trigger, **facts)
+
+
+class SearchDriver:
+    """A driver that performs nothing: every request is the search's to answer."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.pool = SearchPool(world)
+        self.pool.driver = self
+        self.mailbox: deque[Callable[[], object]] = deque()
+
+    def permanent_channel(self, connection: Any) -> LifecycleChannel:
+        return LifecycleChannel(self.pool, self.drive, connection)
 
     def drive(self, procedure: Any) -> Any:
         began = self.world.kernel.now
@@ -148,18 +164,6 @@ class SearchManager(Procedures):
                     request = procedure.send(result)
         except StopIteration as stop:
             return stop.value
-
-    def on_error(self, face: Any, error: Exception) -> Any:
-        start = stamp_of(error)
-        asked = super().on_error(face, error)
-        if start is None or start.binding.generation >= start.connection.generation:
-            return (yield from asked)
-        # Law 5: whoever failed in an older generation is not delayed.
-        try:
-            request = next(asked)
-        except StopIteration as stop:
-            return stop.value
-        raise laws.Broken(5, f"a failure of an older generation waits: {type(request).__name__}")
 
     def perform(self, request: Any) -> Any:
         laws.check_no_lock(self.world, type(request).__name__)
@@ -190,10 +194,7 @@ class SearchManager(Procedures):
                 self.world.faults += 1
                 raise Died
         finally:
-            self.parted(request.connection, request.flight, wake)
-
-    def step(self, connection: Any, trigger: Any, **facts: Any) -> bool:
-        return False if self.world.kernel.dead else super().step(connection, trigger, **facts)
+            self.pool.leave(request.connection, request.flight, wake)
 
     def launch(self, connection: Any, flight: Any) -> None:
         world = self.world
@@ -203,30 +204,29 @@ class SearchManager(Procedures):
                 world.faults += 1
                 raise RuntimeError("can't start new thread")
         name = f"leader of flight {flight.number}"
-        world.kernel.spawn(name, partial(self._fly, connection, flight), (connection, flight))
+        recovery = Recovery(self.pool, connection, flight)
+        world.kernel.spawn(name, partial(self._fly, recovery), (connection, flight))
 
-    def _fly(self, connection: Any, flight: Any) -> None:
+    def _fly(self, recovery: Recovery) -> None:
         try:
-            self.drive(self.fly(connection, flight, object()))
+            self.drive(recovery.fly(object()))
         except Died:
             return
 
     def post(self, job: Callable[[], object]) -> None:
         self.mailbox.append(job)
 
-    def wind(self) -> None:
+    def reschedule(self) -> None:
         """The keeper of the model sees by itself what is due."""
 
-    def aside(self, connection: Any) -> None:
-        self.world.kernel.spawn("refresh", lambda: self.drive(self.refresh(connection)))
+    def refresh_in_background(self, connection: Any) -> None:
+        refresh = self.pool.maintenance.refresh
+        self.world.kernel.spawn("refresh", lambda: self.drive(refresh(connection)))
 
     def dispose(self, wire: Any) -> None:
         laws.check_no_lock(self.world, "close of a channel")
         wire.methods.clear()
         wire.channel.close()
-
-    def discharge(self, connection: Any, locator: Any) -> None:
-        locator.release(connection)
 
     def keep_time(self) -> None:
         """Runs what is due and what finalizers have put off."""
@@ -235,10 +235,10 @@ class SearchManager(Procedures):
             if self.mailbox:
                 self.mailbox.popleft()()
             else:
-                self.run_due()
+                self.pool.maintenance.run_due()
 
     def _work_waits(self) -> bool:
-        due = self.agenda.next_due()
+        due = self.pool.maintenance.schedule.next_due()
         return bool(self.mailbox) or (due is not None and due <= self.world.kernel.now)
 
 
@@ -289,10 +289,11 @@ class World:
         self.records: list[TransitionRecord] = []
         self.traps: list[Actor] = []
         self.watch = laws.Watch(self)
-        self.manager = SearchManager(self)
-        self.manager.audit.readers = (Tap(self.hear),)  # type: ignore[assignment]
-        self.kernel.spawn("timekeeper", self.manager.keep_time, start=True)
-        self.kernel.alarms = [self.manager.agenda.next_due, self._next_stop]
+        self.driver = SearchDriver(self)
+        self.pool = self.driver.pool
+        self.pool.audit.readers = (Tap(self.hear),)  # type: ignore[assignment]
+        self.kernel.spawn("timekeeper", self.driver.keep_time, start=True)
+        self.kernel.alarms = [self.pool.maintenance.schedule.next_due, self._next_stop]
         grain, SimLock.grain = SimLock.grain, False
         self.actors = [
             Actor(self, name, plan) for name, plan in zip("ABC", setup.actors, strict=False)
@@ -313,18 +314,23 @@ class World:
             assert binding.wire.enter(self.stays)
             binding.wire.channel.rpcs += 1
 
+    @property
+    def unread(self) -> bool:
+        """Is there something that the timekeeper has not read?"""
+        return bool(self.driver.mailbox)
+
     # -- the closer -------------------------------------------------------------------------
 
     def close(self) -> None:
         getattr(self, "close_" + self.kernel.pause(Choice(*self.setup.closer)))()
 
     def close_close_all(self) -> None:
-        pooled = self.manager.registry.all()
-        self.manager.shut_all("close_all")
+        pooled = self.pool.registry.all()
+        self.pool.close_all("close_all")
         laws.check_closed(pooled)
 
     def close_close_handler(self) -> None:
-        pooled = self.manager.registry.all()
+        pooled = self.pool.registry.all()
         for connection in pooled:
             connection.face.close()
         laws.check_closed(pooled)
@@ -339,20 +345,19 @@ class World:
                 self.kernel.processes.remove(process)
         self.watch.forked()
         self.inherited = list(self.channels)
-        self.manager.fork_child()
+        self.pool.fork_child()
 
     def close_move(self) -> None:
         self.target = AWAY
-        self.manager.reroute_all()
+        self.pool.maintenance.reroute_all()
 
     # -- what the engine meets --------------------------------------------------------------
 
     def check(self, config: Any) -> None:
         """Everything is usable."""
 
-    def equip(self, engine: Any, connection: Any) -> None:
-        connection.face = LifecycleChannel(engine, connection)
-        connection.handler = FakeHandler(connection.face)
+    def make_handler(self, connection: Any, channel: Any) -> FakeHandler:
+        return FakeHandler(channel)
 
     def translate(self, error: LifecycleError) -> Exception:
         return error
@@ -393,7 +398,7 @@ class World:
         """What a user's ``__del__`` does: give back what it holds."""
         if not self.kernel.dead and self.connections:
             client.on_end = None
-            self.manager.let_go(self.connections[-1], None)
+            self.pool.release(self.connections[-1], None)
 
     def _next_stop(self) -> float | None:
         passed = self.kernel.now - 1000.0
@@ -414,6 +419,24 @@ class World:
                 actor.client.on_end = None
 
 
+def watched_ask(ask: Callable[..., Any]) -> Callable[..., Any]:
+    """Law 5: whoever failed in an older generation is not delayed."""
+
+    def ask_and_watch(retry: Any, error: Exception) -> Any:
+        start = stamp_of(error)
+        asked = ask(retry, error)
+        if start is None or start.binding.generation >= start.connection.generation:
+            return (yield from asked)
+        try:
+            request = next(asked)
+        except StopIteration as stop:
+            return stop.value
+        waits = type(request).__name__
+        raise laws.Broken(5, f"a failure of an older generation waits: {waits}")
+
+    return ask_and_watch
+
+
 @contextmanager
 def simulated(setup: Setup) -> Iterator[None]:
     """The engine's locks are the search's; what the machine does is watched; nothing collects."""
@@ -428,6 +451,8 @@ def simulated(setup: Setup) -> Iterator[None]:
     lead = connection_module.ManagedConnection.lead
     watched_lead = laws.watched_lead(lead)
     connection_module.ManagedConnection.lead = watched_lead  # type: ignore[method-assign]
+    ask = Retry.ask
+    Retry.ask = watched_ask(ask)  # type: ignore[method-assign]
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -437,6 +462,7 @@ def simulated(setup: Setup) -> Iterator[None]:
             module.threading = threading
         connection_module.fire, mutex_module.here = fire, here
         connection_module.ManagedConnection.lead = lead  # type: ignore[method-assign]
+        Retry.ask = ask  # type: ignore[method-assign]
         SimLock.grain = False
         if collecting:
             gc.enable()

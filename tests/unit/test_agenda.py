@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any
 
 import pytest
+from milvus_lifecycle.core.agenda import Agenda
 
 from milvus_lifecycle import ConnectionConfig, ConnectionManager, LifecyclePolicy, RegularStrategy
-from milvus_lifecycle.core.agenda import Agenda
 from milvus_lifecycle.core.facts import Facts
 from milvus_lifecycle.table import State
 from milvus_lifecycle.testing import CapturedAudit, FakeClock, Script, until
@@ -167,7 +167,7 @@ def test_one_timer_for_the_age_of_a_channel(clock: FakeClock) -> None:
         clock.advance(31)
         handler.rpc()
     assert handler.face.connection.state is State.ACTIVE
-    assert len(manager.agenda) == 1
+    assert len(manager._pool.maintenance.schedule) == 1
     manager.close_all()
 
 
@@ -182,10 +182,10 @@ def test_a_closed_connection_is_not_kept_until_its_next_timer(
     client = Client()
     handler = manager.get_or_create(CONFIG, client=client)
     manager.release(handler, client)
-    connection = weakref.ref(manager.registry.all()[0])
-    assert len(manager.agenda) == 1
+    connection = weakref.ref(manager._pool.registry.all()[0])
+    assert len(manager._pool.maintenance.schedule) == 1
     manager.close_all()
     del handler
     gc.collect()
     until(lambda: connection() is None, 10, "the closed connection is kept")
-    assert len(manager.agenda) == 1
+    assert len(manager._pool.maintenance.schedule) == 1

@@ -19,6 +19,7 @@ from milvus_lifecycle import (
     LifecyclePolicy,
     RegularStrategy,
 )
+from milvus_lifecycle.core.checkout import Checkout
 from milvus_lifecycle.core.facts import Located
 from milvus_lifecycle.core.readiness import LoadState
 from milvus_lifecycle.core.requests import Procedure, Wait
@@ -70,9 +71,9 @@ async def test_a_loop_has_one_manager() -> None:
     """``get_instance`` gives the same one in the same loop, until all are dropped and closed."""
     one = AsyncConnectionManager.get_instance()
     assert AsyncConnectionManager.get_instance() is one
-    assert type(one.transport).__name__ == "AsyncioTransport"
-    connection = one.create(ConnectionConfig.from_uri("http://localhost:1"), dedicated=False)
-    one.register(connection)
+    assert type(one._pool.transport).__name__ == "AsyncioTransport"
+    connection = one._pool.create(ConnectionConfig.from_uri("http://localhost:1"), dedicated=False)
+    one._pool.register(connection)
     AsyncConnectionManager.drop_instances()
     assert connection.state is State.CLOSED
     AsyncConnectionManager.drop_instances()  # there is none: nothing happens
@@ -103,8 +104,8 @@ def test_connections_of_a_closed_loop_are_closed_by_the_next_who_asks() -> None:
     async def hold() -> AsyncConnectionManager:
         manager = AsyncConnectionManager.get_instance()
         connections.append(
-            manager.register(
-                manager.create(ConnectionConfig.from_uri("http://a:1"), dedicated=False)
+            manager._pool.register(
+                manager._pool.create(ConnectionConfig.from_uri("http://a:1"), dedicated=False)
             )
         )
         # As with a loop that keeps its timers when it is closed.
@@ -124,7 +125,7 @@ def test_connections_of_a_closed_loop_are_closed_by_the_next_who_asks() -> None:
 
     asyncio.run(ask())
     assert connections[0].state is State.CLOSED
-    assert manager.loop_is_over()
+    assert manager._driver.loop_is_over()
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -139,7 +140,7 @@ def test_a_manager_is_a_context(own: bool) -> None:
         async with manager as entered:
             assert entered is manager
             config = ConnectionConfig.from_uri("http://a:1")
-            connection = manager.register(manager.create(config, dedicated=False))
+            connection = manager._pool.register(manager._pool.create(config, dedicated=False))
         assert connection.state is State.CLOSED
         anchored = manager._anchored()
         assert anchored is None or anchored.cancelled() == own
@@ -224,7 +225,7 @@ async def test_a_flight_that_is_over_is_not_waited_for() -> None:
     connection = (await rig.connected()).face.connection
     rig.clock.advance(31)
     rig.script.hold("ping")
-    rig.manager.step(connection, Trigger.ACQUIRE)
+    rig.manager._pool.step(connection, Trigger.ACQUIRE)
     flight = connection.flight
     rig.script.let_go()
     assert await until(lambda: rig.script.operations[-1].kind == "ping", 20)
@@ -235,7 +236,7 @@ async def test_a_flight_that_is_over_is_not_waited_for() -> None:
         yield Wait(connection, flight, rig.clock() + 1000)
         return "went on"
 
-    assert await asyncio.wait_for(rig.manager.drive(come_late()), 20) == "went on"
+    assert await asyncio.wait_for(rig.manager._driver.drive(come_late()), 20) == "went on"
     await rig.manager.close_all()
 
 
@@ -289,7 +290,7 @@ async def test_a_refresh_moves_a_connection() -> None:
     strategy.target = "north:19530"
     strategy.where = Signpost(rig.script, strategy.target)
     rig.clock.advance(60)
-    rig.manager.run_due()
+    rig.manager._pool.maintenance.run_due()
     assert await until(lambda: handler.face.connection.address == "north:19530", 20)
     assert rig.triggers()[-2:] == ["reroute", "recovered"]
     await rig.manager.close_all()
@@ -303,7 +304,7 @@ async def test_another_thread_may_close_everything() -> None:
     """Connections are CLOSED at once; their channels are closed in the loop that they belong to."""
     rig = Rig()
     connection = (await rig.connected()).face.connection
-    elsewhere(lambda: rig.manager.shut_all("from outside"))
+    elsewhere(lambda: rig.manager._pool.close_all("from outside"))
     assert connection.state is State.CLOSED
     assert not rig.script.channels[0].closed, "that is the loop's to do"
     assert await until(lambda: rig.script.channels[0].closed, 20)
@@ -315,7 +316,7 @@ async def test_another_thread_may_start_a_flight() -> None:
     rig = Rig()
     connection = (await rig.connected()).face.connection
     moved = elsewhere(
-        lambda: rig.manager.step(connection, Trigger.FAIL, error=UNAVAILABLE, generation=1)
+        lambda: rig.manager._pool.step(connection, Trigger.FAIL, error=UNAVAILABLE, generation=1)
     )
     assert moved
     assert await until(lambda: connection.generation == 2, 20)
@@ -347,8 +348,8 @@ def test_a_closed_loop_closes_its_connections() -> None:
     manager, loop = ended(script)
     assert manager.get_stats()["total_connections"] == 0
     assert [channel.closed for channel in script.channels] == [True]
-    assert manager.loop is loop
-    assert manager.loop_is_over()
+    assert manager._driver.loop is loop
+    assert manager._driver.loop_is_over()
 
 
 def test_a_flight_under_way_ends_with_its_loop() -> None:
@@ -362,7 +363,7 @@ def test_a_flight_under_way_ends_with_its_loop() -> None:
         handler = await manager.get_or_create(CONFIG)
         script.hold("register")
         connection = handler.face.connection
-        manager.step(connection, Trigger.FAIL, error=UNAVAILABLE, generation=1)
+        manager._pool.step(connection, Trigger.FAIL, error=UNAVAILABLE, generation=1)
         assert await until(lambda: script.held("register"), 20)
         return connection
 
@@ -380,11 +381,11 @@ def test_nothing_begins_in_a_closed_loop() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         manager, _ = ended(script)
-        caller = manager.obtain(CONFIG, False, None, None)
+        caller = Checkout.within(manager._pool, None).obtain(CONFIG, False, None)
         with pytest.raises(ConnectFailed, match="event loop is closed"):
             next(caller)
-        connection = manager.create(CONFIG, dedicated=False)
-        manager.aside(connection)
+        connection = manager._pool.create(CONFIG, dedicated=False)
+        manager._driver.refresh_in_background(connection)
         gc.collect()
     assert manager.get_stats()["total_connections"] == 0
     assert len(script.channels) == 1
@@ -397,8 +398,8 @@ def test_a_loop_that_is_gone_is_called_for_nothing() -> None:
     del loop
     gc.collect()
     assert watched() is None
-    assert manager.loop is None
-    manager.post(lambda: done.append("job"))
+    assert manager._driver.loop is None
+    manager._driver.post(lambda: done.append("job"))
     assert done == []
 
 

@@ -74,7 +74,7 @@ async def test_the_channel_in_use_answers_for_it() -> None:
 
     asked: list[str] = []
     manager = manager_of(Script())
-    early = manager.create(CONFIG, dedicated=False).face
+    early = manager._pool.create(CONFIG, dedicated=False).face
     with pytest.raises(grpc.aio.UsageError, match="no channel"):
         early.get_state()
     face = (await manager.get_or_create(CONFIG)).face

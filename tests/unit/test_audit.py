@@ -149,7 +149,7 @@ def test_created_comes_first() -> None:
     closers: list[threading.Thread] = []
 
     def wall() -> datetime:
-        found = manager.registry.find(CONFIG.key)
+        found = manager._pool.registry.find(CONFIG.key)
         if found is not None and not closers:
             closers.append(threading.Thread(target=manager.close_all))
             closers[0].start()

@@ -59,7 +59,9 @@ def test_a_subscription_follows_the_channel(monkeypatch: pytest.MonkeyPatch) -> 
         assert log == [("subscribe", 1), ("unsubscribe", 1), ("subscribe", 2), ("unsubscribe", 2)]
     with Rig() as rig:
         del log[:]
-        early = rig.manager.create(rig.connected().face.connection.config, dedicated=True).face
+        early = rig.manager._pool.create(
+            rig.connected().face.connection.config, dedicated=True
+        ).face
         early.subscribe(print)
         early.rebound()
         early.unsubscribe(print)
@@ -204,7 +206,7 @@ def test_a_future_counts_until_it_is_done() -> None:
     call = Pending()
     with Rig() as rig:
         future = pending(rig, call)
-        connection = rig.manager.registry.all()[0]
+        connection = rig.manager._pool.registry.all()[0]
         assert connection.in_flight == 1
         seen: list[Any] = []
         future.add_done_callback(seen.append)
@@ -256,9 +258,9 @@ def test_a_future_that_is_cut_is_unavailable() -> None:
     call = Pending()
     with Rig() as rig:
         future = pending(rig, call)
-        binding = rig.manager.registry.all()[0].binding
+        binding = rig.manager._pool.registry.all()[0].binding
         assert binding is not None
-        binding.wire.sever(cut=True)
+        binding.wire.close_now(cut=True)
         call.error = grpc.FutureCancelledError()
         assert isinstance(future.exception(), DrainedError)
         assert future.code() is grpc.StatusCode.UNAVAILABLE
@@ -271,7 +273,7 @@ def test_a_future_that_does_not_begin(error: Exception) -> None:
     with Rig() as rig:
         with pytest.raises(type(error)):
             pending(rig, error)
-        connection = rig.manager.registry.all()[0]
+        connection = rig.manager._pool.registry.all()[0]
         assert (connection.in_flight, connection.failures) == (
             0,
             isinstance(error, grpc.RpcError),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from milvus_lifecycle import ConnectionConfig, ConnectionManager, LifecyclePolicy, RegularStrategy
+from milvus_lifecycle.core.checkout import Checkout
 from milvus_lifecycle.core.facts import Facts
 from milvus_lifecycle.core.mutex import Reentered
 from milvus_lifecycle.core.requests import Wait
@@ -100,7 +101,7 @@ def test_a_finalizer_inside_of_a_step_is_done_later(what: str) -> None:
         until(lambda: connection.clients == {bob}, 10, "the lease was not lost")
         assert connection.state is State.ACTIVE
     else:
-        manager.step(connection, Trigger.ACQUIRE)
+        manager._pool.step(connection, Trigger.ACQUIRE)
         until(lambda: connection.state is State.CLOSED, 10, "it was not closed")
     manager.close_all()
 
@@ -402,9 +403,9 @@ def test_whoever_comes_as_the_last_waiter_leaves_looks_again() -> None:
     script.hold("register")
     manager, _ = manager_of(script, clock)
     config = ConnectionConfig.from_uri("http://home:19530")
-    leaver = manager.obtain(config, False, Client(), 5.0)
+    leaver = Checkout.within(manager._pool, 5.0).obtain(config, False, Client())
     first = next(leaver)
-    latecomer = manager.obtain(config, False, Client(), 30.0)
+    latecomer = Checkout.within(manager._pool, 30.0).obtain(config, False, Client())
     second = next(latecomer)
     assert isinstance(first, Wait)
     assert isinstance(second, Wait)
@@ -412,7 +413,7 @@ def test_whoever_comes_as_the_last_waiter_leaves_looks_again() -> None:
     # The leaver waited and goes; the latecomer was about to join when it did.
     assert first.connection.join(first.flight, print, first.until)
     clock.advance(6)
-    manager.parted(first.connection, first.flight, print)
+    manager._pool.leave(first.connection, first.flight, print)
     with pytest.raises(ConnectFailed):
         leaver.send(None)
     third = latecomer.send(None)

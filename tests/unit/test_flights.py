@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
-from milvus_lifecycle import ConnectionManager
 from milvus_lifecycle.core.connection import ManagedConnection
 from milvus_lifecycle.core.facts import Facts
-from milvus_lifecycle.core.flight import Flight, FlightKind
-from milvus_lifecycle.core.flights import STOPPED
+from milvus_lifecycle.core.flight import STOPPED, Flight
+from milvus_lifecycle.core.recovery import Recovery
 from milvus_lifecycle.errors import (
     ConfigError,
     ConnectFailed,
@@ -106,7 +105,7 @@ def test_a_channel_that_was_taken_away_is_not_asked_again(kind: str, keeps: bool
         strategy.away = True
         result = handler.face.connection.redirect()
         strategy.away = False
-        rig.manager.finish(handler.face.connection, result)
+        rig.manager._pool.finish(handler.face.connection, result)
         rig.script.let_go()
         call.value(20)
         assert rig.triggers() == [*CONNECTED, "fail", "recovered"]
@@ -162,18 +161,17 @@ def test_a_first_connect_that_cannot_be_tried() -> None:
         assert rig.manager.get_stats()["total_connections"] == 0
 
 
-class Hasty(ConnectionManager):
-    """Somebody closes everything in the moment in which a flight gives up."""
-
-    def step(self, connection: Any, trigger: Trigger, **facts: Any) -> bool:
-        if trigger is Trigger.GIVE_UP:
-            super().step(connection, Trigger.CLOSE)
-        return super().step(connection, trigger, **facts)
-
-
-def test_a_close_as_a_flight_gives_up() -> None:
+def test_a_close_as_a_flight_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Close was first: it is the last record, and what the waiter is told."""
-    with Rig(manager=Hasty) as rig:
+    with Rig() as rig:
+        step = rig.manager._pool.step
+
+        def hasty(connection: Any, trigger: Trigger, **facts: Any) -> bool:
+            if trigger is Trigger.GIVE_UP:
+                step(connection, Trigger.CLOSE)
+            return step(connection, trigger, **facts)
+
+        monkeypatch.setattr(rig.manager._pool, "step", hasty)
         handler = rig.connected()
         rig.script.plan("rpc", UNAVAILABLE)
         rig.script.plan("register", rpc_error("PERMISSION_DENIED"))
@@ -190,8 +188,8 @@ def test_a_probe_that_finds_itself_in_a_forked_child() -> None:
         rig.clock.advance(31)
         result = connection.step(Trigger.ACQUIRE, Facts(now=rig.clock()))
         assert result.launch is not None
-        leader = rig.manager.fly(connection, result.launch, object())
-        rig.manager.fork_child()
+        leader = Recovery(rig.manager._pool, connection, result.launch).fly(object())
+        rig.manager._driver.fork_child()
         with pytest.raises(StopIteration):
             next(leader)
         assert connection.state is State.IDLE
@@ -260,23 +258,22 @@ def test_a_flight_that_nobody_launched_is_launched_by_who_finds_it() -> None:
         assert rig.triggers()[-2:] == ["fail", "recovered"]
 
 
-class Careless(ConnectionManager):
-    """Whoever is to fly its first recovery dies before he has done anything."""
-
-    died = False
-
-    def launch(self, connection: ManagedConnection, flight: Flight) -> None:
-        if flight.kind is FlightKind.RECOVERY and not self.died:
-            self.died = True
-        else:
-            super().launch(connection, flight)
-
-
 @pytest.mark.parametrize("another", [True, False])
-def test_a_flight_whose_leader_never_came_is_flown_after_all(another: bool) -> None:
+def test_a_flight_whose_leader_never_came_is_flown_after_all(
+    monkeypatch: pytest.MonkeyPatch, another: bool
+) -> None:
     """Whoever comes a second later, or else the last to give up, has it flown by somebody else."""
-    with Rig(manager=Careless) as rig:
-        handler = rig.connected()
+    with Rig() as rig:
+        handler, driver = rig.connected(), rig.manager._driver
+        launch = driver.launch
+        died: list[Flight] = []
+
+        def careless(connection: ManagedConnection, flight: Flight) -> None:
+            if died:
+                launch(connection, flight)
+            died.append(flight)  # the first one: its leader has done nothing
+
+        monkeypatch.setattr(driver, "launch", careless)
         rig.script.plan("rpc", rpc_error("UNAVAILABLE"))
         first = Call(handler.call, timeout=5.0)
         rig.sees(lambda: rig.clock.sleeping() == 1, "it does not wait")

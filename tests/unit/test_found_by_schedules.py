@@ -10,6 +10,9 @@ import pytest
 
 from milvus_lifecycle import AsyncConnectionManager, ConnectionConfig, ConnectionManager, State
 from milvus_lifecycle import Trigger as T
+from milvus_lifecycle.core.checkout import Checkout
+from milvus_lifecycle.core.pool import Pool
+from milvus_lifecycle.core.requests import Open
 from milvus_lifecycle.core.strategies import ConnectionStrategy
 from milvus_lifecycle.core.wire import Rpc, Wire
 from milvus_lifecycle.errors import ConnectionClosed, LifecycleError
@@ -30,14 +33,12 @@ class Moving(ConnectionStrategy):
         return True
 
 
-class ByHand(ConnectionManager):
-    """A manager whose flights are led by the test, and whose timers never run."""
-
-    def launch(self, connection: Any, flight: Any) -> None:
-        """The test does it."""
-
-    def wind(self) -> None:
-        """No time passes by itself."""
+def by_hand(manager: ConnectionManager) -> Pool:
+    """The test leads its flights, and no time passes by itself."""
+    driver: Any = manager._driver
+    driver.launch = lambda connection, flight: None
+    driver.reschedule = lambda: None
+    return manager._pool
 
 
 class Scene:
@@ -45,20 +46,21 @@ class Scene:
 
     def __init__(self, *clients: Client | None) -> None:
         self.clock, self.script = FakeClock(), Script()
-        self.manager = ByHand(
+        self.manager = ConnectionManager(
             transport=self.script.threads(), seams=self.clock.seams(), strategy_for=Moving
         )
-        self.connection: Any = self.manager.find_or_create(CONFIG, None, dedicated=False)
+        self.pool = by_hand(self.manager)
+        self.connection: Any = self.pool.find_or_create(CONFIG, None, dedicated=False)
         for client in clients:
             self.connection.lease(client)
-        self.manager.step(self.connection, T.ACQUIRE)
+        self.pool.step(self.connection, T.ACQUIRE)
         self.wire = self.land(self.connection)
         self.face = self.connection.face
 
     def land(self, connection: Any) -> Wire:
         """Its first connect is good; the target is where it is, for once."""
         wire = Wire(
-            self.script.threads().open(connection, "home:19530", None, (0.1, 0.4)),
+            self.script.threads().open(Open(connection, "home:19530", None, (0.1, 0.4))),
             "home:19530",
             self.clock(),
             slow=False,
@@ -68,28 +70,28 @@ class Scene:
         moving, Moving.target_changed = Moving.target_changed, ConnectionStrategy.target_changed
         try:
             outcome = {"flight": flight.number, "wire": wire, "identifier": "1"}
-            self.manager.step(connection, T.PROBE_PASSED, **outcome)
+            self.pool.step(connection, T.PROBE_PASSED, **outcome)
         finally:
             Moving.target_changed = moving
         return wire
 
     def lose_leader(self) -> None:
         """The channel fails, and whoever was to recover it dies."""
-        self.manager.step(self.connection, T.FAIL, error=DOWN, generation=1)
-        self.manager.step(self.connection, T.ABANDONED, flight=self.connection.flight.number)
+        self.pool.step(self.connection, T.FAIL, error=DOWN, generation=1)
+        self.pool.step(self.connection, T.ABANDONED, flight=self.connection.flight.number)
         assert self.connection.state is State.IDLE
 
     def revive(self, timeout: float | None = None) -> Generator[Any, Any, Any]:
         """A call on the closed connection has begun, and waits for a new one."""
         began = self.clock()
         until = None if timeout is None else began + timeout
-        call = self.manager.admit(self.face, Rpc(), timeout, began, until)
+        call: Any = Checkout(self.pool, began, until).admit(self.face, Rpc(), timeout)
         next(call)
         return call
 
     def pooled(self) -> Any:
         """The connection that is in the pool now."""
-        return self.manager.registry.find(CONFIG.key)
+        return self.pool.registry.find(CONFIG.key)
 
 
 def finish(call: Generator[Any, Any, Any]) -> Any:
@@ -103,7 +105,7 @@ def test_a_move_without_a_channel_is_waited_for() -> None:
     """A reroute optional though nothing serves made each RPC spin: in asyncio the loop stood."""
     scene = Scene(Client())
     scene.lose_leader()
-    scene.manager.step(scene.connection, T.REROUTE)
+    scene.pool.step(scene.connection, T.REROUTE)
     assert scene.connection.state is State.RECOVERING
     assert scene.connection.flight.mandatory
 
@@ -115,7 +117,7 @@ def test_the_last_answer_of_a_retired_channel_does_not_make_it_active() -> None:
     rpc = Rpc()
     assert scene.wire.enter(rpc)
     scene.lose_leader()
-    scene.manager.rpc_succeeded(scene.connection, 1)
+    scene.pool.rpc_succeeded(scene.connection, 1)
     assert scene.connection.state is State.IDLE
 
 
@@ -185,7 +187,7 @@ def test_a_handler_closed_in_a_revival_does_not_live_on_with_a_strangers_connect
     """Somebody else had made the new connection already: that one stays open, and without it."""
     scene, stranger = Scene(Client()), Client()
     scene.manager.close_all()
-    made: Any = scene.manager.find_or_create(CONFIG, None, dedicated=False)
+    made: Any = scene.pool.find_or_create(CONFIG, None, dedicated=False)
     made.lease(stranger)
     call = scene.revive()
     scene.face.close()
@@ -204,7 +206,7 @@ def test_a_leader_cancelled_before_its_first_step_does_not_wedge_its_connection(
     async def scene() -> tuple[Any, Any]:
         manager = AsyncConnectionManager(transport=script.asyncio(), seams=clock.seams())
         first = loop.create_task(manager.get_or_create(CONFIG))
-        while not manager.registry.all() or manager.registry.all()[0].flight is None:
+        while not manager._pool.registry.all() or manager._pool.registry.all()[0].flight is None:
             await asyncio.sleep(0)
         for task in asyncio.all_tasks():
             if task.get_name().startswith("milvus-lifecycle"):

@@ -17,7 +17,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milvus_lifecycle import LifecyclePolicy
 from milvus_lifecycle.audit.stream import flush_all
 from milvus_lifecycle.config import ConnectionConfig
 from milvus_lifecycle.core.facts import Located
@@ -111,14 +110,12 @@ def test_a_cluster_has_one_book_for_the_process() -> None:
 
 
 class Moved:
-    """A manager that only counts how often it is told."""
-
-    policy = LifecyclePolicy()
+    """A strategy that only counts how often it is told."""
 
     def __init__(self) -> None:
         self.told = 0
 
-    def plan_reroutes(self) -> None:
+    def moved(self) -> None:
         self.told += 1
 
 
@@ -137,7 +134,7 @@ def test_a_book_never_goes_back(answers: list[tuple[int, str] | TopologyReason])
     """Whatever comes in whatever order: the version grows, managers hear of news and of nothing
     else, and an outage of the service is one line."""
     book, engine = TopologyBook(config()), Moved()
-    book.attach(engine)  # type: ignore[arg-type]  # all of an Engine that a book needs
+    book.attach(engine, 60.0)  # type: ignore[arg-type]  # all of it that a book needs
     news = complaints = 0
     in_trouble = False
     with LogLines(logging.DEBUG) as lines:
@@ -307,9 +304,7 @@ def test_a_fetch_may_take_as_long_as_a_recovery() -> None:
     book = TopologyBook(config())
     limits = [book._limit]
     for budget in (40.0, 30.0, 2.0):
-        engine = Moved()
-        engine.policy = LifecyclePolicy(recovery_budget=budget)
-        book.attach(engine)  # type: ignore[arg-type]
+        book.attach(Moved(), budget)  # type: ignore[arg-type]
         limits.append(book._limit)
     assert limits == [10.0, 40.0, 40.0, 40.0]
 
@@ -363,7 +358,7 @@ def test_while_connections_are_down_one_fetch_follows_another(cluster: GlobalClu
     """Until their flights are over; then the thread ends."""
     book = known(cluster)
     engine, down, forgotten = Moved(), flight(), flight()
-    book.attach(engine)  # type: ignore[arg-type]
+    book.attach(engine, 60.0)  # type: ignore[arg-type]
     forgotten.deadline = time.monotonic() + 1  # the flight of a loop that was dropped
     for each in (down, forgotten):
         TopologyLocator(book, each.began, each).locate(connection(), None, 10)

@@ -95,8 +95,9 @@ def test_managers_that_use_a_cluster_hear_of_it() -> None:
     """News reaches whoever has a connection to the cluster."""
     it = strategy()
     with Rig(it) as rig:
-        rig.manager.create(it.config, dedicated=False)
-        assert list(it.book.engines) == [rig.manager]
+        rig.manager._pool.create(it.config, dedicated=False)
+        assert it.moved == rig.manager._pool.maintenance.plan_reroutes
+        assert list(it.book._strategies) == [it]
 
 
 def locator(core: Core) -> TopologyLocator:

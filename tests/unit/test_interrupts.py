@@ -236,7 +236,7 @@ def test_interrupted_anywhere_in_a_thread(
         closer.start()
         closer.join(LIMIT)
         assert not closer.is_alive()
-        until(lambda: not len(manager.registry), LIMIT, "it does not expire")
+        until(lambda: not len(manager._pool.registry), LIMIT, "it does not expire")
         scene.check_end(audit, trap)
 
     assert _sweep(one, kind, trap_of) > 20
@@ -283,7 +283,7 @@ def test_interrupted_anywhere_in_a_loop(what: str, kind: type[BaseException]) ->
         assert not inside()
         await manager.release(again, scene.client)
         deadline = time.monotonic() + LIMIT
-        while len(manager.registry):
+        while len(manager._pool.registry):
             assert time.monotonic() < deadline, "it does not expire"
             await asyncio.sleep(0.001)
         await manager.close_all()
@@ -379,10 +379,10 @@ def test_comparing_that_was_interrupted_is_done_again() -> None:
                 raise Interrupt
 
     manager = Manager(transport=script.threads())
-    manager.wind = lambda: None  # type: ignore[method-assign]  # nobody else keeps time
-    manager.plan_reroutes()
+    manager._driver.reschedule = lambda: None  # type: ignore[method-assign]  # nobody else keeps time
+    manager._pool.maintenance.plan_reroutes()
     with pytest.raises(Interrupt):
-        manager.run_due()
-    manager.run_due()
-    manager.run_due()
+        manager._pool.maintenance.run_due()
+    manager._pool.maintenance.run_due()
+    manager._pool.maintenance.run_due()
     assert len(told) == 2

@@ -106,7 +106,7 @@ def test_an_odd_answer_to_a_close_changes_nothing() -> None:
     result = core.step(Trigger.CLOSE)
     assert core.connection.state is State.CLOSED
     assert result.locator is None
-    assert [wire.sever(cut=False) for wire in result.closing] == [True]
+    assert [wire.close_now(cut=False) for wire in result.closing] == [True]
 
 
 def test_idle_time_is_since_the_last_use() -> None:

@@ -85,7 +85,7 @@ def test_nothing_configured_says_nothing(
     # pytest puts handlers on the root logger, which an application without logging lacks.
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     manager = live()
-    assert not manager.audit.active()
+    assert not manager._pool.audit.active()
     assert capfd.readouterr() == ("", "")
 
 
@@ -201,7 +201,7 @@ def test_a_failing_sink_or_listener_harms_no_call() -> None:
     events: list[dict[str, object]] = []
     _structlog_into(events)
     manager = live(_Broken())
-    assert manager.audit.failures == len(TRIGGERS)
+    assert manager._pool.audit.failures == len(TRIGGERS)
     assert [event["event"] for event in events].count("audit.trouble") == 1
 
 

@@ -13,12 +13,12 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
+from milvus_lifecycle.settings import Settings
 
 from milvus_lifecycle import ConnectionManager, LifecyclePolicy
 from milvus_lifecycle.core.registry import Registry
 from milvus_lifecycle.core.requests import Procedure, Wait
 from milvus_lifecycle.errors import ConnectFailed, UnknownHandler
-from milvus_lifecycle.settings import Settings
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import FakeClock, Script, rpc_error, until
 from tests.cores import CONFIG
@@ -44,7 +44,7 @@ def test_the_process_has_one_manager() -> None:
     one = Alone.get_instance()
     try:
         assert Alone.get_instance() is one
-        assert type(one.transport).__name__ == "ThreadsTransport"
+        assert type(one._pool.transport).__name__ == "ThreadsTransport"
     finally:
         Alone.drop_instance()
     Alone.drop_instance()  # there is none: nothing happens
@@ -106,7 +106,7 @@ def test_a_manager_that_could_not_be_made_is_nothing() -> None:
     """Bad arguments raise, and the half-made object goes without a complaint."""
     with Unraisable() as errors:
         with pytest.raises(TypeError):
-            ConnectionManager(transport=Script().threads(), nonsense=1)
+            ConnectionManager(transport=Script().threads(), nonsense=1)  # type: ignore[call-arg]
         gc.collect()
     assert errors.seen == []
 
@@ -143,15 +143,15 @@ def test_an_rpc_that_fails_as_its_connection_is_closed() -> None:
         connection = rig.connected().face.connection
         rig.manager.close_all()
         before = list(rig.audit.records)
-        rig.manager.rpc_failed(connection, UNAVAILABLE, 1, rig.clock())
-        rig.manager.rpc_failed(connection, rpc_error("DEADLINE_EXCEEDED"), 1, rig.clock())
+        rig.manager._pool.rpc_failed(connection, UNAVAILABLE, 1, rig.clock())
+        rig.manager._pool.rpc_failed(connection, rpc_error("DEADLINE_EXCEEDED"), 1, rig.clock())
         assert rig.audit.records == before
 
 
 def test_a_client_that_outlives_its_manager() -> None:
     """Its lease ends with nobody to tell, and without a word."""
     manager, client = ConnectionManager(transport=Script().threads()), Client()
-    connection = manager.create(CONFIG, dedicated=False)
+    connection = manager._pool.create(CONFIG, dedicated=False)
     connection.handler = connection.face = None  # they would keep the manager
     connection.lease(client)
     watched = weakref.ref(manager)
@@ -190,7 +190,7 @@ def test_a_flight_that_is_over_is_not_waited_for() -> None:
         connection = rig.connected().face.connection
         rig.clock.advance(31)
         rig.script.hold("ping")
-        rig.manager.step(connection, Trigger.ACQUIRE)
+        rig.manager._pool.step(connection, Trigger.ACQUIRE)
         flight = connection.flight
 
         def come_late() -> Procedure[str]:
@@ -199,7 +199,7 @@ def test_a_flight_that_is_over_is_not_waited_for() -> None:
             yield Wait(connection, flight, rig.clock() + 1000)
             return "went on"
 
-        assert rig.manager.drive(come_late()) == "went on"
+        assert rig.manager._driver.drive(come_late()) == "went on"
         assert rig.clock.sleeping() == 0
 
 
@@ -219,13 +219,13 @@ def test_a_fork_does_not_meet_a_connecting_channel(what: str) -> None:
             rig.script.hold("register")
             call = Call(rig.connected)
             rig.script.wait_held("register")
-        rig.manager.fork_begins()
-        rig.manager.fork_waits(time.monotonic() + 20)
+        rig.manager._driver.fork_begins()
+        rig.manager._driver.fork_waits(time.monotonic() + 20)
         connecting = rig.script.channels[-1]
         assert connecting.closed
         rig.script.let_go()
         assert not call.done
-        rig.manager.fork_is_over()
+        rig.manager._driver.fork_is_over()
         call.value(20)
         assert [channel.closed for channel in rig.script.channels][-2:] == [True, False]
         assert "retry" not in rig.triggers()
@@ -236,9 +236,9 @@ def test_a_fork_leaves_validated_channels_alone() -> None:
     """What serves is not touched: the parent goes on with its channels, and its RPCs run on."""
     with Rig() as rig:
         handler = rig.connected()
-        rig.manager.fork_begins()
-        rig.manager.fork_waits(time.monotonic() + 20)
-        rig.manager.fork_is_over()
+        rig.manager._driver.fork_begins()
+        rig.manager._driver.fork_waits(time.monotonic() + 20)
+        rig.manager._driver.fork_is_over()
         handler.rpc()
         assert len(rig.script.channels) == 1
 
@@ -249,8 +249,8 @@ def test_a_child_keeps_time_only_for_connections(connections: int) -> None:
     manager = ConnectionManager(transport=Script().threads(), seams=FakeClock().seams())
     if connections:
         manager.get_or_create(CONFIG)
-    manager.fork_child()
-    assert (manager._keeper is not None) == bool(connections)
+    manager._driver.fork_child()
+    assert (manager._driver._keeper is not None) == bool(connections)
     assert manager.get_stats()["total_connections"] == connections
     manager.close_all()
 
@@ -277,11 +277,11 @@ class Starts:
 def test_a_finalizer_while_the_timekeeper_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     """The collector may run one there that sets a timer: it does not start a second timekeeper."""
     with Rig() as rig:
-        starts = Starts(monkeypatch, rig.manager.wind)
+        starts = Starts(monkeypatch, rig.manager._driver.reschedule)
         rig.connected()
         assert starts.count == 1
         done = threading.Event()
-        rig.manager.post(done.set)
+        rig.manager._driver.post(done.set)
         assert done.wait(20)
 
 
@@ -298,11 +298,11 @@ def test_no_thread_for_the_timekeeper(monkeypatch: pytest.MonkeyPatch) -> None:
         handler = rig.connected()
         handler.rpc()
         assert starts.count > 0
-        assert rig.manager._keeper is None or not rig.manager._keeper.is_alive()
+        assert rig.manager._driver._keeper is None or not rig.manager._driver._keeper.is_alive()
         refuse.clear()
-        rig.manager.wind()
+        rig.manager._driver.reschedule()
         done = threading.Event()
-        rig.manager.post(done.set)
+        rig.manager._driver.post(done.set)
         assert done.wait(20)
 
 
@@ -319,10 +319,10 @@ class Filling(Registry):
 def test_a_connection_that_comes_as_the_timekeeper_goes() -> None:
     """It looks once more after it has said that it goes, and stays."""
     manager = ConnectionManager(transport=Script().threads())
-    keeper = manager._keeper = threading.current_thread()
-    manager.registry = Filling()
-    assert not manager.keeper_may_end()
-    assert manager._keeper is keeper
+    keeper = manager._driver._keeper = threading.current_thread()
+    manager._pool.registry = Filling()
+    assert not manager._driver.keeper_may_end()
+    assert manager._driver._keeper is keeper
 
 
 def lonely() -> tuple[Any, queue.SimpleQueue[Any], threading.Thread]:
@@ -331,9 +331,9 @@ def lonely() -> tuple[Any, queue.SimpleQueue[Any], threading.Thread]:
         LifecyclePolicy(linger=None), transport=Script().threads(), seams=FakeClock().seams()
     )
     manager.get_or_create(CONFIG)
-    keeper = manager._keeper
+    keeper = manager._driver._keeper
     assert keeper is not None
-    return weakref.ref(manager), manager._mailbox, keeper
+    return weakref.ref(manager), manager._driver._mailbox, keeper
 
 
 def test_a_timekeeper_ends_with_its_manager() -> None:
@@ -372,8 +372,8 @@ def test_a_timer_that_comes_due_needs_no_letter() -> None:
     script, done = Script(), threading.Event()
     manager = ConnectionManager(transport=script.threads())
     manager.get_or_create(CONFIG)
-    manager.agenda.push(time.monotonic() + 0.05, done.set)
-    manager.wind()
+    manager._pool.maintenance.schedule.push(time.monotonic() + 0.05, done.set)
+    manager._driver.reschedule()
     assert done.wait(20)
     manager.close_all()
 
@@ -388,7 +388,7 @@ class Contested:
         return False
 
     def __enter__(self) -> None:
-        self.manager._keeper = threading.current_thread()
+        self.manager._driver._keeper = threading.current_thread()
 
     def __exit__(self, *raised: object) -> None:
         """Nothing is held."""
@@ -397,10 +397,10 @@ class Contested:
 def test_two_threads_start_one_timekeeper() -> None:
     """Whoever waited for the lock finds the other one's timekeeper, and tells it to look."""
     manager = ConnectionManager(transport=Script().threads())
-    manager._keeper_lock = Contested(manager)  # type: ignore[assignment]
-    manager.wind()
-    assert manager._keeper is threading.current_thread()
-    assert not manager._mailbox.empty()
+    manager._driver._keeper_lock = Contested(manager)  # type: ignore[assignment]
+    manager._driver.reschedule()
+    assert manager._driver._keeper is threading.current_thread()
+    assert not manager._driver._mailbox.empty()
 
 
 def test_at_exit_the_caller_flies(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from milvus_lifecycle import ConnectionManager
+from milvus_lifecycle.core.checkout import Checkout
 from milvus_lifecycle.core.facts import Facts
 from milvus_lifecycle.core.readiness import LoadState
 from milvus_lifecycle.core.requests import AskLoadState, Pause, Wait
+from milvus_lifecycle.core.retry import Retry
 from milvus_lifecycle.core.wire import Rpc
 from milvus_lifecycle.errors import (
     REPLICATE_VIOLATION_MARK,
@@ -30,7 +31,7 @@ UNAVAILABLE = rpc_error("UNAVAILABLE")
 def shut_behind_its_back(rig: Rig, connection: Any) -> None:
     """Close a connection so that it is still pooled: as in the middle of somebody's close."""
     connection.step(Trigger.CLOSE, Facts(now=rig.clock()))
-    assert rig.manager.registry.find(CONFIG.key) is connection
+    assert rig.manager._pool.registry.find(CONFIG.key) is connection
 
 
 def test_a_checkout_that_finds_a_closed_connection_gets_another() -> None:
@@ -106,9 +107,9 @@ def waiting(rig: Rig, timeout: float | None) -> tuple[Any, Any, Any]:
     handler = rig.connected()
     rig.script.hold("register")
     connection, now = handler.face.connection, rig.clock()
-    rig.manager.step(connection, Trigger.FAIL, error=UNAVAILABLE, generation=1)
+    rig.manager._pool.step(connection, Trigger.FAIL, error=UNAVAILABLE, generation=1)
     until = None if timeout is None else now + timeout
-    caller = rig.manager.admit(handler.face, Rpc(), timeout, now, until)
+    caller = Checkout(rig.manager._pool, now, until).admit(handler.face, Rpc(), timeout)
     request = next(caller)
     assert isinstance(request, Wait)
     return connection, caller, request
@@ -136,7 +137,7 @@ def test_a_flight_that_lands_and_fails_before_its_caller_wakes() -> None:
     with Rig() as rig:
         connection, caller, first = waiting(rig, 50.0)
         land(rig, connection)
-        rig.manager.step(connection, Trigger.FAIL, error=UNAVAILABLE, generation=2)
+        rig.manager._pool.step(connection, Trigger.FAIL, error=UNAVAILABLE, generation=2)
         second = caller.send(None)
         assert isinstance(second, Wait)
         assert second.flight is connection.flight
@@ -145,26 +146,21 @@ def test_a_flight_that_lands_and_fails_before_its_caller_wakes() -> None:
         caller.close()
 
 
-class Lonely(ConnectionManager):
+def no_thread(connection: Any, flight: Any) -> None:
     """There is no thread to be had for a flight."""
-
-    alone = False
-
-    def launch(self, connection: Any, flight: Any) -> None:
-        if self.alone:
-            raise RuntimeError("can't start new thread")
-        super().launch(connection, flight)
+    raise RuntimeError("can't start new thread")
 
 
-def test_without_workers_a_caller_waits_no_longer_than_the_budget() -> None:
+def test_without_workers_a_caller_waits_no_longer_than_the_budget(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Where no flight can be started its caller tries again, and gives up with the cause."""
-    with Rig(manager=Lonely) as rig:
-        handler, manager = rig.connected(), rig.manager
-        assert isinstance(manager, Lonely)
-        manager.alone = True
+    with Rig() as rig:
+        handler, pool = rig.connected(), rig.manager._pool
+        monkeypatch.setattr(pool.driver, "launch", no_thread)
         connection, now = handler.face.connection, rig.clock()
-        manager.step(connection, Trigger.FAIL, error=UNAVAILABLE, generation=1)
-        caller = manager.admit(handler.face, Rpc(), None, now, None)
+        pool.step(connection, Trigger.FAIL, error=UNAVAILABLE, generation=1)
+        caller = Checkout(pool, now, None).admit(handler.face, Rpc(), None)
         request = next(caller)
         assert isinstance(request, Pause)
         assert request.seconds == pytest.approx(0.1)
@@ -219,7 +215,7 @@ def unready(rig: Rig, timeout: float | None = None) -> tuple[Any, Any]:
     """A handler whose search is answered "not loaded" after a restart; what asks for it."""
     handler = restarted(rig)
     answer(rig, handler, NOT_LOADED, timeout)
-    return handler, rig.manager.on_error(handler.face, NOT_LOADED)
+    return handler, Retry(handler.face).ask(NOT_LOADED)
 
 
 def both_unready(rig: Rig) -> tuple[Any, Any, Any]:
@@ -227,7 +223,7 @@ def both_unready(rig: Rig) -> tuple[Any, Any, Any]:
     handler, first = unready(rig)
     assert isinstance(next(first), AskLoadState)
     answer(rig, handler, NOT_LOADED)
-    second = rig.manager.on_error(handler.face, NOT_LOADED)
+    second = Retry(handler.face).ask(NOT_LOADED)
     assert isinstance(next(second), AskLoadState), "there is no answer yet"
     return handler, first, second
 
@@ -358,7 +354,7 @@ def test_a_wait_is_over_for_everybody_when_it_has_lasted_for_the_budget() -> Non
         assert isinstance(first.send(LoadState.LOADING), Pause)
         rig.clock.advance(40)
         answer(rig, handler, NOT_LOADED)
-        second = rig.manager.on_error(handler.face, NOT_LOADED)
+        second = Retry(handler.face).ask(NOT_LOADED)
         assert isinstance(next(second), AskLoadState)
         rig.clock.advance(20)
         assert verdict(second, LoadState.LOADING) is False

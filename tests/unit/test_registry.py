@@ -147,7 +147,7 @@ def test_an_unshared_connection_ends_with_its_holders() -> None:
     manager = ConnectionManager(transport=Script().threads())
     config, ann, bob = ConnectionConfig.from_uri("http://home:19530"), Client(), Client()
     handler = manager.get_or_create(config, client=ann)
-    manager.registry.unshare(handler.face.connection)
+    manager._pool.registry.unshare(handler.face.connection)
     other = manager.get_or_create(config, client=bob)
     assert other is not handler
     manager.close_all()
@@ -164,7 +164,7 @@ def test_a_retired_manager_pools_nothing() -> None:
     manager, ann, bob = ConnectionManager(transport=Script().threads()), Client(), Client()
     config = ConnectionConfig.from_uri("http://home:19530")
     early = manager.get_or_create(config, client=ann)
-    manager.retire()
+    manager._pool.retire()
     assert manager.get_stats()["total_connections"] == 0
     late = manager.get_or_create(config, client=bob)
     assert late is not early

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from milvus_lifecycle.core.engine import default_strategy
 
 from milvus_lifecycle import (
     ConnectionConfig,
@@ -15,7 +16,6 @@ from milvus_lifecycle import (
     LocalStrategy,
     RegularStrategy,
 )
-from milvus_lifecycle.core.engine import default_strategy
 from milvus_lifecycle.endpoints.local import LocalServer
 from tests.cores import CONFIG, Core
 from tests.rigs import Client, Rig
@@ -57,7 +57,7 @@ def test_the_documented_strategy_does_what_it_says(monkeypatch: pytest.MonkeyPat
     with Rig(strategy, max_age=100.0, idle_threshold=None, backoff_jitter=0.0) as rig:
         rig.connected(client)
         rig.clock.advance(1_000)
-        rig.manager.run_due()
+        rig.manager._pool.maintenance.run_due()
         assert "recycle" not in rig.triggers()
         hour = 11
         rig.clock.advance(100)

@@ -27,7 +27,7 @@ def test_rotation_goes_by_the_channel_in_use() -> None:
         handler.call()
         assert handler.face.connection.generation == 2
         rig.clock.advance(51)  # the first channel would be due
-        rig.manager.run_due()
+        rig.manager._pool.maintenance.run_due()
         assert rig.audit.transitions(Trigger.RECYCLE) == []
         rig.clock.advance(50)
         rig.sees(lambda: handler.face.connection.generation == 3, "the second channel is not due")
@@ -50,7 +50,7 @@ def test_a_refresh_moves_a_connection() -> None:
         rig.manager.get_or_create(CONFIG, client=client)
         asked = rig.count("locate")
         rig.clock.advance(59)
-        rig.manager.run_due()
+        rig.manager._pool.maintenance.run_due()
         assert rig.count("locate") == asked
         strategy.target = "north:19530"
         strategy.where = Signpost(rig.script, strategy.target)
@@ -82,7 +82,7 @@ def test_no_refresh_for_nobody() -> None:
         rig.sees(lambda: not handler.face.connection.has_clients, "its client was not collected")
         before = rig.count("locate")
         rig.clock.advance(60)
-        rig.manager.run_due()
+        rig.manager._pool.maintenance.run_due()
         assert rig.count("locate") == before
         client = Client()
         rig.manager.get_or_create(CONFIG, client=client)
@@ -97,9 +97,9 @@ def test_no_refresh_after_the_end() -> None:
         rig.manager.close_all()
         before = rig.count("locate")
         rig.clock.advance(600)
-        rig.manager.run_due()
+        rig.manager._pool.maintenance.run_due()
         assert rig.count("locate") == before
-        assert len(rig.manager.agenda) == 0
+        assert len(rig.manager._pool.maintenance.schedule) == 0
 
 
 def test_no_timer_for_what_is_gone() -> None:
@@ -110,10 +110,10 @@ def test_no_timer_for_what_is_gone() -> None:
         rig.manager.close_all()
         del handler
         rig.sees(lambda: gc.collect() is not None and watched() is None, "it is kept")
-        assert len(rig.manager.agenda) > 0
+        assert len(rig.manager._pool.maintenance.schedule) > 0
         rig.clock.advance(600)
-        rig.manager.run_due()
-        assert len(rig.manager.agenda) == 0
+        rig.manager._pool.maintenance.run_due()
+        assert len(rig.manager._pool.maintenance.schedule) == 0
 
 
 def test_a_refresh_without_a_locator_asks_nobody() -> None:
@@ -144,10 +144,12 @@ def test_a_refresh_that_nobody_can_make_is_planned_again() -> None:
     client = Client()
     with rig, LogLines(logging.WARNING, "milvus_lifecycle") as lines:
         rig.manager.get_or_create(CONFIG, client=client)
-        due = rig.manager.agenda.next_due()
+        due = rig.manager._pool.maintenance.schedule.next_due()
         rig.clock.advance(60)
         rig.sees(
-            lambda: (rig.manager.agenda.next_due() or 0.0) >= (due or 0.0) + 60.0,
+            lambda: (
+                (rig.manager._pool.maintenance.schedule.next_due() or 0.0) >= (due or 0.0) + 60.0
+            ),
             "no other refresh is planned",
         )
         assert lines.records == []
@@ -162,7 +164,7 @@ def test_news_moves_what_is_at_rest() -> None:
         flying = rig.manager.get_or_create(other)
         call = rig.failing(flying, "register")
         strategy.target = "north:19530"
-        rig.manager.reroute_all()
+        rig.manager._pool.maintenance.reroute_all()
         moved = rig.audit.transitions(Trigger.REROUTE)
         assert [record.connection_id for record in moved] == [resting.face.connection.id]
         strategy.target = HOME
@@ -179,13 +181,15 @@ def test_a_drain_lasts_as_long_as_the_policy_says(limit: float | None) -> None:
         running = Call(handler.rpc)
         operation = rig.script.wait_held("rpc")
         connection = handler.face.connection
-        rig.manager.step(connection, Trigger.FAIL, error=rpc_error("UNAVAILABLE"), generation=1)
+        rig.manager._pool.step(
+            connection, Trigger.FAIL, error=rpc_error("UNAVAILABLE"), generation=1
+        )
         rig.sees(lambda: connection.generation == 2, "it did not recover")
         old = rig.script.channels[0]
         rig.clock.advance(31)
         if limit is None:
             rig.clock.advance(100_000)
-            rig.manager.run_due()
+            rig.manager._pool.maintenance.run_due()
             assert not old.closed
             operation.succeed("late")
             assert running.value(20) == "late"
@@ -213,8 +217,8 @@ def test_a_job_that_raises_does_not_stop_time() -> None:
 
     with Rig() as rig, LogLines(logging.WARNING, "milvus_lifecycle") as lines:
         rig.connected()
-        rig.manager.post(faulty)
-        rig.manager.post(lambda: done.append("next"))
+        rig.manager._driver.post(faulty)
+        rig.manager._driver.post(lambda: done.append("next"))
         rig.sees(lambda: done, "the timekeeper has ended")
         assert ["of a strategy" in record.getMessage() for record in lines.records] == [True]
 

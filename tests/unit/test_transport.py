@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from milvus_lifecycle.config import ConnectionConfig
-from milvus_lifecycle.core.transport import channel_options
+from milvus_lifecycle.drivers.pymilvus import channel_options
 
 
 def options(**grpc_options: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def test_only_the_current_channel_takes_rpcs() -> None:
     """A candidate, a draining and a closed channel let nobody in."""
     candidate, draining, closed = wire(WireState.CANDIDATE), wire(), wire()
     draining.retire()
-    closed.sever(cut=False)
+    closed.close_now(cut=False)
     assert not any(each.enter(Rpc()) for each in (candidate, draining, closed))
 
 
@@ -60,11 +60,11 @@ def test_whoever_asks_is_told_to_close_until_it_is_done() -> None:
     """Who was told first may have been interrupted. A channel that is gone is not closed again."""
     it, rpc = wire(), Rpc()
     it.enter(rpc)
-    assert it.sever(cut=True)
+    assert it.close_now(cut=True)
     assert it.leave(rpc)
     assert it.close_if_drained()
     it.gone = True
-    assert not it.sever(cut=True)
+    assert not it.close_now(cut=True)
     assert not it.leave(rpc)
     it.retire()
     assert not it.close_if_drained()
@@ -76,7 +76,7 @@ def test_cut_says_that_rpcs_were_cut(running: bool) -> None:
     it, rpc = wire(), Rpc()
     if running:
         it.enter(rpc)
-    it.sever(cut=True)
+    it.close_now(cut=True)
     assert it.cut is running
 
 
@@ -100,7 +100,7 @@ def test_a_channel_that_ended_does_not_come_back(end: str) -> None:
     if end == "retired":
         it.retire()
     else:
-        it.sever(cut=False)
+        it.close_now(cut=False)
     state = it.state
     it.promote()
     it.demote()

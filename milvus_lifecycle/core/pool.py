@@ -1,67 +1,64 @@
-"""The engine under both managers: runs steps, and does at once what they leave to do.
+"""The pool under both managers: runs steps, and does at once what they leave to do.
 
-Nothing here waits. What waits is a procedure (``procedures``), performed by a driver.
+Nothing here waits. What waits is a procedure (``checkout``, ``retry``, ``recovery``), performed by
+a driver.
 """
 
 from __future__ import annotations
 
 import weakref
-from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from ..audit.records import Audit, Listener, Sink
+from ..audit.records import Audit, Sink
 from ..config import ConnectionConfig
-from ..errors import ConnectionClosed, Failure, LifecycleError, classify
+from ..errors import (
+    ConnectionClosed,
+    Failure,
+    LifecycleError,
+    UnknownHandler,
+    classify,
+)
 from ..policy import LifecyclePolicy
 from ..table import State, Trigger
-from .agenda import Agenda
 from .connection import ManagedConnection
 from .facts import Facts, Seams, StepResult
+from .flight import Flight, FlightKind
+from .maintenance import Maintenance
 from .mutex import Reentered
 from .registry import Registry
-from .strategies import ConnectionStrategy, LocalStrategy, RegularStrategy
-from .timers import Timers
+from .strategies import ConnectionStrategy
 
 if TYPE_CHECKING:
-    from .face import Face
-    from .flight import Flight
-    from .strategies import Locator
-    from .transport import Transport
+    from .transport import Driver, Transport
     from .wire import Rpc, Wire
+
+#: attribute of a handler that leads to its permanent channel
+FACE = "_milvus_lifecycle_face"
 
 _LANDINGS = (Trigger.PROBE_PASSED, Trigger.RECOVERED, Trigger.STAND_DOWN)
 
 StrategyFor = Callable[[ConnectionConfig], ConnectionStrategy]
 
 
-def default_strategy(config: ConnectionConfig) -> ConnectionStrategy:
-    """The strategy for a configuration: local file, global cluster or regular endpoint."""
-    if config.is_local:
-        return LocalStrategy(config)
-    if config.is_global:
-        from ..endpoints.global_cluster import GlobalStrategy
-
-        return GlobalStrategy(config)
-    return RegularStrategy(config)
-
-
 def look() -> None:
     """A job that only wakes whoever keeps time."""
 
 
-class Engine(Timers):
-    """Registry, agenda, audit and policy of one manager, and the epilogue of every step."""
+class Pool:
+    """Registry, audit, policy and maintenance of one manager, and the epilogue of every step."""
 
-    flavour: ClassVar[str]
+    #: set by the driver itself, as it is made
+    driver: Driver
 
     def __init__(
         self,
+        flavour: str,
         policy: LifecyclePolicy | None = None,
         *,
         transport: Transport,
-        strategy_for: StrategyFor = default_strategy,
+        strategy_for: StrategyFor,
         sinks: tuple[Sink, ...] = (),
         seams: Seams | None = None,
     ) -> None:
@@ -70,27 +67,8 @@ class Engine(Timers):
         self.strategy_for = strategy_for
         self.seams = seams if seams is not None else Seams()
         self.registry = Registry()
-        self.agenda = Agenda()
-        self.audit = Audit(self.flavour, sinks)
-
-    # -- what a driver provides: none of these may wait ------------------------------------
-
-    @abstractmethod
-    def launch(self, connection: ManagedConnection, flight: Flight) -> None:
-        """Have ``fly`` run by a worker of the flight's own. May raise if there can be none."""
-
-    @abstractmethod
-    def post(self, job: Callable[[], object]) -> None:
-        """Have ``job`` run soon by whoever keeps time. Called inside finalizers too."""
-
-    @abstractmethod
-    def discharge(self, connection: ManagedConnection, locator: Locator) -> None:
-        """Have a locator give back what it holds."""
-
-    def plan_reroutes(self) -> None:
-        """Have every connection compare soon; again, if that is interrupted. From any thread."""
-        self.agenda.push(self.seams.clock(), self.reroute_all)
-        self.post(self.wind)
+        self.audit = Audit(flavour, sinks)
+        self.maintenance = Maintenance(self)
 
     # -- connections -----------------------------------------------------------------------
 
@@ -98,10 +76,12 @@ class Engine(Timers):
         """A new connection with its handler, in no registry yet; it holds nothing to close."""
         self.transport.check(config)
         connection = self._bare(config, dedicated=dedicated)
-        self.transport.equip(self, connection)
+        face = connection.face = self.driver.permanent_channel(connection)
+        connection.handler = self.transport.make_handler(connection, face)
+        setattr(connection.handler, FACE, face)
         return connection
 
-    def renew(self, old: ManagedConnection, face: Face) -> ManagedConnection:
+    def renew(self, old: ManagedConnection, face: object) -> ManagedConnection:
         """A successor of a closed connection, for the handler that its clients already have."""
         connection = self._bare(old.config, dedicated=old.dedicated)
         connection.handler, connection.face = old.handler, face
@@ -114,7 +94,7 @@ class Engine(Timers):
 
     def _bare(self, config: ConnectionConfig, *, dedicated: bool) -> ManagedConnection:
         strategy = self.strategy_for(config)
-        strategy.attached(self)
+        strategy.attached(self.policy, self.maintenance.plan_reroutes)
         return ManagedConnection(
             config,
             strategy,
@@ -130,7 +110,7 @@ class Engine(Timers):
         pooled = connection.enrol(self.registry)
         if pooled is connection:
             self.audit.serve()
-            self.wind()
+            self.driver.reschedule()
         return pooled
 
     def find_or_create(
@@ -149,12 +129,12 @@ class Engine(Timers):
         return self.register(connection)
 
     def _on_lost(self) -> Callable[[ManagedConnection], None]:
-        engine_ref = weakref.ref(self)
+        pool_ref = weakref.ref(self)
 
         def lost(connection: ManagedConnection) -> None:
-            engine = engine_ref()
-            if engine is not None:
-                engine.post(partial(engine._lost, connection))
+            pool = pool_ref()
+            if pool is not None:
+                pool.driver.post(partial(pool._lost, connection))
 
         return lost
 
@@ -166,7 +146,7 @@ class Engine(Timers):
         """See that a connection that nobody holds is IDLE, or closed, and will expire."""
         if not connection.leases:
             self.step(connection, Trigger.RELEASE, reason=reason)
-            self.plan_expiry(connection)
+            self.maintenance.plan_expiry(connection)
 
     def give_back(self, connection: ManagedConnection, client: object | None) -> None:
         """Drop a lease; the last one out moves the connection to IDLE or closes it."""
@@ -174,12 +154,12 @@ class Engine(Timers):
             if connection.unlease(client):
                 self.settle(connection)
         except Reentered:
-            self.post(partial(self.give_back, connection, client))
+            self.driver.post(partial(self.give_back, connection, client))
         except BaseException:  # a signal handler's
-            self._leave(partial(self.give_back, connection, client))
+            self.leave_to_others(partial(self.give_back, connection, client))
             raise
 
-    def let_go(self, connection: ManagedConnection, client: object | None) -> None:
+    def release(self, connection: ManagedConnection, client: object | None) -> None:
         """A client is done with ``connection``; of a dedicated one, whoever says so."""
         if connection.dedicated and client is None:
             for holder in (*connection.clients, None):
@@ -187,19 +167,19 @@ class Engine(Timers):
         else:
             self.give_back(connection, client)
 
-    def shut(self, connection: ManagedConnection, reason: str) -> None:
+    def close(self, connection: ManagedConnection, reason: str) -> None:
         """Close at once: nothing is waited for, waiters wake with the closed error."""
         self.step(connection, Trigger.CLOSE, reason=reason)
 
-    def shut_all(self, reason: str) -> None:
+    def close_all(self, reason: str) -> None:
         """Close every connection of this manager."""
         for connection in self.registry.all():
-            self.shut(connection, reason)
+            self.close(connection, reason)
 
     def retire(self) -> None:
         """Close every connection, for good: one that registers late ends with its clients."""
         for connection in self.registry.retire():
-            self.shut(connection, "uninstalled")
+            self.close(connection, "uninstalled")
 
     # -- steps -----------------------------------------------------------------------------
 
@@ -210,18 +190,18 @@ class Engine(Timers):
             connection.step(trigger, Facts(now=self.seams.clock(), **facts), result)
             self._carry_out(connection, trigger, facts, result)
         except Reentered:
-            self.post(partial(self.step, connection, trigger, **facts))
+            self.driver.post(partial(self.step, connection, trigger, **facts))
         except BaseException:
             # Somebody interrupts this thread. What is decided is decided: another one does it.
             if result.decided:
-                self._leave(partial(self._carry_out, connection, trigger, facts, result))
+                self.leave_to_others(partial(self._carry_out, connection, trigger, facts, result))
             raise
         return result.moved
 
-    def _leave(self, job: Callable[[], object]) -> None:
+    def leave_to_others(self, job: Callable[[], object]) -> None:
         """This thread is interrupted: whoever keeps time does the rest."""
-        self.post(job)
-        self.wind()
+        self.driver.post(job)
+        self.driver.reschedule()
 
     def _carry_out(
         self,
@@ -232,11 +212,11 @@ class Engine(Timers):
     ) -> None:
         """Do what a step has left to do: its flight first, which others wait for."""
         if result.launch is not None:
-            self._launch(connection, result.launch)
+            self.launch(connection, result.launch)
         if result.moved and connection.state is State.CLOSED:
             self.registry.remove(connection)
             if not len(self.registry):
-                self.post(look)  # whoever keeps time may go
+                self.driver.post(look)  # whoever keeps time may go
         self.finish(connection, result)
         if result.emission is not None:
             self.audit.serve()
@@ -248,7 +228,7 @@ class Engine(Timers):
         for wake in result.wakes:
             wake()
         for wire in result.closing:
-            if wire.sever(cut=False):
+            if wire.close_now(cut=False):
                 self.close_channel(wire)
         timeout = self.policy.drain_timeout
         for wire in result.retired:
@@ -256,13 +236,19 @@ class Engine(Timers):
                 self.close_channel(wire)
                 connection.drained(wire)
             elif timeout is not None and wire.in_flight:
-                self._plan(self.seams.clock() + timeout, partial(self._cut, connection, wire))
+                self.maintenance.plan_cut(connection, wire, timeout)
         if result.locator is not None:
-            self.discharge(connection, result.locator)
+            result.locator.release(connection)
 
-    def _launch(self, connection: ManagedConnection, flight: Flight) -> None:
+    def close_channel(self, wire: Wire) -> None:
+        """Close a channel that nothing uses any more, and note that this was done."""
+        self.driver.dispose(wire)
+        wire.gone = True
+
+    def launch(self, connection: ManagedConnection, flight: Flight) -> None:
+        """Have a flight flown."""
         try:
-            self.launch(connection, flight)
+            self.driver.launch(connection, flight)
             flight.launched = self.seams.clock()
         except (RuntimeError, MemoryError, LifecycleError) as error:
             # No thread to be had, or a loop that is closing.
@@ -280,13 +266,34 @@ class Engine(Timers):
         if trigger in _LANDINGS:
             connection.face.rebound()
             if trigger is Trigger.STAND_DOWN and not facts.get("unchanged"):
-                self._plan_second_try(connection)
+                self.maintenance.plan_second_try(connection)
             else:
                 self.step(connection, Trigger.REROUTE)
-                self._plan_recycle(connection)
-            self._plan_refresh(connection)
+                self.maintenance.plan_recycle(connection)
+            self.maintenance.plan_refresh(connection)
         if not connection.leases:
-            self.plan_expiry(connection)
+            self.maintenance.plan_expiry(connection)
+
+    # -- flights ---------------------------------------------------------------------------
+
+    def leave(
+        self, connection: ManagedConnection, flight: Flight, wake: Callable[[], None]
+    ) -> None:
+        """A waiter goes. Nobody left for a first connect: it is abandoned.
+
+        Not if the process was stopped: whoever waited comes back for one more attempt.
+        """
+        alone = connection.leave(flight, wake)
+        first = flight.kind is FlightKind.CONNECT and not connection.validated
+        if alone and first and not self.thaw(flight):
+            self.step(connection, Trigger.ABANDONED, flight=flight.number)
+
+    def thaw(self, flight: Flight) -> bool:
+        """If its time ran out while the process was not run: time for one more attempt, once.
+
+        True if it has been given that, now or before.
+        """
+        return flight.thaw(self.seams.clock(), self.policy.connect_timeout)
 
     # -- RPCs: called by the permanent channel ---------------------------------------------
 
@@ -332,13 +339,24 @@ class Engine(Timers):
             self.close_channel(wire)
             connection.drained(wire)
         if not connection.leases and connection.state is State.IDLE:
-            self.plan_expiry(connection)
+            self.maintenance.plan_expiry(connection)
+
+    # -- handlers --------------------------------------------------------------------------
+
+    def find_face(self, handler: Any) -> Any:
+        """The permanent channel behind a handler; None if this pool did not hand it out."""
+        face = getattr(handler, FACE, None)
+        return face if face is not None and face.pool is self else None
+
+    def face_of(self, handler: Any) -> Any:
+        """The same, but raises UnknownHandler."""
+        face = self.find_face(handler)
+        if face is None:
+            unknown = UnknownHandler(f"unknown handler of type {type(handler).__name__}")
+            raise self.transport.translate(unknown)
+        return face
 
     # -- everybody -------------------------------------------------------------------------
-
-    def listen(self, listener: Listener) -> Callable[[], None]:
-        """Subscribe to records."""
-        return self.audit.subscribe(listener)
 
     def stats(self) -> dict[str, Any]:
         """Counts, and a row for each connection; no secret in any of it."""
@@ -370,7 +388,7 @@ class Engine(Timers):
     def fork_child(self) -> None:
         """In a forked child: new locks, then every connection is told."""
         self.registry.reset_after_fork()
-        self.agenda.reset_after_fork()
+        self.maintenance.schedule.reset_after_fork()
         self.audit.reset_after_fork()
         for connection in self.registry.all():
             connection.reset_after_fork()

@@ -1,0 +1,300 @@
+"""Checkout: the procedures of callers: checking out, starting an RPC, riding out a flight.
+
+Each is a generator that decides in memory and yields what has to be waited for (see
+``requests``). There is one copy of each; a driver only performs the requests.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ..config import ConnectionConfig, ForeignConfig
+from ..errors import (
+    ConfigError,
+    ConnectFailed,
+    ConnectionClosed,
+    DeadlineExceeded,
+    Failure,
+    LifecycleError,
+    PermanentFailure,
+    RecoveryExhausted,
+    classify,
+)
+from ..table import State, Trigger
+from .face import Face, Start
+from .flight import STOPPED, Flight, FlightKind, Outcome
+from .leases import check_client
+from .requests import Pause, Procedure, Wait
+
+if TYPE_CHECKING:
+    from .connection import ManagedConnection
+    from .pool import Pool
+    from .wire import Rpc
+
+#: How much longer (seconds) than their limit the waiters of a first connect wait for its own
+#: verdict, which names the cause.
+VERDICT_GRACE = 0.5
+#: A checkout may take this long (seconds) however short its timeout is: pymilvus leaves it to gRPC
+#: whether a connect with a timeout of 0 succeeds (here 38 of 40 did). A connect takes 3 to 14 ms.
+SHORTEST_CHECKOUT = 0.2
+#: Gap (seconds) between two tries of a caller whose flights cannot even be started.
+NO_WORKER_PAUSE = 0.1
+
+
+class Checkout:
+    """One caller's wait: since when, and until when. Times are monotonic seconds."""
+
+    def __init__(self, pool: Pool, began: float, until: float | None) -> None:
+        self.pool = pool
+        self.clock = pool.seams.clock
+        #: when the caller began to wait
+        self.began = began
+        #: its own deadline; None: it has none
+        self.until = until
+
+    @classmethod
+    def within(cls, pool: Pool, timeout: float | None) -> Checkout:
+        """A checkout that begins now and may take ``timeout`` seconds."""
+        began = pool.seams.clock()
+        until = None if timeout is None else began + max(timeout, SHORTEST_CHECKOUT)
+        return cls(pool, began, until)
+
+    def obtain(
+        self,
+        config: ConnectionConfig | ForeignConfig,
+        dedicated: bool,
+        client: object | None,
+    ) -> Procedure[Any]:
+        """A handler on a usable connection, pooled or new. Nothing is left behind on failure."""
+        own = ConnectionConfig.coerce(config)
+        check_client(client)
+        while True:
+            connection = self.pool.find_or_create(own, client, dedicated=dedicated)
+            try:
+                usable = yield from self.check_out(connection, client)
+            except LifecycleError:
+                raise
+            except BaseException:  # a signal handler's: perhaps before anybody held it
+                self.pool.leave_to_others(partial(self.pool.settle, connection))
+                raise
+            if usable:
+                return connection.handler
+
+    def check_out(
+        self,
+        connection: ManagedConnection,
+        client: object | None,
+    ) -> Procedure[bool]:
+        """Lease ``connection`` and see it usable. False if it is closed: look it up anew.
+
+        If this raises, the client has the lease that it had before, or none.
+        """
+        # While it waits, the call has a lease of its own: another call of the same client may
+        # give up meanwhile, and must not take this one's lease away.
+        caller = _Caller()
+        if not connection.lease(caller):
+            self.pool.step(connection, Trigger.ACQUIRE)
+            self.pool.registry.remove(connection)
+            return False
+        try:
+            self.pool.step(connection, Trigger.ACQUIRE, until=self.until)
+            yield from self.ride_out(connection)
+            usable = not _deserted(connection) and connection.lease(client)
+        finally:
+            self.pool.give_back(connection, caller)
+        connection.touch()
+        return usable
+
+    def admit(self, face: Face, rpc: Rpc, timeout: float | None) -> Procedure[Start]:
+        """``rpc`` wants to start and the quick way refused: acquire, or join what is under way.
+
+        A connection that close_all, linger or a failed reconnect in a child closed is looked up
+        again or created anew, for the handler that the client already has.
+        """
+        while True:
+            connection = face.connection
+            if connection.state is State.CLOSED:
+                yield from self._revive(face)
+            else:
+                self.pool.step(
+                    connection, Trigger.ACQUIRE, until=self.until, reason="an RPC wants to start"
+                )
+                yield from self.ride_out(connection)
+            connection, now = face.connection, self.clock()
+            if self.until is not None and now >= self.until:
+                raise DeadlineExceeded(address=connection.address, elapsed=now - self.began)
+            binding = connection.enter(rpc, now, trusted=True)
+            if binding is not None:
+                return Start(connection, binding, rpc, now, self.began, self.until, timeout)
+            if connection.flight is None and connection.state is not State.CLOSED:
+                yield self._no_worker(connection)
+
+    def _no_worker(self, connection: ManagedConnection) -> Pause:
+        """There is no channel, and nobody could be found to fly (no thread to be had): pause."""
+        now = self.clock()
+        if now >= self.began + self.pool.policy.recovery_budget:
+            raise RecoveryExhausted(
+                address=connection.address,
+                elapsed=now - self.began,
+                last_error=connection.last_error,
+            )
+        left = NO_WORKER_PAUSE if self.until is None else self.until - now
+        return Pause(min(NO_WORKER_PAUSE, left))
+
+    def _revive(self, face: Face) -> Procedure[None]:
+        old = face.connection
+        let_go = old.closed_by is Trigger.RELEASE or (old.dedicated and not old.leases)
+        if let_go or not face.revivable:
+            raise ConnectionClosed(address=old.address)
+        self.pool.step(old, Trigger.ACQUIRE)  # refused, and on record as such
+        if self.until is not None and self.clock() >= self.until:
+            raise DeadlineExceeded(address=old.address, last_error=old.last_error)
+        caller, closed = _Caller(), [old]
+        anew = Checkout(self.pool, self.clock(), self.until)
+        while True:
+            connection = None if old.dedicated else self.pool.registry.find(old.config.key)
+            if connection is None:
+                connection = self.pool.register(self.pool.renew(old, face))
+            usable = yield from anew.check_out(connection, caller)
+            # Those who hold the old one now: somebody may have let go while this call waited.
+            heirs = [holder for each in closed for holder in each.holders()]
+            added = [heir for heir in heirs if not connection.is_held_by(heir)]
+            if usable and all(connection.lease(heir) for heir in added):
+                break
+            if connection.face is face:  # closed again: who came to it meanwhile moves on, too
+                closed.append(connection)
+        face.connection = connection
+        self.pool.give_back(connection, caller)
+        if not face.revivable:  # closed by its handler meanwhile, and that is for good
+            if connection.face is face:
+                self.pool.close(connection, "its handler was closed")
+            face.connection = old
+            for heir in added:
+                self.pool.give_back(connection, heir)
+            raise ConnectionClosed(address=old.address)
+
+    def ride_out(self, connection: ManagedConnection) -> Procedure[None]:
+        """Join flights until none stands between the caller and its RPC.
+
+        Raises what the caller is to see: closed, connect failed, permanent, deadline or budget.
+        """
+        began, until = self.began, self.until
+        budget_end, thawed = began + self.pool.policy.recovery_budget, False
+        while True:
+            limit = budget_end if until is None else min(until, budget_end)
+            flight = connection.flight
+            if connection.state is State.CLOSED:
+                if _deserted(connection):
+                    return
+                raise self._closed(connection, began)
+            if flight is None or (flight.kind is FlightKind.RECOVERY and not flight.mandatory):
+                return
+            self._see_it_flown(connection, flight)
+            first = connection.connecting()
+            patience = limit
+            if first and until is None:
+                patience = min(limit, began + self.pool.policy.connect_timeout)
+            if self.clock() < patience:
+                grace = VERDICT_GRACE if first else 0.0
+                yield Wait(connection, flight, patience, grace)
+            if flight.outcome is Outcome.LANDED:
+                return
+            now = self.clock()
+            stopped = now > patience + STOPPED and not thawed
+            if flight.outcome is None and stopped and (until is None or now < until):
+                # The process did not run when its time ran out: the flight tries once more.
+                thawed, began = True, now
+                budget_end = now + self.pool.policy.connect_timeout
+                continue
+            left_last = flight.outcome is Outcome.ABANDONED and self.clock() >= patience
+            if flight.outcome is None or left_last:
+                self._see_it_flown(connection, flight)  # perhaps nobody else comes
+                own = until is not None and until < budget_end
+                raise self._late(connection, flight, began, first, not own)
+            self._next_flight(connection, flight, began, limit)
+
+    def _see_it_flown(self, connection: ManagedConnection, flight: Flight) -> None:
+        """Launch a flight that nobody leads: whoever was to do it, or to lead it, was interrupted
+        or had no memory."""
+        if flight.leader is None and self.clock() > flight.launched + STOPPED:
+            self.pool.launch(connection, flight)
+
+    def _next_flight(
+        self, connection: ManagedConnection, flight: Flight, began: float, limit: float
+    ) -> None:
+        """The flight ended without landing: start the next one, or raise what the caller sees."""
+        outcome, error = flight.outcome, flight.error
+        spent = self.clock() - began
+        permanent = error is not None and classify(error) is Failure.PERMANENT
+        kind: type[LifecycleError] | None = None
+        if outcome is Outcome.FAILED:
+            kind = ConnectFailed
+        elif connection.state is State.CLOSED:
+            if _deserted(connection):
+                return
+            raise self._closed(connection, began)
+        elif outcome is Outcome.GAVE_UP and (permanent or self.clock() >= limit):
+            kind = RecoveryExhausted
+        if kind is not None:
+            raise _verdict(kind, connection, max(1, flight.attempts), spent, error)
+        if outcome is Outcome.GAVE_UP:
+            self.pool.step(connection, Trigger.FAIL, reason="a caller has budget left")
+        elif outcome is Outcome.ABANDONED:
+            self.pool.step(connection, Trigger.ACQUIRE, reason="the last flight was abandoned")
+
+    def _closed(self, connection: ManagedConnection, began: float) -> LifecycleError:
+        """Why the connection is closed: a first connect may have failed before anybody joined."""
+        error = connection.last_error
+        if connection.closed_by not in (Trigger.PROBE_FAILED, Trigger.ABANDONED) or error is None:
+            return ConnectionClosed(address=connection.address)
+        return _verdict(ConnectFailed, connection, 1, self.clock() - began, error)
+
+    def _late(
+        self,
+        connection: ManagedConnection,
+        flight: Flight,
+        began: float,
+        first: bool,
+        budget_spent: bool,
+    ) -> LifecycleError:
+        """What a caller sees whose own time is over while the flight goes on."""
+        kind: type[LifecycleError] = RecoveryExhausted if budget_spent else DeadlineExceeded
+        if first:
+            kind = ConnectFailed
+        return kind(
+            address=connection.address,
+            attempts=flight.attempts + 1,
+            elapsed=self.clock() - began,
+            last_error=flight.error or connection.last_error,
+        )
+
+
+class _Caller:
+    """Holds a connection for one call, while that waits."""
+
+    __slots__ = ("__weakref__",)
+
+
+def _verdict(
+    kind: type[LifecycleError],
+    connection: ManagedConnection,
+    attempts: int,
+    elapsed: float,
+    error: BaseException | None,
+) -> LifecycleError:
+    """What the waiters of a flight see of its error: a permanent one is called so.
+
+    A first connect that could not even be tried (Milvus Lite is missing) was refused by no server.
+    """
+    if kind is ConnectFailed and isinstance(error, ConfigError):
+        return ConfigError(error.detail, field=error.field, address=connection.address)
+    if error is not None and classify(error) is Failure.PERMANENT:
+        kind = PermanentFailure
+    address = connection.address
+    return kind(address=address, attempts=attempts, elapsed=elapsed, last_error=error)
+
+
+def _deserted(connection: ManagedConnection) -> bool:
+    """Did the last waiter leave its first connect, in the very moment in which we came?"""
+    return connection.closed_by is Trigger.ABANDONED and connection.last_error is None

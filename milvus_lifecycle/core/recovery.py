@@ -1,0 +1,284 @@
+"""Recovery: the procedure of whoever leads a flight, be it a probe, a first connect or a recovery.
+
+A generator that decides in memory and yields what has to be waited for (see ``requests``). A
+flight that ends without an outcome of its own is settled as abandoned.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConnectionClosed, Failure, Interrupted, classify
+from ..table import Trigger
+from .flight import Flight, FlightKind
+from .kept import kept
+from .ledger import CHANNELS_PER_OUTAGE
+from .requests import Locate, Open, Ping, Procedure, Register, Wait
+from .strategies import Broken, Connect, Recover
+from .wire import Wire
+
+if TYPE_CHECKING:
+    from .connection import ManagedConnection
+    from .facts import Located
+    from .pool import Pool
+
+#: A first attempt of an outage lasts this long (seconds) before it counts as failed; later ones
+#: as long as the outage is old, up to ``connect_timeout``. The channel itself keeps connecting.
+FIRST_SLICE = 1.0
+
+
+class Recovery:
+    """One flight, and what its leader does."""
+
+    def __init__(self, pool: Pool, connection: ManagedConnection, flight: Flight) -> None:
+        self.pool = pool
+        self.policy = pool.policy
+        self.clock = pool.seams.clock
+        self.connection = connection
+        self.flight = flight
+
+    def fly(self, leader: object) -> Procedure[None]:
+        """The flight, led by ``leader``. However it ends, it has an outcome afterwards."""
+        try:
+            if not self.connection.lead(self.flight, leader):
+                return  # launched twice: whoever launched it first was interrupted
+            if self.flight.kind is FlightKind.PROBE:
+                yield from self._probe()
+            elif self.flight.kind is FlightKind.CONNECT:
+                yield from self._connect()
+            else:
+                yield from self._recover()
+        except BaseException as error:
+            self.abandon(leader, error)
+            raise
+        finally:
+            self.abandon(leader)
+
+    def abandon(self, leader: object, error: BaseException | None = None) -> None:
+        """The leader is gone: settle the flight if nothing else has."""
+        if self.flight.outcome is None and self.flight.leader in (None, leader):
+            self._settle(Trigger.ABANDONED, error=error)
+
+    def _settle(self, trigger: Trigger, **facts: Any) -> bool:
+        """Step the connection with an outcome of this flight."""
+        return self.pool.step(self.connection, trigger, flight=self.flight.number, **facts)
+
+    def _probe(self) -> Procedure[None]:
+        binding = self.connection.binding
+        try:
+            if binding is None:
+                raise ConnectionClosed(address=self.connection.address)
+            yield Ping(self.connection, binding.wire, self.policy.probe_timeout)
+        except Exception as error:
+            self._settle(Trigger.PROBE_FAILED, error=error)
+        else:
+            self._settle(Trigger.PROBE_PASSED)
+
+    def _connect(self) -> Procedure[None]:
+        """The first connect: as long as the most patient of its waiters allows.
+
+        It fails with the first refusal, so that a wrong address is known at once; unless the
+        client had a good connection before (in a forked child, after close_all): then a server
+        that is away is waited for, as in a recovery.
+        """
+        while True:
+            limit, thawed = self.flight.limit, self.flight.thawed
+            try:
+                left = limit - self.clock()
+                located = yield from self._find_place(left)
+                wire = yield from self._candidate(located)
+                if wire is None:
+                    return
+                left = max(0.001, limit - self.clock())
+                again = self.flight.attempts > 0
+                identifier = yield Register(self.connection, wire, left, again)
+            except Interrupted:
+                continue
+            except Exception as error:
+                more = self._connect_again(error, limit)
+                if not more and (thawed or not self.pool.thaw(self.flight)):
+                    self._settle(Trigger.PROBE_FAILED, error=error)
+                    return
+                gap = self.policy.gap(self.flight.attempts, 0.0, self.pool.seams.chance)
+                yield Wait(self.connection, self.flight, self.clock() + gap, leads=True)
+            else:
+                self._land(Trigger.PROBE_PASSED, wire, identifier, located)
+                return
+
+    def _connect_again(self, error: Exception, limit: float) -> bool:
+        self.flight.attempts += 1
+        kind = classify(error)
+        if kind is not Failure.DEADLINE:
+            self.flight.error = kept(error)
+        if self.flight.outcome is not None or self.clock() >= self.flight.patience:
+            return False
+        if kind is Failure.DEADLINE and self.flight.patience > limit:
+            return True  # somebody more patient has joined
+        hopeful = self.connection.was_good or self.connection.strategy.awaits_news()
+        return hopeful and kind in (Failure.TRANSIENT, Failure.DEADLINE)
+
+    def _recover(self) -> Procedure[None]:
+        while self.flight.outcome is None:
+            self.pool.thaw(self.flight)
+            if self.flight.not_before > self.clock():
+                yield Wait(self.connection, self.flight, self.flight.not_before, leads=True)
+                continue
+            started = self.clock()
+            try:
+                left = max(0.001, self.flight.deadline - started)
+                limit = min(self.policy.connect_timeout, left)
+                located = yield from self._find_place(limit)
+                if self.flight.standby is not None:
+                    stays = yield from self._keep_standby(located)
+                    if stays:
+                        return
+                wire = yield from self._candidate(located)
+                if wire is None:
+                    return
+                identifier = yield from self._validate(wire)
+            except Interrupted:
+                continue
+            except Exception as error:
+                self._attempt_failed(error, started)
+            else:
+                self._land(Trigger.RECOVERED, wire, identifier, located)
+                return
+
+    def _find_place(self, timeout: float) -> Procedure[Located | None]:
+        """Where to connect to, by the strategy's locator; None: the configured address."""
+        plan = self.flight.plan
+        if isinstance(plan, Broken):
+            raise plan.error
+        if not isinstance(plan, (Connect, Recover)) or plan.locator is None:
+            return None
+        located: Located = yield Locate(self.connection, plan.locator, self.flight.error, timeout)
+        return located
+
+    def _keep_standby(self, located: Located | None) -> Procedure[bool]:
+        """The target has not moved: if the channel that failed answers, it goes on serving."""
+        standby = self.flight.standby
+        stays = standby is not None and located is not None and located.address == standby.address
+        if standby is not None and stays and not standby.recalled:
+            limit = self._slice(standby)
+            try:
+                yield Ping(self.connection, standby, min(self.policy.probe_timeout, limit))
+            except Interrupted:
+                raise
+            except Exception as error:
+                self.flight.error = error
+            else:
+                stood_down = self._settle(
+                    Trigger.STAND_DOWN,
+                    located=located,
+                    unchanged=True,
+                )
+                return stood_down or self.flight.outcome is not None
+        self.pool.finish(self.connection, self.connection.drop_standby(self.flight))
+        return self.flight.outcome is not None
+
+    def _validate(
+        self,
+        wire: Wire,
+    ) -> Procedure[str]:
+        """One attempt: ask at once, for the cause; then wait for the channel to come up."""
+        started = self.clock()
+        whole = self._slice(wire)
+        try:
+            identifier: str = yield Register(self.connection, wire, whole, False)
+            return identifier
+        except Exception as error:
+            left = whole - (self.clock() - started)
+            if (
+                classify(error) is not Failure.TRANSIENT
+                or left <= 0
+                or self.flight.outcome is not None
+            ):
+                raise
+            cause = kept(error)
+        try:
+            identifier = yield Register(self.connection, wire, left, True)
+            return identifier
+        except Exception as error:
+            if classify(error) is not Failure.DEADLINE:
+                raise
+        # Another copy: an error that is a variable of its own traceback would live until the
+        # collector comes, and keep the call object of the attempt, and so the channel's socket.
+        raise kept(cause)
+
+    def _slice(
+        self,
+        wire: Wire,
+    ) -> float:
+        """How long an attempt may last that starts now (seconds)."""
+        now, policy = self.clock(), self.policy
+        age = now - self._down_since()
+        length = min(policy.connect_timeout, max(FIRST_SLICE, age))
+        if not wire.slow and age < policy.backoff_patience:
+            length = min(length, policy.backoff_patience - age)
+        return max(0.001, min(length, self.flight.deadline - now))
+
+    def _down_since(self) -> float:
+        outage = self.connection.outage
+        return outage.began if outage is not None else self.flight.began
+
+    def _candidate(self, located: Located | None) -> Procedure[Wire | None]:
+        """The channel to validate: the flight's own if it still fits, else a fresh one.
+
+        None if the flight was decided meanwhile.
+        """
+        address, secure = self.connection.config.address, None
+        if located is not None:
+            address, secure = located.address, located.secure
+        age = self.clock() - self._down_since()
+        late = self.flight.kind is FlightKind.RECOVERY and age >= self.policy.backoff_patience
+        outage = self.connection.outage
+        spent = outage is not None and outage.channels >= CHANNELS_PER_OUTAGE
+        wire = self.flight.candidate
+        if wire is not None:
+            fits = wire.address == address and (wire.slow or not late) and not wire.recalled
+            if fits and (spent or not self.flight.refresh):
+                return self._rightly(wire)
+            self.pool.finish(self.connection, self.connection.withdraw(self.flight))
+        window = self.policy.reconnect_window(age if late else 0.0, self.pool.seams.chance)
+        channel = yield Open(self.connection, address, secure, window)
+        wire = Wire(channel, address, self.clock(), slow=late)
+        if not self.connection.offer(self.flight, wire):
+            wire.close_now(cut=False)  # nobody else knows this channel
+            self.pool.close_channel(wire)
+            return None
+        return self._rightly(wire)
+
+    def _rightly(self, wire: Wire) -> Wire:
+        """The news may have come before there was a candidate to be redirected."""
+        if self.connection.strategy.misdirected(wire.address):
+            raise Interrupted(address=wire.address)
+        return wire
+
+    def _attempt_failed(self, error: Exception, started: float) -> None:
+        self.pool.thaw(self.flight)
+        now = self.clock()
+        self.flight.refresh = classify(error) is Failure.DEADLINE
+        age = now - self._down_since()
+        gap = self.policy.gap(self.flight.attempts + 1, age, self.pool.seams.chance)
+        self.flight.not_before = min(started + gap, self.flight.deadline)
+        for trigger in (Trigger.RETRY, Trigger.STAND_DOWN, Trigger.GIVE_UP):
+            if self.flight.outcome is not None or self._settle(trigger, error=error):
+                return
+
+    def _land(
+        self,
+        trigger: Trigger,
+        wire: Wire,
+        identifier: str,
+        located: Located | None,
+    ) -> None:
+        """Swap the validated channel in, unless something else was decided meanwhile."""
+        landed = self._settle(
+            trigger,
+            wire=wire,
+            identifier=identifier,
+            located=located,
+        )
+        if not landed and self.flight.outcome is None:
+            # Only a guard can say no here: the flight is somebody else's by now.
+            self.pool.finish(self.connection, self.connection.withdraw(self.flight))

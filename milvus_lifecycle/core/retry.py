@@ -1,0 +1,134 @@
+"""Retry: whether a failed call is to be tried again, and when. A procedure, as in ``checkout``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ..errors import Failure, classify
+from ..table import State
+from .checkout import Checkout
+from .face import DEADLINE_MARGIN, Face, Start, Status, stamp_of
+from .readiness import NEWS, LoadState, Reload
+from .requests import AskLoadState, Pause, Procedure
+from .wire import WireState
+
+if TYPE_CHECKING:
+    from .connection import ManagedConnection
+
+#: Gap (seconds) between two looks at how far a server is with loading a collection.
+ASK_PAUSE = 0.25
+
+
+class Retry:
+    """What the retry decorator asks of a handler's permanent channel, about one failed call."""
+
+    def __init__(self, face: Face) -> None:
+        self.face = face
+        self.pool = face.pool
+        self.clock = face.pool.seams.clock
+
+    def ask(self, error: Exception) -> Procedure[bool]:
+        """The retry decorator asks whether to retry: waits until a retry makes sense."""
+        start, now = stamp_of(error), self.clock()
+        if start is None:
+            # A status instead of an RPC error, or an error that somebody brought in by hand.
+            status = self.face.take_status(error)
+            if classify(error) is Failure.NOT_READY:
+                if status is None or not (yield from self._wait_loaded(status)):
+                    return False
+                self.face.expect_retry(status.start)
+                return True
+            start = None if status is None else status.start
+        else:
+            # The budget is for waiting. A call may have run for longer than that when its server
+            # goes away, or into a connection whose loss nobody noticed.
+            start = replace(start, began=start.began + (now - start.at))
+        if start is None:
+            return (yield from self._settle(self.face.connection, error, None, now, None))
+        generation = start.connection.generation_of(start.binding)
+        handled = yield from self._settle(
+            start.connection, error, generation, start.began, start.until
+        )
+        if handled:
+            self.face.expect_retry(start)
+        return handled
+
+    def _settle(
+        self,
+        connection: ManagedConnection,
+        error: Exception,
+        generation: int | None,
+        began: float,
+        until: float | None,
+    ) -> Procedure[bool]:
+        if classify(error) not in (Failure.TRANSIENT, Failure.REPLICATE_VIOLATION):
+            return False
+        if not self.pool.recoverable(connection, error):
+            return False
+        if generation is not None and generation < connection.generation:
+            return True
+        # An RPC reports its own failure when it fails (a status is not one); a connection that is
+        # ACTIVE was validated since: a channel that answers again keeps its generation.
+        if stamp_of(error) is None or connection.state is not State.ACTIVE:
+            self.pool.report_failure(connection, error, generation)
+        yield from Checkout(self.pool, began, until).ride_out(connection)
+        return True
+
+    def _wait_loaded(self, status: Status) -> Procedure[bool]:
+        """What was read before the outage is not loaded: wait while the server loads it again.
+
+        True: the call is to be tried again. Ends in time for the caller's own deadline.
+        """
+        start, now = status.start, self.clock()
+        budget = self.pool.policy.recovery_budget
+        assert status.collection is not None, "noted because of its collection"
+        reload = self.face.readiness.reload(start.binding, status.collection, now, budget)
+        limit = min(reload.until, start.began + budget)
+        if start.until is not None:
+            limit = min(limit, start.until - DEADLINE_MARGIN)
+        while reload.ended > now and _in_use(start):
+            if limit - now < ASK_PAUSE:
+                if reload.until - now < ASK_PAUSE:
+                    self._end_wait(status, reload, "overdue")
+                return False
+            pause = reload.asked_at + ASK_PAUSE - now
+            if reload.loading and pause > 0:  # another call has just asked
+                yield Pause(pause)
+            else:
+                yield from self._ask_loaded(status, reload, limit - now)
+            now = self.clock()
+        if not _in_use(start):
+            self._end_wait(status, reload, "interrupted")
+            return True
+        return reload.news == "loaded"
+
+    def _ask_loaded(self, status: Status, reload: Reload, left: float) -> Procedure[None]:
+        start, reload.asked_at = status.start, self.clock()
+        timeout = min(left, self.pool.policy.probe_timeout)
+        try:
+            state = yield AskLoadState(start.connection, reload.collection, timeout)
+        except Exception as error:
+            if classify(error) is Failure.DEADLINE or not _in_use(start):
+                return  # no news
+            state = LoadState.NOT_LOAD
+        if state is not LoadState.LOADING:
+            self._end_wait(status, reload, "loaded" if state is LoadState.LOADED else "not_loaded")
+        elif reload.first("loading"):
+            self._tell_wait(status, reload, "loading", 0.0)
+
+    def _end_wait(self, status: Status, reload: Reload, news: str) -> None:
+        if reload.first("end"):
+            reload.news, reload.ended = news, self.clock()
+            if not reload.first("loading"):  # else nobody has waited
+                self._tell_wait(status, reload, news, reload.ended - reload.began)
+
+    def _tell_wait(self, status: Status, reload: Reload, news: str, seconds: float) -> None:
+        code = None if news == "loaded" else str(status.code)
+        reason = NEWS[news].format(reload.collection)
+        status.start.connection.report_wait(news, reason, code, seconds)
+
+
+def _in_use(start: Start) -> bool:
+    """Is the channel of this RPC still the one in use?"""
+    return start.binding.wire.state is WireState.CURRENT

@@ -1,0 +1,340 @@
+"""pymilvus's handlers and channels on the engine: what both transports make, and three raw RPCs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import socket
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import grpc
+
+from ..config import ConnectionConfig, load_tls
+from ..core.readiness import Collection, LoadState
+from ..errors import ConfigError, LifecycleError, brief
+
+if TYPE_CHECKING:
+    from ..core.connection import ManagedConnection
+    from ..core.requests import Open
+    from ..core.wire import Wire
+
+#: pymilvus has a connection manager to replace from 2.6.10 on; later minor versions are not
+#: known to work until they were tested.
+OLDEST, NEWEST = (2, 6, 10), (3, 0)
+SUPPORTED = "2.6.10 and later, up to 3.0.x"
+
+
+def require_supported() -> str:
+    """The installed pymilvus's version. Raises ImportError if it is missing or unsupported."""
+    try:
+        version = importlib.metadata.version("pymilvus")
+    except importlib.metadata.PackageNotFoundError:
+        raise ImportError(
+            f"milvus_lifecycle needs pymilvus {SUPPORTED}: pip install 'milvus_lifecycle[pymilvus]'"
+        ) from None
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+    if numbers < OLDEST or numbers[:2] > NEWEST:
+        raise ImportError(
+            f"pymilvus {version} is not supported; milvus_lifecycle works with pymilvus {SUPPORTED}"
+        )
+    return version
+
+
+#: What gRPC says of a server that closed the connection because of its keepalive pings.
+_TOO_MANY_PINGS = re.compile("too.many.pings", re.IGNORECASE)
+#: What a server that is alive may answer to a probe. Anything else says that it is not well.
+_ALIVE = ("UNIMPLEMENTED", "RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "NOT_FOUND")
+
+
+#: what pymilvus gives its own channels, and two more; the user's grpc_options override these
+_DEFAULT_OPTIONS: dict[str, int] = {
+    "grpc.max_send_message_length": -1,
+    "grpc.max_receive_message_length": -1,
+    "grpc.enable_retries": 1,
+    "grpc.keepalive_time_ms": 10_000,
+    "grpc.keepalive_timeout_ms": 5_000,
+    "grpc.keepalive_permit_without_calls": 1,
+    # Not pymilvus's. grpcio 1.85.1 lets its pings time out after this (60 s by default) and not
+    # after keepalive_timeout_ms: a half-open connection held its calls for a minute.
+    "grpc.http2.ping_timeout_ms": 20_000,
+    # Not pymilvus's either. gRPC asks for a name's address at most every 30 s, and an outage may
+    # be over because the name has another one. A channel that is connected asks for nothing.
+    "grpc.dns_min_time_between_resolutions_ms": 500,
+}
+
+
+#: gRPC's servers stand a ping every five minutes, by default; twice that is calm enough.
+_CALMEST_MS = 600_000
+
+
+def channel_options(
+    config: ConnectionConfig, window: tuple[float, float], connect_timeout: float, calm: int = 1
+) -> list[tuple[str, Any]]:
+    """Channel arguments: pymilvus's, the engine's reconnect backoff, the user's over both.
+
+    ``calm``: how many times longer than that the pause between two keepalive pings is.
+    The local subchannel pool is not negotiable: without it a fresh channel shares the old one's
+    TCP connection and its backoff (ready 1 to 16 s late after an outage; with it, 2 to 6 ms).
+    """
+    options: dict[str, Any] = dict(_DEFAULT_OPTIONS)
+    initial, maximum = window
+    options["grpc.initial_reconnect_backoff_ms"] = max(1, round(initial * 1000))
+    options["grpc.max_reconnect_backoff_ms"] = max(1, round(maximum * 1000))
+    # How long one TCP connect with its handshakes may take; gRPC's own default is 20 s.
+    options["grpc.min_reconnect_backoff_ms"] = max(1, round(connect_timeout * 1000))
+    options.update(config.get_handler_kwargs().get("grpc_options") or {})
+    if calm > 1:
+        pause = options["grpc.keepalive_time_ms"]
+        options["grpc.keepalive_time_ms"] = max(pause, min(pause * calm, _CALMEST_MS))
+    options["grpc.use_local_subchannel_pool"] = 1
+    return list(options.items())
+
+
+def open_channel(
+    module: Any,
+    config: ConnectionConfig,
+    address: str,
+    secure: bool | None,
+    window: tuple[float, float],
+    connect_timeout: float,
+    calm: int = 1,
+) -> Any:
+    """A channel by ``module``'s factories (``grpc`` or ``grpc.aio``). Raises ConfigError.
+
+    TLS files are read anew each time: a rotated certificate is picked up by a recovery.
+    """
+    options = channel_options(config, window, connect_timeout, calm)
+    if not (config.secure if secure is None else secure):
+        return module.insecure_channel(address, options=options)
+    tls = load_tls(config)
+    root = tls.root if tls is not None else None
+    key = tls.key if tls is not None else None
+    chain = tls.chain if tls is not None else None
+    if tls is not None and tls.server_name:
+        options.append(("grpc.ssl_target_name_override", tls.server_name))
+    credentials = grpc.ssl_channel_credentials(
+        root_certificates=root, private_key=key, certificate_chain=chain
+    )
+    return module.secure_channel(address, credentials, options=options)
+
+
+class _PymilvusTransport:
+    """What both flavours share."""
+
+    #: the gRPC module whose channel factories are called (their attributes, at call time)
+    factories: Any
+
+    def __init__(self) -> None:
+        require_supported()
+        self._calmed: WeakKeyDictionary[ManagedConnection, tuple[int, BaseException]] = (
+            WeakKeyDictionary()
+        )
+
+    def check(self, config: ConnectionConfig) -> None:
+        """TLS files are looked at before anything is opened."""
+        load_tls(config)
+
+    def open(self, request: Open) -> Any:
+        """A channel by grpc's own factories."""
+        connection = request.connection
+        timeout, calm = connection.policy.connect_timeout, self._calm(connection)
+        where = (connection.config, request.address, request.secure)
+        return open_channel(self.factories, *where, request.window, timeout, calm)
+
+    def _calm(self, connection: ManagedConnection) -> int:
+        """How many times more seldom than configured to ping.
+
+        A server to which pings come too often cuts the connection, and with it the call that lasts
+        so long. gRPC doubles the pause then, but a fresh channel would not know of it.
+        """
+        calm, counted = self._calmed.get(connection, (1, None))
+        error = connection.last_error
+        if error is not None and error is not counted and _TOO_MANY_PINGS.search(brief(error)):
+            calm *= 2
+            self._calmed[connection] = calm, error
+        return calm
+
+    def translate(self, error: LifecycleError) -> Exception:
+        """As a MilvusException."""
+        from .pymilvus_errors import translate
+
+        return translate(error)
+
+    def _build(self, connection: ManagedConnection, handler_class: Any, channel: Any) -> Any:
+        config = connection.config
+        arguments = config.get_handler_kwargs()
+        arguments.pop("channel", None)
+        try:
+            handler = handler_class(
+                uri=config.uri,
+                channel=channel,
+                address=config.address,
+                token=config.token,
+                db_name=config.db_name,
+                **arguments,
+            )
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"pymilvus refuses the connection's options: {error}") from error
+        handler._on_rpc_error = channel.on_rpc_error
+        return handler
+
+    def _connect_request(self, connection: ManagedConnection) -> Any:
+        from pymilvus.client.prepare import Prepare
+
+        kwargs = connection.config.get_handler_kwargs()
+        reserved = kwargs.get("option") or {}
+        return Prepare.register_request(kwargs.get("user"), socket.gethostname(), **reserved)
+
+
+def _identifier(response: Any) -> str:
+    from pymilvus.client.utils import check_status
+
+    check_status(response.status)
+    return str(response.identifier)
+
+
+def _says_alive(error: BaseException) -> bool:
+    code = getattr(error, "code", None)
+    name = getattr(code() if callable(code) else code, "name", "")
+    return name in _ALIVE
+
+
+class ThreadsTransport(_PymilvusTransport):
+    """GrpcHandler and grpc.Channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factories = grpc
+
+    def make_handler(self, connection: ManagedConnection, channel: Any) -> Any:
+        """A GrpcHandler; builds no connection."""
+        from pymilvus.client.grpc_handler import GrpcHandler
+
+        handler = self._build(connection, GrpcHandler, channel)
+        _watch_credentials(handler, channel)
+        return handler
+
+    def register(
+        self, connection: ManagedConnection, wire: Wire, timeout: float, patient: bool
+    ) -> str:
+        """A Connect call with the handler's own credentials of the moment."""
+        call = _raw(self._authorized(connection, wire.channel), "Connect")
+        request = self._connect_request(connection)
+        return _identifier(call(request, timeout=timeout, wait_for_ready=patient))
+
+    def ping(self, connection: ManagedConnection, wire: Wire, timeout: float) -> None:
+        """GetVersion, raw: no decorator, no retry. Any answer is a sign of life."""
+        try:
+            call = _raw(self._authorized(connection, wire.channel), "GetVersion")
+            call(_version_request(), timeout=timeout)
+        except grpc.RpcError as error:
+            if not _says_alive(error):
+                raise
+
+    def load_state(
+        self, connection: ManagedConnection, collection: Collection, timeout: float
+    ) -> LoadState:
+        """GetLoadState, without decorator and retry."""
+        call = _raw(self._authorized(connection, connection.face), "GetLoadState")
+        return _load_state(call(**_load_state_request(collection), timeout=timeout))
+
+    def _authorized(self, connection: ManagedConnection, channel: Any) -> Any:
+        # After update_password(reset_connection=True) the handler has a new interceptor.
+        interceptor = connection.handler._authorization_interceptor
+        return grpc.intercept_channel(channel, interceptor) if interceptor else channel
+
+
+class AsyncioTransport(_PymilvusTransport):
+    """AsyncGrpcHandler and grpc.aio.Channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        import grpc.aio
+
+        self.factories = grpc.aio
+
+    def make_handler(self, connection: ManagedConnection, channel: Any) -> Any:
+        """An AsyncGrpcHandler; builds no connection."""
+        from pymilvus.client.async_grpc_handler import AsyncGrpcHandler
+
+        handler = self._build(connection, AsyncGrpcHandler, channel)
+        # The engine makes the Connect call, and adds the identifier that it gives.
+        handler._is_channel_ready = True
+        return handler
+
+    def open(self, request: Open) -> Any:
+        """A channel by grpc.aio's own factories, with the handler's interceptors."""
+        return request.connection.face.adopt(super().open(request))
+
+    async def register(
+        self, connection: ManagedConnection, wire: Wire, timeout: float, patient: bool
+    ) -> str:
+        """A Connect call; the interceptors add the credentials."""
+        call = _raw(wire.channel, "Connect")
+        request = self._connect_request(connection)
+        return _identifier(await call(request, timeout=timeout, wait_for_ready=patient))
+
+    async def ping(self, connection: ManagedConnection, wire: Wire, timeout: float) -> None:
+        """GetVersion, raw: no decorator, no retry. Any answer is a sign of life."""
+        try:
+            await _raw(wire.channel, "GetVersion")(_version_request(), timeout=timeout)
+        except grpc.RpcError as error:
+            if not _says_alive(error):
+                raise
+
+    async def load_state(
+        self, connection: ManagedConnection, collection: Collection, timeout: float
+    ) -> LoadState:
+        """GetLoadState, without decorator and retry."""
+        call = _raw(connection.face, "GetLoadState")
+        return _load_state(await call(**_load_state_request(collection), timeout=timeout))
+
+
+def _raw(channel: Any, method: str) -> Any:
+    """A method of Milvus without the stub's hundred others."""
+    from pymilvus.grpc_gen import milvus_pb2
+
+    request = getattr(milvus_pb2, f"{method}Request")
+    response = getattr(milvus_pb2, f"{method}Response")
+    return channel.unary_unary(
+        f"/milvus.proto.milvus.MilvusService/{method}",
+        request_serializer=request.SerializeToString,
+        response_deserializer=response.FromString,
+    )
+
+
+def _version_request() -> Any:
+    from pymilvus.grpc_gen import milvus_pb2
+
+    return milvus_pb2.GetVersionRequest()
+
+
+def _load_state_request(collection: Collection) -> dict[str, Any]:
+    """Request and metadata: the database travels in both, as servers differ in where they look."""
+    from pymilvus.grpc_gen import milvus_pb2
+
+    request = milvus_pb2.GetLoadStateRequest(
+        db_name=collection.database,
+        collection_name=collection.name,
+        partition_names=collection.partitions,
+    )
+    return {"request": request, "metadata": (("dbname", collection.database),)}
+
+
+def _load_state(response: Any) -> LoadState:
+    from pymilvus.client.utils import check_status
+
+    check_status(response.status)
+    return LoadState(response.state)
+
+
+def _watch_credentials(handler: Any, channel: Any) -> None:
+    """New credentials on a handler take its connection out of the shared pool."""
+    original = handler._setup_authorization_interceptor
+
+    def changed(user: Any, password: Any, token: Any) -> None:
+        original(user, password, token)
+        channel.credentials_changed()
+
+    handler._setup_authorization_interceptor = changed
