@@ -19,7 +19,7 @@ import milvus_lifecycle
 
 from ..audit.jsonl import ENVIRONMENT as AUDIT
 from ..errors import ConfigError
-from ..settings import RUN
+from ..managers import RUN
 
 _BOOTSTRAP = os.path.join(os.path.dirname(os.path.abspath(milvus_lifecycle.__file__)), "bootstrap")
 

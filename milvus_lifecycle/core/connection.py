@@ -104,7 +104,7 @@ class ManagedConnection(Leases):
         self.closed_by: Trigger | None = None
         #: whom a dedicated connection was made for
         self.owner: weakref.ref[object] | None = None
-        #: is there an entry on the agenda that will look whether it has lingered?
+        #: is there an entry on the schedule that will look whether it has lingered?
         self.expiry_planned = False
         #: ... one that looks at the age of this generation's channel (0: none)?
         self.recycle_planned = 0

@@ -157,7 +157,7 @@ class AsyncDriver:
         args = (request.connection, request.last_error, request.timeout)
         alocate = getattr(request.locator, "alocate", None)
         if alocate is not None:
-            return cast(Located, await alocate(*args))
+            return cast("Located", await alocate(*args))
         # A daemon thread of its own: the loop's executor would make its shutdown wait.
         loop = asyncio.get_running_loop()
         found: asyncio.Future[Located] = loop.create_future()

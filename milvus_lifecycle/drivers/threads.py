@@ -130,9 +130,10 @@ class ThreadsDriver:
     # -- what the pool asks of its driver ---------------------------------------------------
 
     def launch(self, connection: ManagedConnection, flight: Flight) -> None:
+        recovery = Recovery(self.pool, connection, flight)
         worker = threading.Thread(
             target=self._fly,
-            args=(connection, flight),
+            args=(recovery,),
             name=f"milvus-lifecycle-{flight.kind.value}-{connection.id}",
             daemon=True,
         )
@@ -142,17 +143,16 @@ class ThreadsDriver:
             if not _exiting:
                 raise
             # From Python 3.12 on no thread can be started any more: the caller flies.
-            self._fly(connection, flight)
+            self._fly(recovery)
 
-    def _fly(self, connection: ManagedConnection, flight: Flight) -> None:
-        leader, recovery = threading.current_thread(), Recovery(self.pool, connection, flight)
+    def _fly(self, recovery: Recovery) -> None:
         try:
-            self.drive(recovery.fly(leader))
+            self.drive(recovery.fly(threading.current_thread()))
         except Exception as error:
             # The flight is settled as abandoned and on record; a traceback helps nobody.
-            connection.last_error = kept(error)
+            recovery.connection.last_error = kept(error)
         finally:
-            recovery.abandon(leader)  # it may not have begun
+            recovery.abandon(threading.current_thread())  # it may not have begun
 
     def refresh_in_background(self, connection: ManagedConnection) -> None:
         threading.Thread(
@@ -199,7 +199,7 @@ class ThreadsDriver:
     def keeper_may_end(self) -> bool:
         """Called by the timekeeper: it has nothing to do without a connection.
 
-        What is on the agenda then is about connections that are closed.
+        What is on the schedule then is about connections that are closed.
         """
         with self._keeper_lock:
             if self._busy():

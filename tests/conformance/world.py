@@ -280,7 +280,7 @@ class World:
         self.awaits_news = address == "soon"
         if not self.awaits_news:
             self.target = address
-            self.driver.run(self.driver.manager.reroute_all)
+            self.driver.run(self.driver.manager._pool.maintenance.reroute_all)
 
     def step_close(self, what: str) -> None:
         assert what == "all"
@@ -290,7 +290,7 @@ class World:
         """What a forked child does first; calls that were under way are the parent's."""
         self.inherited = len(self.script.channels)
         self.driver.before_fork()
-        self.driver.run(self.driver.manager.fork_child)
+        self.driver.run(self.driver.manager._driver.fork_child)
         for actor in self.actors.values():
             if actor.handle is not None and not actor.handle.done:
                 actor.handle = None

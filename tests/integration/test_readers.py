@@ -206,12 +206,12 @@ def a_child_tells_its_own_story(env: Env) -> None:
     def in_child() -> object:
         told.clear()
         client.list_collections()
-        read = manager.audit.flush(20)
+        read = manager._pool.audit.flush(20)
         return client.list_collections(), read, sorted({pid == os.getpid() for pid, _, _ in told})
 
     said = [ask_child(in_child, 30) for _ in range(3)]
     client.list_collections()
-    manager.audit.flush(20)
+    manager._pool.audit.flush(20)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     stories = Counter((line["pid"], line["connection_id"], line["seq"]) for line in lines)
     gaps = [key for key in stories if key[2] > 1 and (*key[:2], key[2] - 1) not in stories]

@@ -1,7 +1,7 @@
 """States of a run, made comparable: what the future can depend on, and nothing else.
 
 Two runs that come to equal states have equal futures, so one of them need not go on. A state is
-the connections' books, the agenda, and for every process where it stands: the frames of its
+the connections' books, the schedule, and for every process where it stands: the frames of its
 stack (generators that wait included) with what their local variables hold. Moments count from
 now; names of actors do not count (actors with equal plans are interchangeable).
 """

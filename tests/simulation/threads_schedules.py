@@ -75,9 +75,9 @@ def watched(world: ThreadsWorld) -> None:
         with world.waits(request):
             wait(request)
 
-    def fly_and_note(connection: Any, flight: Any) -> None:
-        with world.leads(connection, flight):
-            fly(connection, flight)
+    def fly_and_note(recovery: Any) -> None:
+        with world.leads(recovery.connection, recovery.flight):
+            fly(recovery)
 
     driver._wait, driver._fly = wait_and_note, fly_and_note
 

@@ -122,7 +122,7 @@ class Scene:
     def check_rest(self) -> None:
         """Nobody uses the connection: it is at rest, and nothing counts that is over."""
         assert not inside()
-        for connection in self.manager.registry.all():
+        for connection in self.manager._pool.registry.all():
             until(lambda c=connection: c.flight is None, LIMIT, f"{connection} flies")
             until(lambda c=connection: c.in_flight == 0, LIMIT, f"{connection} counts RPCs")
             assert connection.state is not State.RECOVERING
@@ -369,20 +369,21 @@ def test_interrupted_anywhere_while_a_flight_is_redirected() -> None:
 
 
 def test_comparing_that_was_interrupted_is_done_again() -> None:
-    """News of a target stay on the agenda until every connection has compared."""
+    """News of a target stay on the schedule until every connection has compared."""
     script, told = Script(), list[str]()
 
-    class Manager(ConnectionManager):
-        def reroute_all(self) -> None:
-            told.append("asked")
-            if len(told) == 1:
-                raise Interrupt
+    def reroute_all() -> None:
+        told.append("asked")
+        if len(told) == 1:
+            raise Interrupt
 
-    manager = Manager(transport=script.threads())
-    manager._driver.reschedule = lambda: None  # type: ignore[method-assign]  # nobody else keeps time
-    manager._pool.maintenance.plan_reroutes()
+    manager = ConnectionManager(transport=script.threads())
+    maintenance: Any = manager._pool.maintenance
+    manager._driver.reschedule = lambda: None  # type: ignore[method-assign]  # nobody keeps time
+    maintenance.reroute_all = reroute_all
+    maintenance.plan_reroutes()
     with pytest.raises(Interrupt):
-        manager._pool.maintenance.run_due()
-    manager._pool.maintenance.run_due()
-    manager._pool.maintenance.run_due()
+        maintenance.run_due()
+    maintenance.run_due()
+    maintenance.run_due()
     assert len(told) == 2

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from milvus_lifecycle.core.procedures import SHORTEST_CHECKOUT, VERDICT_GRACE
+from milvus_lifecycle.core.checkout import SHORTEST_CHECKOUT, VERDICT_GRACE
 from milvus_lifecycle.errors import ConfigError, ConnectFailed
 from milvus_lifecycle.table import State, Trigger
 from tests.cores import Core

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from milvus_lifecycle import inherited
+from milvus_lifecycle import fork
 from milvus_lifecycle.endpoints import local
 from milvus_lifecycle.endpoints.local import LocalServer
 from milvus_lifecycle.errors import ConfigError, ConnectionClosed
@@ -201,7 +201,7 @@ def test_a_forked_child_has_a_server_of_its_own(
 ) -> None:
     """Once the parent's server is gone; the inherited object is never stopped, but forgotten."""
     kept: list[Any] = []
-    monkeypatch.setattr(inherited, "keep", kept.append)
+    monkeypatch.setattr(fork, "leak", kept.append)
     server, one = LocalServer(PATH), connection()
     if entry is not None:
         server.locate(one, None, 10.0)

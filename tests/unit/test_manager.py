@@ -13,12 +13,12 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
-from milvus_lifecycle.settings import Settings
 
 from milvus_lifecycle import ConnectionManager, LifecyclePolicy
 from milvus_lifecycle.core.registry import Registry
 from milvus_lifecycle.core.requests import Procedure, Wait
 from milvus_lifecycle.errors import ConnectFailed, UnknownHandler
+from milvus_lifecycle.managers import Settings
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import FakeClock, Script, rpc_error, until
 from tests.cores import CONFIG
@@ -368,7 +368,7 @@ def test_a_timekeeper_that_is_busy_as_its_manager_goes() -> None:
 
 
 def test_a_timer_that_comes_due_needs_no_letter() -> None:
-    """The timekeeper wakes by itself for what is on the agenda."""
+    """The timekeeper wakes by itself for what is on the schedule."""
     script, done = Script(), threading.Event()
     manager = ConnectionManager(transport=script.threads())
     manager.get_or_create(CONFIG)

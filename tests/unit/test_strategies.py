@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from milvus_lifecycle.core.engine import default_strategy
 
 from milvus_lifecycle import (
     ConnectionConfig,
@@ -16,6 +15,7 @@ from milvus_lifecycle import (
     LocalStrategy,
     RegularStrategy,
 )
+from milvus_lifecycle.endpoints.choose import default_strategy
 from milvus_lifecycle.endpoints.local import LocalServer
 from tests.cores import CONFIG, Core
 from tests.rigs import Client, Rig

@@ -1,4 +1,4 @@
-"""The agenda and the timers: what is due is done, in order, whatever a job does."""
+"""The schedule and the timers: what is due is done, in order, whatever a job does."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from functools import partial
 from typing import Any
 
 import pytest
-from milvus_lifecycle.core.agenda import Agenda
 
 from milvus_lifecycle import ConnectionConfig, ConnectionManager, LifecyclePolicy, RegularStrategy
 from milvus_lifecycle.core.facts import Facts
+from milvus_lifecycle.core.maintenance import Schedule
 from milvus_lifecycle.table import State
 from milvus_lifecycle.testing import CapturedAudit, FakeClock, Script, until
 
@@ -25,57 +25,57 @@ class Client:
 
 def test_jobs_come_in_the_order_of_their_time() -> None:
     """What is due is taken once, the earliest first, equals in the order of their coming."""
-    agenda = Agenda()
+    schedule = Schedule()
     done: list[str] = []
     for due, name in ((3.0, "c"), (1.0, "a"), (1.0, "b"), (9.0, "d")):
-        agenda.push(due, partial(done.append, name))
-    for job in agenda.due(3.0):
+        schedule.push(due, partial(done.append, name))
+    for job in schedule.due(3.0):
         job()
     assert done == ["a", "b", "c"]
-    assert (list(agenda.due(3.0)), agenda.next_due(), len(agenda)) == ([], 9.0, 1)
+    assert (list(schedule.due(3.0)), schedule.next_due(), len(schedule)) == ([], 9.0, 1)
 
 
 def test_a_job_that_was_interrupted_is_done_again() -> None:
     """It is taken off once it is done; what it notes is not due in the same round."""
-    agenda = Agenda()
+    schedule = Schedule()
     done: list[str] = []
     for name in ("a", "b"):
-        agenda.push(1.0, partial(done.append, name))
-    for job in agenda.due(2.0):
+        schedule.push(1.0, partial(done.append, name))
+    for job in schedule.due(2.0):
         job()
-        agenda.push(0.5, partial(done.append, "early"))
+        schedule.push(0.5, partial(done.append, "early"))
         break
-    for job in agenda.due(2.0):
+    for job in schedule.due(2.0):
         job()
     assert done == ["a", "early", "a", "b"]
 
 
 def test_a_job_that_notes_itself_again_does_not_spin() -> None:
     """It comes in the next round."""
-    agenda = Agenda()
+    schedule = Schedule()
 
     def again() -> None:
-        agenda.push(1.0, again)
+        schedule.push(1.0, again)
 
     again()
     for rounds in (1, 2):
-        assert len([job() for job in agenda.due(rounds)]) == 1  # type: ignore[func-returns-value]
+        assert len([job() for job in schedule.due(rounds)]) == 1  # type: ignore[func-returns-value]
 
 
 def test_push_tells_who_waits_too_long() -> None:
     """True when the new job is the next one: whoever sleeps must look again."""
-    agenda = Agenda()
-    assert agenda.push(5.0, print)
-    assert not agenda.push(6.0, print)
-    assert agenda.push(4.0, print)
+    schedule = Schedule()
+    assert schedule.push(5.0, print)
+    assert not schedule.push(6.0, print)
+    assert schedule.push(4.0, print)
 
 
 def test_a_forked_child_starts_empty() -> None:
     """The parent's timers are the parent's."""
-    agenda = Agenda()
-    agenda.push(5.0, print)
-    agenda.reset_after_fork()
-    assert agenda.next_due() is None
+    schedule = Schedule()
+    schedule.push(5.0, print)
+    schedule.reset_after_fork()
+    assert schedule.next_due() is None
 
 
 class Faulty(RegularStrategy):
@@ -175,7 +175,7 @@ def test_one_timer_for_the_age_of_a_channel(clock: FakeClock) -> None:
 def test_a_closed_connection_is_not_kept_until_its_next_timer(
     policy: dict[str, float | None],
 ) -> None:
-    """Its timers stay on the agenda until they are due; the connection is free at once."""
+    """Its timers stay on the schedule until they are due; the connection is free at once."""
     manager = ConnectionManager(
         LifecyclePolicy(**policy), transport=Script().threads(), seams=FakeClock().seams()
     )
