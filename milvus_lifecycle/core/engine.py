@@ -11,7 +11,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..audit.records import Audit, Listener, Sink
+from ..audit.records import Sink
+from ..audit.stream import Audit, Listener
 from ..config import ConnectionConfig
 from ..errors import ConnectionClosed, Failure, LifecycleError, classify
 from ..policy import LifecyclePolicy

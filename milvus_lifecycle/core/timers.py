@@ -13,6 +13,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ..audit.stream import complain
 from ..errors import LifecycleError, brief
 from ..table import State, Trigger
 
@@ -174,6 +175,4 @@ def attempt(job: Callable[[], object]) -> None:
     try:
         job()
     except Exception as error:
-        from ..audit.logs import complain
-
         complain(f"a job of the timekeeper raised {brief(error)}")

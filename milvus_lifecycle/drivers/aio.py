@@ -16,7 +16,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
-from ..audit.records import Listener
+from ..audit.stream import Listener
 from ..config import ConnectionConfig, ForeignConfig
 from ..core.face import Face
 from ..core.facts import Located

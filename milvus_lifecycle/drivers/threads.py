@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
-from ..audit.records import Listener
+from ..audit.stream import Listener
 from ..config import ConnectionConfig, ForeignConfig
 from ..core.connection import ManagedConnection
 from ..core.engine import look

@@ -11,8 +11,8 @@ from weakref import WeakKeyDictionary
 
 import grpc
 
+from ..audit import stream
 from ..audit.jsonl import audit_path
-from ..audit.stream import EXIT_LIMIT
 from ..config import ConnectionConfig, load_tls
 from ..core.face import FACE
 from ..core.readiness import Collection, LoadState
@@ -365,8 +365,7 @@ def uninstall() -> None:
         _drop_async_instances()
         # Clients that the application still has keep their manager, and so its sinks.
         for sink in sinks:
-            sink.end()
-            sink.reader.outlet.flush(EXIT_LIMIT)
+            stream.end(sink, stream.EXIT_LIMIT)
 
 
 def _patch(settings: Settings) -> None:

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 from grpc import RpcError
 
-from milvus_lifecycle.audit import records as audit_module
 from milvus_lifecycle.core import agenda as agenda_module
 from milvus_lifecycle.core import leases as leases_module
 from milvus_lifecycle.core import mutex as mutex_module
+from milvus_lifecycle.core import recording as recording_module
 from milvus_lifecycle.core import registry as registry_module
 from milvus_lifecycle.core import wire as wire_module
 from milvus_lifecycle.drivers import threads as manager_module
@@ -40,9 +40,9 @@ from tests.simulation.weather import PENDING, Channel, Operation
 
 _MODULES = (
     agenda_module,
-    audit_module,
     leases_module,
     manager_module,
+    recording_module,
     registry_module,
     wire_module,
 )
