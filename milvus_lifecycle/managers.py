@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from .audit.jsonl import ENVIRONMENT as AUDIT
 from .audit.jsonl import JsonLines
 from .audit.logs import ApplicationLog
-from .audit.records import Listener, Sink
+from .audit.records import Sink
+from .audit.stream import Listener
 from .config import ConnectionConfig, ForeignConfig
 from .core.checkout import Checkout
 from .core.pool import Pool, StrategyFor

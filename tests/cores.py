@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from milvus_lifecycle import ConnectionConfig, LifecyclePolicy, ManagedConnection, RegularStrategy
-from milvus_lifecycle.audit.records import Audit, Emission, TransitionRecord
+from milvus_lifecycle.audit.records import TransitionRecord
+from milvus_lifecycle.audit.stream import Audit, Emission
 from milvus_lifecycle.core.facts import Facts, StepResult
 from milvus_lifecycle.core.strategies import ConnectionStrategy
 from milvus_lifecycle.core.wire import Wire

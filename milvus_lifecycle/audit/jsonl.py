@@ -8,12 +8,11 @@ from datetime import datetime, timezone
 
 from ..errors import ConfigError
 from ..fork import on_fork_in_child
-from .records import SCHEMA, Sink, TransitionRecord
+from .records import RECORDS_LOST, SCHEMA, Sink, TransitionRecord
 
 ENVIRONMENT = "MILVUS_LIFECYCLE_AUDIT"
 # Built once: json.dumps with separators builds an encoder for each line.
 _encode = json.JSONEncoder(separators=(",", ":")).encode
-RECORDS_LOST = "connection.records_lost"
 # Windows would write "\r\n" otherwise. Nowhere do children inherit the file: Python sees to that.
 _BINARY: int = getattr(os, "O_BINARY", 0)
 
@@ -82,8 +81,7 @@ class JsonLines(Sink):
     def end(self) -> None:
         """Close the file for good: a record that comes late does not leave it open again."""
         self._ended = True
-        self.reader.outlet.mark(self._close)
-        self.reader.outlet.serve()
+        self._close()
 
     def _append(self, line: bytes) -> None:
         # A write that the disk cut short must not swallow the next line.

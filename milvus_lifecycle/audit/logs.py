@@ -14,7 +14,6 @@ from typing import Any
 import structlog
 
 from .records import DEBUG, INFO, WARNING, Sink, TransitionRecord
-from .stream import Outlet
 
 LOGGER_NAME = "milvus_lifecycle"
 
@@ -58,7 +57,7 @@ class ApplicationLog(Sink):
 
     def note_lost(self, count: int) -> None:
         """One line at WARNING."""
-        _complain(f"the log was too slow: it missed {count} records")
+        warn(f"the log was too slow: it missed {count} records")
 
 
 #: attributes of logging.LogRecord that ``extra`` may not overwrite
@@ -73,18 +72,10 @@ def _line(event: str, fields: dict[str, Any]) -> str:
     return f"{event} {shown}: {fields['reason']}"
 
 
-def complain(message: str) -> None:
-    """Say that something beside a call does not work. Whoever says it does not wait for it."""
-    _COMPLAINTS.put(message)
-    _COMPLAINTS.serve()
-
-
-def _complain(message: str) -> None:
+def warn(message: str) -> None:
+    """Say that something beside a call does not work."""
     with suppress(Exception):  # a log handler's failure is the application's business
         if structlog.is_configured():
             structlog.get_logger(LOGGER_NAME).warning("audit.trouble", detail=message)
         elif _has_real_handler():
             _logger.warning("audit.trouble %s", message)
-
-
-_COMPLAINTS: Outlet[str] = Outlet(_complain, lambda count: None)

@@ -1,4 +1,4 @@
-"""The way of records to whoever reads them: one queue and one thread for each reader.
+"""The way of records to listeners and sinks: one queue and one thread for each of them.
 
 A step puts its record into the queues while it holds its connection's mutex, so records are in
 ``seq`` order by construction, and nobody ever waits for a reader: one that is slow, blocks for
@@ -15,9 +15,13 @@ import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import Context, copy_context
 from typing import Any, Generic, TypeVar
 
+from ..errors import brief
 from ..fork import renew_in_child
+from .logs import warn
+from .records import Sink, TransitionRecord
 
 Item = TypeVar("Item")
 
@@ -180,3 +184,155 @@ def _at_exit() -> None:
 
 
 atexit.register(_at_exit)
+
+
+# -- what goes through them -----------------------------------------------------------------------
+
+
+class Emission:
+    """A record, the log level that it deserves, and the context of whoever caused it."""
+
+    __slots__ = ("context", "level", "readers", "record")
+
+    def __init__(self, record: TransitionRecord, level: int) -> None:
+        self.record = record
+        self.level = level
+        self.context: Context = copy_context()
+        #: who has been given it: a step that was interrupted may queue it twice
+        self.readers: list[object] = []
+
+
+Listener = Callable[[TransitionRecord], object]
+
+
+class Reader:
+    """A listener or a sink, with the queue that it is served from."""
+
+    def __init__(
+        self,
+        write: Callable[[TransitionRecord, int], object],
+        wants: Callable[[], bool],
+        note_lost: Callable[[int], object],
+    ) -> None:
+        self.wants = wants
+        self.outlet: Outlet[Emission] = Outlet(self._read, self._lost)
+        #: deliveries that raised
+        self.failures = 0
+        self._write: Callable[[TransitionRecord, int], object] = write
+        self._note_lost = note_lost
+
+    def stop(self) -> None:
+        """Tell it no more, not even what waits."""
+        self.wants = _never
+
+    def _read(self, emission: Emission) -> None:
+        if self in emission.readers or not self.wants():
+            return
+        emission.readers.append(self)
+        self._attempt(emission.context.copy().run, self._write, emission.record, emission.level)
+
+    def _lost(self, count: int) -> None:
+        self._attempt(self._note_lost, count)
+
+    def _attempt(self, tell: Callable[..., object], *what: object) -> None:
+        try:
+            tell(*what)
+        except BaseException as error:  # this thread is ours: nobody else is to end by it
+            self.failures += 1
+            if self.failures == 1:
+                complain(f"a reader of the audit raised {brief(error)}; more is only counted")
+
+
+def reader_of(sink: Sink) -> Reader:
+    """A sink's queue: one, however many managers write to it, so that records keep their order."""
+    known: Reader | None = vars(sink).get("_reader")
+    if known is None:  # of two that come at once, one wins
+        new = Reader(sink.write, sink.wants, sink.note_lost)
+        known = vars(sink).setdefault("_reader", new)
+    return known
+
+
+def end(sink: Sink, limit: float) -> None:
+    """Nothing more is expected of a sink: it ends once it has written what waits for it."""
+    outlet = reader_of(sink).outlet
+    outlet.mark(sink.end)
+    outlet.flush(limit)
+
+
+class Audit:
+    """The record stream of one manager: queues its records for whoever reads them."""
+
+    def __init__(self, flavour: str, sinks: tuple[Sink, ...] = ()) -> None:
+        self.flavour = flavour
+        self.readers = tuple(map(reader_of, sinks))
+        self._lock = threading.Lock()
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Call ``listener(record)`` for every record from now on. Returns the unsubscriber."""
+        if not callable(listener):
+            raise TypeError(f"listener must be callable, not {type(listener).__name__}")
+        reader = Reader(lambda record, level: listener(record), _always, _dropped)
+        with self._lock:
+            self.readers = (*self.readers, reader)
+
+        def unsubscribe() -> None:
+            reader.stop()
+            with self._lock:
+                self.readers = tuple(known for known in self.readers if known is not reader)
+
+        return unsubscribe
+
+    @property
+    def failures(self) -> int:
+        """Deliveries to a listener or sink that raised."""
+        return sum(reader.failures for reader in self.readers)
+
+    def reset_after_fork(self) -> None:
+        """In the child: another thread of the parent may have held the lock."""
+        self._lock = threading.Lock()
+
+    def active(self) -> bool:
+        """Does anybody want records right now?"""
+        wanted = False
+        for reader in self.readers:  # not any(): on the silent path its generator is half the cost
+            wanted = wanted or reader.wants()
+        return wanted
+
+    # -- telling ---------------------------------------------------------------------------------
+
+    def queue(self, emission: Emission) -> None:
+        """Hand a record over, under the mutex of its connection: in the order of its ``seq``."""
+        for reader in self.readers:
+            if reader.wants():
+                reader.outlet.put(emission)
+
+    def serve(self) -> None:
+        """See that what was queued is read. Called outside of every lock."""
+        for reader in self.readers:
+            reader.outlet.serve()
+
+    def flush(self, limit: float) -> bool:
+        """Wait until every record so far has been read, ``limit`` seconds for each reader."""
+        flushed = [reader.outlet.flush(limit) for reader in self.readers]
+        return all(flushed)
+
+
+def _always() -> bool:
+    return True
+
+
+def _never() -> bool:
+    return False
+
+
+def _dropped(count: int) -> None:
+    complain(f"a listener was too slow: it missed {count} records")
+
+
+def complain(message: str) -> None:
+    """Say that something beside a call does not work. Whoever says it does not wait for it."""
+    _COMPLAINTS.put(message)
+    _COMPLAINTS.serve()
+
+
+_COMPLAINTS: Outlet[str] = Outlet(warn, lambda count: None)

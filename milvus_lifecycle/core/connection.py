@@ -17,11 +17,12 @@ from .leases import Leases
 from .ledger import Ledger
 from .machine import fire
 from .mutex import check_outside
+from .recording import record_creation, record_step, record_wait
 from .strategies import Broken, ConnectionStrategy, Dispose
 from .wire import Binding, Rpc, Wire
 
 if TYPE_CHECKING:
-    from ..audit.records import Audit, Emission
+    from ..audit.stream import Audit, Emission
     from ..config import ConnectionConfig
     from ..policy import LifecyclePolicy
     from .registry import Registry
@@ -340,7 +341,7 @@ class ManagedConnection(Leases):
             doubtful = self.guard_same_generation(facts) and self.guard_silent_since(facts)
             self.suspect = self.suspect or doubtful
         if moved or refused:
-            result.emission = self.audit.prepare(
+            result.emission = record_step(
                 self, source, trigger, facts, self.flight or flight, moved
             )
         if moved:
@@ -408,13 +409,13 @@ class ManagedConnection(Leases):
         with self._lock, self._section:
             pooled = registry.add(self)
             if pooled is self:
-                self._tell(self.audit.created(self))
+                self._tell(record_creation(self))
             return pooled
 
     def report_wait(self, news: str, reason: str, code: str | None, seconds: float) -> None:
         """Put on record that calls wait for a collection, or waited ``seconds`` for it."""
         with self._lock, self._section:
-            self._tell(self.audit.waiting(self, news, reason, code, seconds))
+            self._tell(record_wait(self, news, reason, code, seconds))
         self.audit.serve()
 
     def connecting(self) -> bool:

@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..audit.records import Emission
+    from ..audit.stream import Emission
     from .flight import Flight
     from .strategies import Locator
     from .wire import Wire
@@ -63,8 +63,9 @@ class StepResult:
     #: the step has happened, whether or not it moved anything
     decided: bool = False
     moved: bool = False
-    #: its record
+    #: its record, and whether that is the one of its outage that people should notice
     emission: Emission | None = None
+    alarm: bool = False
     #: a flight that somebody has to fly now
     launch: Flight | None = None
     #: wake-up calls of the waiters of a flight that has ended
@@ -78,7 +79,8 @@ class StepResult:
 
     def clear(self) -> None:
         """As if nothing had been decided."""
-        self.moved, self.emission, self.launch, self.locator = False, None, None, None
+        self.moved, self.alarm = False, False
+        self.emission, self.launch, self.locator = None, None, None
         self.wakes, self.retired, self.closing = [], [], []
 
 

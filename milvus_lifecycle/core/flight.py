@@ -51,7 +51,7 @@ class Outage:
     still in the same outage, with the same backoff, budget, channel count and WARNING.
     """
 
-    __slots__ = ("attempts", "began", "budget_from", "channels", "flaps", "generation", "warned")
+    __slots__ = ("attempts", "began", "budget_from", "channels", "flaps", "generation", "noticed")
 
     def __init__(self, began: float, generation: int) -> None:
         self.began = began
@@ -65,7 +65,8 @@ class Outage:
         self.flaps = 0
         #: generation that failed when the outage began
         self.generation = generation
-        self.warned = False
+        #: was a step of it marked for people's notice? One is enough.
+        self.noticed = False
 
 
 class Flight:

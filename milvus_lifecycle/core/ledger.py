@@ -198,6 +198,8 @@ class Ledger:
         flight.mandatory = failed or not self.has_channel
         if flight.mandatory:
             self.make_mandatory(flight, facts)
+        if failed and self.outage is not None and self.outage.flaps == 1:
+            self._alarm()
 
     def make_mandatory(self, flight: Flight, facts: Facts) -> None:
         """The current channel failed: the flight is now all that stands between it and RPCs."""
@@ -283,6 +285,8 @@ class Ledger:
         self.suspect = True
         if self.outage is not None:
             self.outage.budget_from = None
+        if row.trigger is Trigger.GIVE_UP:
+            self._alarm()
 
     def action_clear_suspicion(self, row: Row, facts: Facts) -> None:
         self.suspect = False
@@ -340,6 +344,12 @@ class Ledger:
             self.outage.generation = self.generation
             self.outage.flaps += 1
         return self.outage
+
+    def _alarm(self) -> None:
+        """The outage takes a turn that people should notice: the first of its kind does."""
+        self.result.alarm = self.outage is None or not self.outage.noticed
+        if self.outage is not None:
+            self.outage.noticed = True
 
     def _retire_current(self) -> None:
         assert self.binding is not None, "whoever replaces a channel has seen it"

@@ -15,6 +15,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..audit.stream import complain
 from ..errors import LifecycleError, brief
 from ..table import State, Trigger
 from .requests import Locate, Procedure
@@ -248,6 +249,4 @@ def attempt(job: Callable[[], object]) -> None:
     try:
         job()
     except Exception as error:
-        from ..audit.logs import complain
-
         complain(f"a job of the timekeeper raised {brief(error)}")

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..audit.records import Audit, Sink
+from ..audit.records import Sink
+from ..audit.stream import Audit
 from ..config import ConnectionConfig
 from ..errors import (
     ConnectionClosed,

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, ClassVar
 
+from ..audit.stream import complain
 from ..config import ConnectionConfig, load_tls, parse_endpoint
 from ..core.facts import Facts, Located, wait_until
 from ..core.flight import Flight, FlightKind
@@ -254,8 +255,6 @@ class TopologyBook:
         if self.latest is None or self.complained:
             return
         self.complained = True
-        from ..audit.logs import complain
-
         complain(f"{brief(error)} (connections stay on {self.latest.primary.endpoint})")
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+from ..audit import stream
 from ..audit.jsonl import audit_path
-from ..audit.stream import EXIT_LIMIT
 from ..config import ConnectionConfig
 from ..drivers.pymilvus import require_supported
 from ..drivers.pymilvus_errors import translate
@@ -81,8 +81,7 @@ def uninstall() -> None:
         AsyncConnectionManager.drop_instances()
         # Clients that the application still has keep their manager, and so its sinks.
         for sink in sinks:
-            sink.end()
-            sink.reader.outlet.flush(EXIT_LIMIT)
+            stream.end(sink, stream.EXIT_LIMIT)
 
 
 def _patch(settings: Settings) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from milvus_lifecycle import ConnectionConfig, LifecyclePolicy
 from milvus_lifecycle.audit.records import WARNING, Sink, TransitionRecord
+from milvus_lifecycle.audit.stream import reader_of
 from milvus_lifecycle.core.facts import Facts, Located
 from milvus_lifecycle.core.pool import FACE
 from milvus_lifecycle.core.strategies import ConnectionStrategy, Locator
@@ -93,7 +94,7 @@ class Log(Sink):
 
     @property
     def lines(self) -> list[tuple[TransitionRecord, int]]:
-        self.reader.outlet.flush(20)
+        reader_of(self).outlet.flush(20)
         return self._lines
 
     def wants(self) -> bool:

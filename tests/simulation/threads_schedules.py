@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 from grpc import RpcError
 
-from milvus_lifecycle.audit import records as audit_module
 from milvus_lifecycle.core import leases as leases_module
 from milvus_lifecycle.core import maintenance as maintenance_module
 from milvus_lifecycle.core import mutex as mutex_module
+from milvus_lifecycle.core import recording as recording_module
 from milvus_lifecycle.core import registry as registry_module
 from milvus_lifecycle.core import wire as wire_module
 from milvus_lifecycle.drivers import threads as driver_module
@@ -38,9 +38,9 @@ from tests.simulation.weather import PENDING, Channel, Operation
 
 _MODULES = (
     maintenance_module,
-    audit_module,
     leases_module,
     driver_module,
+    recording_module,
     registry_module,
     wire_module,
 )

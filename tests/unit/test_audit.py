@@ -15,8 +15,8 @@ import pytest
 
 from milvus_lifecycle import ConnectionConfig, ConnectionManager
 from milvus_lifecycle.audit.jsonl import JsonLines
-from milvus_lifecycle.audit.records import Audit, Emission, Sink, TransitionRecord
-from milvus_lifecycle.audit.stream import flush_all
+from milvus_lifecycle.audit.records import Sink, TransitionRecord
+from milvus_lifecycle.audit.stream import Audit, Emission, flush_all
 from milvus_lifecycle.core.facts import Seams
 from milvus_lifecycle.errors import ConnectionClosed
 from milvus_lifecycle.table import State, Trigger

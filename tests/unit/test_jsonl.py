@@ -16,6 +16,7 @@ import pytest
 from milvus_lifecycle import ConnectionConfig, ConnectionManager
 from milvus_lifecycle.audit.jsonl import ENVIRONMENT, JsonLines, audit_path
 from milvus_lifecycle.audit.records import DEBUG, TransitionRecord
+from milvus_lifecycle.audit.stream import end
 from milvus_lifecycle.errors import ConfigError
 from milvus_lifecycle.testing import CapturedAudit, FakeClock, Script
 from tests.processes import REPOSITORY
@@ -166,8 +167,7 @@ def test_an_ended_sink_writes_late_records_and_stays_closed(tmp_path: Path) -> N
     record, path = a_record(), tmp_path / "audit.jsonl"
     sink = JsonLines(str(path))
     sink.write(record, DEBUG)
-    sink.end()
-    assert sink.reader.outlet.flush(20)
+    end(sink, 20)
     before = len(os.listdir("/proc/self/fd"))
     sink.write(record, DEBUG)
     assert len(os.listdir("/proc/self/fd")) == before
