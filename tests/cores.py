@@ -8,7 +8,8 @@ from typing import Any
 from milvus_lifecycle import ConnectionConfig, LifecyclePolicy, ManagedConnection, RegularStrategy
 from milvus_lifecycle.audit.records import TransitionRecord
 from milvus_lifecycle.audit.stream import Audit, Emission
-from milvus_lifecycle.core.facts import Facts, StepResult
+from milvus_lifecycle.core.facts import Facts
+from milvus_lifecycle.core.lifecycle import StepResult
 from milvus_lifecycle.core.strategies import ConnectionStrategy
 from milvus_lifecycle.core.wire import Wire
 from milvus_lifecycle.table import State, Trigger
@@ -64,18 +65,20 @@ class Core:
             on_lost=self.lost.append,
         )
 
+        self.life = self.connection.lifecycle
+
     def step(self, trigger: Trigger, **facts: Any) -> StepResult:
-        return self.connection.step(trigger, Facts(now=self.clock(), **facts))
+        return self.connection.lifecycle.step(trigger, Facts(now=self.clock(), **facts))
 
     def wire(self) -> Wire:
         return Wire(object(), "home:19530", self.clock(), slow=False)
 
     def land(self, trigger: Trigger) -> Wire:
         """End the flight under way with a fresh channel."""
-        flight = self.connection.flight
+        flight = self.connection.lifecycle.flight
         assert flight is not None
         wire = self.wire()
-        assert self.connection.offer(flight, wire)
+        assert self.connection.lifecycle.offer(flight, wire)
         self.step(trigger, flight=flight.number, wire=wire, identifier="i")
         return wire
 

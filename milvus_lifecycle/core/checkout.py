@@ -103,7 +103,7 @@ class Checkout:
             usable = not _deserted(connection) and connection.lease(client)
         finally:
             self.pool.give_back(connection, caller)
-        connection.touch()
+        connection.lifecycle.touch()
         return usable
 
     def admit(self, face: Face, rpc: Rpc, timeout: float | None) -> Procedure[Start]:
@@ -124,10 +124,10 @@ class Checkout:
             connection, now = face.connection, self.clock()
             if self.until is not None and now >= self.until:
                 raise DeadlineExceeded(address=connection.address, elapsed=now - self.began)
-            binding = connection.enter(rpc, now, trusted=True)
+            binding = connection.lifecycle.enter(rpc, now, trusted=True)
             if binding is not None:
                 return Start(connection, binding, rpc, now, self.began, self.until, timeout)
-            if connection.flight is None and connection.state is not State.CLOSED:
+            if connection.lifecycle.flight is None and connection.state is not State.CLOSED:
                 yield self._no_worker(connection)
 
     def _no_worker(self, connection: ManagedConnection) -> Pause:
@@ -137,19 +137,19 @@ class Checkout:
             raise RecoveryExhausted(
                 address=connection.address,
                 elapsed=now - self.began,
-                last_error=connection.last_error,
+                last_error=connection.lifecycle.last_error,
             )
         left = NO_WORKER_PAUSE if self.until is None else self.until - now
         return Pause(min(NO_WORKER_PAUSE, left))
 
     def _revive(self, face: Face) -> Procedure[None]:
         old = face.connection
-        let_go = old.closed_by is Trigger.RELEASE or (old.dedicated and not old.leases)
+        let_go = old.lifecycle.closed_by is Trigger.RELEASE or (old.dedicated and not old.leases)
         if let_go or not face.revivable:
             raise ConnectionClosed(address=old.address)
         self.pool.step(old, Trigger.ACQUIRE)  # refused, and on record as such
         if self.until is not None and self.clock() >= self.until:
-            raise DeadlineExceeded(address=old.address, last_error=old.last_error)
+            raise DeadlineExceeded(address=old.address, last_error=old.lifecycle.last_error)
         caller, closed = _Caller(), [old]
         anew = Checkout(self.pool, self.clock(), self.until)
         while True:
@@ -158,8 +158,8 @@ class Checkout:
                 connection = self.pool.register(self.pool.renew(old, face))
             usable = yield from anew.check_out(connection, caller)
             # Those who hold the old one now: somebody may have let go while this call waited.
-            heirs = [holder for each in closed for holder in each.holders()]
-            added = [heir for heir in heirs if not connection.is_held_by(heir)]
+            heirs = [holder for each in closed for holder in each.leases.holders()]
+            added = [heir for heir in heirs if not connection.leases.is_held_by(heir)]
             if usable and all(connection.lease(heir) for heir in added):
                 break
             if connection.face is face:  # closed again: who came to it meanwhile moves on, too
@@ -183,7 +183,7 @@ class Checkout:
         budget_end, thawed = began + self.pool.policy.recovery_budget, False
         while True:
             limit = budget_end if until is None else min(until, budget_end)
-            flight = connection.flight
+            flight = connection.lifecycle.flight
             if connection.state is State.CLOSED:
                 if _deserted(connection):
                     return
@@ -191,7 +191,7 @@ class Checkout:
             if flight is None or (flight.kind is FlightKind.RECOVERY and not flight.mandatory):
                 return
             self._see_it_flown(connection, flight)
-            first = connection.connecting()
+            first = connection.lifecycle.connecting()
             patience = limit
             if first and until is None:
                 patience = min(limit, began + self.pool.policy.connect_timeout)
@@ -245,8 +245,11 @@ class Checkout:
 
     def _closed(self, connection: ManagedConnection, began: float) -> LifecycleError:
         """Why the connection is closed: a first connect may have failed before anybody joined."""
-        error = connection.last_error
-        if connection.closed_by not in (Trigger.PROBE_FAILED, Trigger.ABANDONED) or error is None:
+        error = connection.lifecycle.last_error
+        if (
+            connection.lifecycle.closed_by not in (Trigger.PROBE_FAILED, Trigger.ABANDONED)
+            or error is None
+        ):
             return ConnectionClosed(address=connection.address)
         return _verdict(ConnectFailed, connection, 1, self.clock() - began, error)
 
@@ -266,7 +269,7 @@ class Checkout:
             address=connection.address,
             attempts=flight.attempts + 1,
             elapsed=self.clock() - began,
-            last_error=flight.error or connection.last_error,
+            last_error=flight.error or connection.lifecycle.last_error,
         )
 
 
@@ -297,4 +300,7 @@ def _verdict(
 
 def _deserted(connection: ManagedConnection) -> bool:
     """Did the last waiter leave its first connect, in the very moment in which we came?"""
-    return connection.closed_by is Trigger.ABANDONED and connection.last_error is None
+    return (
+        connection.lifecycle.closed_by is Trigger.ABANDONED
+        and connection.lifecycle.last_error is None
+    )

@@ -200,7 +200,7 @@ class Face:
         # A timeout of 0 is for gRPC to judge, as it is without the engine: it often lets an answer
         # through that comes within a millisecond. Only a retry is not begun without time.
         if until is None or now < until or began == now:
-            binding = connection.enter(rpc, now)
+            binding = connection.lifecycle.enter(rpc, now)
             if binding is not None:
                 return Start(connection, binding, rpc, now, began, until, timeout), began, until
         return None, began, until
@@ -215,7 +215,7 @@ class Face:
             raise DeadlineExceeded(
                 address=start.connection.address,
                 elapsed=now - start.began,
-                last_error=start.connection.last_error,
+                last_error=start.connection.lifecycle.last_error,
             )
         _call.set(_Call(id(self), start.began, start.until, start.timeout, now))
 
@@ -232,7 +232,7 @@ class Face:
     ) -> None:
         """An RPC succeeded: the connection hears of it; a status in the answer is noted."""
         connection = start.connection
-        self.pool.rpc_succeeded(connection, connection.generation_of(start.binding))
+        self.pool.rpc_succeeded(connection, connection.lifecycle.generation_of(start.binding))
         status = getattr(response, "status", response)
         code = getattr(status, "code", 0)
         if code == 0:
@@ -262,11 +262,11 @@ class Face:
         wire, connection = start.binding.wire, start.connection
         if wire.state is WireState.CLOSED and _is_cancellation(error):
             if wire.cut or connection.state is not State.CLOSED:
-                error = DrainedError(wire.address, connection.policy.drain_timeout)
+                error = DrainedError(wire.address, connection.lifecycle.policy.drain_timeout)
             else:
                 return ConnectionClosed(address=connection.address)
-        connection.ended(self.pool.seams.clock())
-        generation = connection.generation_of(start.binding)
+        connection.lifecycle.ended(self.pool.seams.clock())
+        generation = connection.lifecycle.generation_of(start.binding)
         if not (start.hopeless and classify(error) is Failure.DEADLINE):
             self.pool.rpc_failed(connection, error, generation, start.at)
         # Without the RPC: whoever keeps the error would have it count for ever, if ``left`` is

@@ -1,4 +1,4 @@
-"""What a trigger brings along, what a step returns, and the seams for time and chance."""
+"""What a trigger brings along, and the seams for time and chance."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..audit.stream import Emission
-    from .flight import Flight
-    from .strategies import Locator
     from .wire import Wire
 
 
@@ -50,38 +47,6 @@ class Facts:
     #: the strategy found that there is nothing to change
     unchanged: bool = False
     reason: str = ""
-
-
-@dataclass(slots=True)
-class StepResult:
-    """What is left to do once the mutex is free again. Nothing in it waits.
-
-    Whoever is interrupted while he does it leaves it to somebody else, who begins anew: so
-    nothing in it does harm if it is done twice.
-    """
-
-    #: the step has happened, whether or not it moved anything
-    decided: bool = False
-    moved: bool = False
-    #: its record, and whether that is the one of its outage that people should notice
-    emission: Emission | None = None
-    alarm: bool = False
-    #: a flight that somebody has to fly now
-    launch: Flight | None = None
-    #: wake-up calls of the waiters of a flight that has ended
-    wakes: list[Callable[[], None]] = field(default_factory=list)
-    #: channels out of service: to be closed once nothing runs on them, or cut after a while
-    retired: list[Wire] = field(default_factory=list)
-    #: channels to close now, whatever runs on them
-    closing: list[Wire] = field(default_factory=list)
-    #: what the strategy wants to be released, as the connection is closed
-    locator: Locator | None = None
-
-    def clear(self) -> None:
-        """As if nothing had been decided."""
-        self.moved, self.alarm = False, False
-        self.emission, self.launch, self.locator = None, None, None
-        self.wakes, self.retired, self.closing = [], [], []
 
 
 def wait_until(event: threading.Event, until: float) -> None:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..table import Trigger
-    from .strategies import Effect
     from .wire import Wire
 
 
@@ -124,8 +123,8 @@ class Flight:
         self.standby: Wire | None = None
         #: open a fresh candidate for the next attempt: this one got no answer at all
         self.refresh = False
-        #: what the strategy asked for when the state was entered
-        self.plan: Effect | None = None
+        #: what the strategy asked for when the state was entered (an Effect)
+        self.plan: object = None
         self.error: BaseException | None = None
         self.outcome: Outcome | None = None
         self.waiters: list[Callable[[], None]] = []

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from ..errors import ConfigError
-from ..table import State
-from . import mutex
-from .ledger import Ledger
-from .mutex import Section
 
-if TYPE_CHECKING:
-    from ..policy import LifecyclePolicy
-    from .connection import ManagedConnection
-    from .facts import Seams
-
-_ACTIVE = State.ACTIVE
 _NOBODY: Any = object()
 
 
@@ -27,7 +16,7 @@ class Lease(weakref.ref[object]):
 
     __slots__ = ("home", "key")
 
-    home: weakref.ref[ManagedConnection]
+    home: weakref.ref[Any]
     key: int
 
 
@@ -37,127 +26,70 @@ def _lost(lease: weakref.ref[object]) -> None:
     # connection is not held strongly by its leases.
     lease = cast(Lease, lease)
     connection = lease.home()
-    if connection is None or connection.leases.get(lease.key) is not lease:
+    if connection is None:
         return
-    connection.leases.pop(lease.key, None)
-    if not connection.leases and not connection.loss_noted:
+    leases: Leases = connection.leases
+    if leases.held.get(lease.key) is not lease:
+        return
+    leases.held.pop(lease.key, None)
+    if not leases.held and not leases.loss_noted:
         # One note at a time: clients may come and go faster than anybody reads notes.
-        connection.loss_noted = True
-        connection.unheld_since = connection.seams.clock()
-        connection.on_lost(connection)
+        leases.loss_noted = True
+        leases.unheld_since = leases.clock()
+        leases.on_lost(connection)
 
 
-class Leases(Ledger):
-    """The part of a connection that knows its clients, and the mutex of its step."""
+class Leases:
+    """The leases of one connection; whoever changes them holds its mutex, the collector aside."""
 
-    __slots__ = (
-        "__weakref__",
-        "_home",
-        "_lock",
-        "_section",
-        "idle_limit",
-        "loss_noted",
-        "on_lost",
-        "strict",
-    )
+    __slots__ = ("clock", "held", "home", "loss_noted", "on_lost", "unheld_since")
 
-    def __init__(
-        self,
-        policy: LifecyclePolicy,
-        seams: Seams,
-        *,
-        dedicated: bool,
-        on_lost: Callable[[ManagedConnection], None],
-    ) -> None:
-        super().__init__(policy, seams, dedicated=dedicated)
-        #: posts a note that the last client was collected
+    #: the connection
+    home: weakref.ref[Any]
+
+    def __init__(self, clock: Callable[[], float], on_lost: Callable[[Any], object]) -> None:
+        self.clock = clock
+        #: id of a client -> its lease; 0 -> None for the anonymous one
+        self.held: dict[int, weakref.ref[object] | None] = {}
+        self.unheld_since = clock()
+        #: posts a note that the last client of a connection was collected
         self.on_lost = on_lost
         #: is there a note that was not read yet?
         self.loss_noted = False
-        #: ``idle_threshold`` as a number
-        self.idle_limit = float("inf") if policy.idle_threshold is None else policy.idle_threshold
-        #: the strategy has a ``needs_probe`` of its own: it is asked each time
-        self.strict = False
-        self._renew_mutex()
-        self._home = cast("weakref.ref[ManagedConnection]", weakref.ref(self))
 
-    def _renew_mutex(self) -> None:
-        self._lock = threading.RLock()
-        self._section = Section(self._lock)
+    def __len__(self) -> int:
+        return len(self.held)
 
     def is_held_by(self, client: object | None) -> bool:
         """Has ``client`` a lease (None: is there an anonymous one)?"""
-        held = self.leases.get(0 if client is None else id(client), _NOBODY)
+        held = self.held.get(0 if client is None else id(client), _NOBODY)
         return held is None or (held is not _NOBODY and held() is client)
+
+    def clients(self) -> list[object]:
+        """Everybody alive who has a lease in his own name."""
+        held = [ref() for ref in list(self.held.values()) if ref is not None]
+        return [client for client in held if client is not None]
 
     def holders(self) -> list[object | None]:
         """Everybody alive who has a lease; None stands for the anonymous ones."""
-        with self._lock, self._section:
-            anonymous = 0 in self.leases
-            held = [ref() for ref in list(self.leases.values()) if ref is not None]
-        return [client for client in held if client is not None] + [None] * anonymous
+        return [*self.clients(), *([None] if 0 in self.held else ())]
 
-    def lease(self, client: object | None) -> bool:
-        """Add ``client`` to those who hold the connection. False if it is closed.
-
-        Raises TypeError (from ``weakref``) for a client that cannot be weakly referenced.
-        """
-        with self._lock, self._section:
-            if self.state is State.CLOSED:
-                return False
-            self._hold(client)
-            return True
-
-    def try_fast(self, client: object | None, now: float) -> bool:
-        """The hit path: lease an ACTIVE connection that needs no probe, without a step."""
-        if self.state is not _ACTIVE:
-            return False
-        if now - self.last_used_at > self.idle_limit and (self.strict or self.idle_too_long(now)):
-            return False
-        held = self.leases.get(0 if client is None else id(client), _NOBODY)
-        if held is None or (held is not _NOBODY and held() is client):
-            self.last_used_at = now  # a lease it has already: nothing to write under the mutex
-            return True
-        locks = mutex.here.locks
-        with self._lock:
-            locks.append(self._lock)
-            if self.state is not _ACTIVE:
-                locks.pop()
-                return False
-            try:
-                self._hold(client)
-            except TypeError:
-                locks.pop()
-                return False  # the long way says what is wrong with it
-            locks.pop()
-            self.last_used_at = now
-            return True
-
-    def _hold(self, client: object | None) -> None:
+    def add(self, client: object | None) -> None:
+        """Raises TypeError (from ``weakref``) for one that cannot be weakly referenced."""
         if client is None:
-            self.leases[0] = None
+            self.held[0] = None
             return
         key = id(client)
-        held = self.leases.get(key)
-        if held is None or held() is not client:
+        known = self.held.get(key)
+        if known is None or known() is not client:
             lease = Lease(client, _lost)
-            lease.home, lease.key = self._home, key
-            self.leases[key] = lease
+            lease.home, lease.key = self.home, key
+            self.held[key] = lease
 
-    def touch(self) -> None:
-        """A checkout was served: a use, like an RPC."""
-        self.last_used_at = self.seams.clock()
-
-    def unlease(self, client: object | None) -> bool:
-        """Give a lease back. True if nobody holds the connection any more."""
-        mutex.check_outside()
-        leases, locks = self.leases, mutex.here.locks
-        with self._lock:
-            locks.append(self._lock)
-            if leases.pop(0 if client is None else id(client), _NOBODY) is not _NOBODY:
-                self.unheld_since = self.seams.clock()
-            locks.pop()
-            return not leases
+    def drop(self, client: object | None) -> None:
+        """End the lease of ``client``, if there is one."""
+        if self.held.pop(0 if client is None else id(client), _NOBODY) is not _NOBODY:
+            self.unheld_since = self.clock()
 
 
 def check_client(client: object | None) -> None:

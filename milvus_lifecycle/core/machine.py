@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from transitions import EventData, Machine
 from transitions import State as MachineState
@@ -22,10 +22,28 @@ from ..errors import ConnectionClosed, IllegalTransition
 from ..table import IGNORED, IMPOSSIBLE, TRANSITIONS, Row, State, Trigger
 
 if TYPE_CHECKING:
-    from .connection import ManagedConnection
     from .facts import Facts
+    from .strategies import ConnectionStrategy
 
 _STRATEGY = "strategy."
+
+
+class Model(Protocol):
+    """What the machine moves: a connection's lifecycle."""
+
+    state: State
+    strategy: ConnectionStrategy
+    #: the row that is taken
+    row: Row | None
+
+    @property
+    def address(self) -> str:
+        """For errors."""
+        ...
+
+    def entered(self, facts: Facts) -> None:
+        """PROBING, RECOVERING or CLOSED was entered."""
+        ...
 
 
 class _Callback(Protocol):
@@ -38,8 +56,8 @@ def _condition(name: str) -> Callable[[EventData], bool]:
         method = name.removeprefix(_STRATEGY)
 
         def ask_strategy(event: EventData) -> bool:
-            connection = cast("ManagedConnection", event.model)
-            return bool(getattr(connection.strategy, method)(connection, event.kwargs["facts"]))
+            model = cast(Any, event.model)
+            return bool(getattr(model.strategy, method)(model, event.kwargs["facts"]))
 
         return ask_strategy
 
@@ -58,15 +76,30 @@ def _action(name: str, row: Row) -> _Callback:
 
 def _remember(row: Row) -> _Callback:
     def remember(event: EventData) -> None:
-        cast("ManagedConnection", event.model).row = row
+        cast(Model, event.model).row = row
 
     return remember
 
 
 def _entering(event: EventData) -> None:
     """Entering PROBING, RECOVERING or CLOSED asks the strategy what the driver has to do."""
-    connection = cast("ManagedConnection", event.model)
-    connection.entered(event.kwargs["facts"])
+    cast(Model, event.model).entered(event.kwargs["facts"])
+
+
+def check_names(model: type, strategy: type) -> None:
+    """Raise LookupError for a row that names a guard or an action which there is not."""
+    for row in TRANSITIONS:
+        guards = [*row.conditions, *row.unless]
+        names = [(model, f"guard_{name}") for name in guards if not name.startswith(_STRATEGY)]
+        names += [
+            (strategy, name.removeprefix(_STRATEGY))
+            for name in guards
+            if name.startswith(_STRATEGY)
+        ]
+        names += [(model, f"action_{name}") for name in row.actions]
+        for owner, name in names:
+            if not hasattr(owner, name):
+                raise LookupError(f"{owner.__name__} has no {name}, which {row} names")
 
 
 def build_machine() -> Machine:
@@ -121,22 +154,22 @@ _MACHINE = build_machine()
 _EVENTS = {trigger: _MACHINE.events[trigger.value] for trigger in Trigger}
 
 
-def fire(connection: ManagedConnection, trigger: Trigger, facts: Facts) -> bool:
-    """Step ``connection``: True if a row was taken, False if the cell is a no-op.
+def fire(model: Model, trigger: Trigger, facts: Facts) -> bool:
+    """Step ``model``: True if a row was taken, False if the cell is a no-op.
 
     Raises ConnectionClosed for a failure of a closed connection and IllegalTransition for a
     cell that the table calls impossible. The caller holds the connection's mutex.
     """
-    cell = (connection.state, trigger)
+    cell = (model.state, trigger)
     if cell in IGNORED:
         return False
     if cell in IMPOSSIBLE:
-        if connection.state is State.CLOSED:
-            raise ConnectionClosed(address=connection.address)
-        raise IllegalTransition(f"{trigger} in {connection.state}: {IMPOSSIBLE[cell]}")
+        if model.state is State.CLOSED:
+            raise ConnectionClosed(address=model.address)
+        raise IllegalTransition(f"{trigger} in {model.state}: {IMPOSSIBLE[cell]}")
     stepping = _QUIET.stepping
     outer, stepping.now = getattr(stepping, "now", False), True
     try:
-        return bool(_EVENTS[trigger].trigger(connection, facts=facts))
+        return bool(_EVENTS[trigger].trigger(model, facts=facts))
     finally:
         stepping.now = outer  # a finalizer may step another connection inside of this step

@@ -23,7 +23,8 @@ from .requests import Locate, Procedure
 if TYPE_CHECKING:
     from ..policy import LifecyclePolicy
     from .connection import ManagedConnection
-    from .facts import Seams, StepResult
+    from .facts import Seams
+    from .lifecycle import StepResult
     from .registry import Registry
     from .transport import Driver
     from .wire import Wire
@@ -127,41 +128,41 @@ class Maintenance:
 
     def plan_expiry(self, connection: ManagedConnection) -> None:
         """Close the connection once it has lingered unused."""
-        if connection.expiry_planned:
+        if connection.lifecycle.expiry_planned:
             return  # one entry a connection: it is moved on when it comes due too early
-        due = connection.linger_due()
+        due = connection.lifecycle.linger_due()
         if due is not None and connection.state is State.IDLE:
-            connection.expiry_planned = True
+            connection.lifecycle.expiry_planned = True
             try:
                 self._look_at(connection, due, self._expire)
             except BaseException:  # a signal handler's: twice is better than never
-                connection.expiry_planned = False
+                connection.lifecycle.expiry_planned = False
                 raise
 
     def _expire(self, connection: ManagedConnection) -> None:
-        connection.expiry_planned = False
+        connection.lifecycle.expiry_planned = False
         if connection.state is State.IDLE and not self.pool.step(connection, Trigger.EXPIRE):
             self.plan_expiry(connection)
 
     def plan_recycle(self, connection: ManagedConnection, not_before: float = 0.0) -> None:
         """Look at the channel's age once it is due; one entry a generation."""
-        policy, binding = self.pool.policy, connection.binding
+        policy, binding = self.pool.policy, connection.lifecycle.binding
         if policy.max_age is None or binding is None:
             return
         generation = connection.generation
-        if connection.recycle_planned == generation:
+        if connection.lifecycle.recycle_planned == generation:
             return
-        connection.recycle_planned = generation
+        connection.lifecycle.recycle_planned = generation
         due = binding.wire.opened_at + policy.max_age * (
-            1.0 - policy.backoff_jitter * connection.unit
+            1.0 - policy.backoff_jitter * connection.lifecycle.unit
         )
         # A moment later than due: the guard wants "older than", not "as old as".
         due = max(due + 0.001, not_before)
         self._look_at(connection, due, self._recycle, generation)
 
     def _recycle(self, connection: ManagedConnection, generation: int) -> None:
-        if connection.recycle_planned == generation:
-            connection.recycle_planned = 0
+        if connection.lifecycle.recycle_planned == generation:
+            connection.lifecycle.recycle_planned = 0
         if connection.generation != generation or connection.state is State.CLOSED:
             return
         if not self.pool.step(connection, Trigger.RECYCLE):
@@ -179,10 +180,10 @@ class Maintenance:
 
     def plan_refresh(self, connection: ManagedConnection) -> None:
         """Ask the locator anew every so often, with jitter; one entry a connection."""
-        every = connection.strategy.refresh_every(connection)
-        if every is None or connection.refresh_planned:
+        every = connection.strategy.refresh_every(connection.lifecycle)
+        if every is None or connection.lifecycle.refresh_planned:
             return
-        connection.refresh_planned = True
+        connection.lifecycle.refresh_planned = True
         jitter = self.pool.policy.backoff_jitter * (2.0 * self.pool.seams.chance() - 1.0)
         due = self.pool.seams.clock() + every * (1.0 + jitter)
         self._look_at(connection, due, self._refresh)
@@ -190,8 +191,8 @@ class Maintenance:
     def _refresh(self, connection: ManagedConnection) -> None:
         if connection.state is State.CLOSED:
             return
-        connection.refresh_planned = False
-        if connection.leases and connection.flight is None:
+        connection.lifecycle.refresh_planned = False
+        if connection.leases and connection.lifecycle.flight is None:
             # No thread to be had, or a loop that is closing: the next one is planned anyway.
             with suppress(RuntimeError, LifecycleError):
                 self.pool.driver.refresh_in_background(connection)
@@ -199,7 +200,7 @@ class Maintenance:
 
     def refresh(self, connection: ManagedConnection) -> Procedure[None]:
         """Ask the locator where to be, with nobody waiting; then let the connections compare."""
-        locator = connection.strategy.locator(connection)
+        locator = connection.strategy.locator(connection.lifecycle)
         if locator is not None:
             # The locator says itself, once, what is wrong; the connection goes on as it is.
             with suppress(Exception):
@@ -212,13 +213,13 @@ class Maintenance:
             if connection.state in (State.IDLE, State.ACTIVE):
                 self.pool.step(connection, Trigger.REROUTE)
             else:
-                self.pool.finish(connection, connection.redirect())
+                self.pool.finish(connection, connection.lifecycle.redirect())
 
     def cut(self, connection: ManagedConnection, wire: Wire) -> None:
         """``drain_timeout`` is over: what still runs on the retired channel is cut."""
         if wire.close_now(cut=True):
             self.pool.close_channel(wire)
-        connection.drained(wire)
+        connection.lifecycle.drained(wire)
 
     def plan_reroutes(self) -> None:
         """Have every connection compare soon; again, if that is interrupted. From any thread."""

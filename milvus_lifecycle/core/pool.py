@@ -24,8 +24,9 @@ from ..errors import (
 from ..policy import LifecyclePolicy
 from ..table import State, Trigger
 from .connection import ManagedConnection
-from .facts import Facts, Seams, StepResult
+from .facts import Facts, Seams
 from .flight import Flight, FlightKind
+from .lifecycle import StepResult
 from .maintenance import Maintenance
 from .mutex import Reentered
 from .registry import Registry
@@ -90,7 +91,7 @@ class Pool:
             # Calls that revive it at the same time find each other by the owner.
             owned = old.owner is not None and old.owner() is not None
             connection.owner = old.owner if owned else weakref.ref(face)
-        connection.was_good = old.validated or old.was_good
+        connection.lifecycle.was_good = old.lifecycle.validated or old.lifecycle.was_good
         return connection
 
     def _bare(self, config: ConnectionConfig, *, dedicated: bool) -> ManagedConnection:
@@ -108,7 +109,11 @@ class Pool:
 
     def register(self, connection: ManagedConnection) -> ManagedConnection:
         """Pool ``connection``; the one that was there first wins."""
-        pooled = connection.enrol(self.registry)
+        life = connection.lifecycle
+        with life.lock, life.section:
+            pooled = self.registry.add(connection)
+            if pooled is connection:
+                life.report_creation()
         if pooled is connection:
             self.audit.serve()
             self.driver.reschedule()
@@ -140,7 +145,7 @@ class Pool:
         return lost
 
     def _lost(self, connection: ManagedConnection) -> None:
-        connection.loss_noted = False
+        connection.leases.loss_noted = False
         self.settle(connection, "its last client was collected")
 
     def settle(self, connection: ManagedConnection, reason: str = "") -> None:
@@ -188,7 +193,7 @@ class Pool:
         """Step the machine and do what the step leaves to do. True if a row was taken."""
         result = StepResult()
         try:
-            connection.step(trigger, Facts(now=self.seams.clock(), **facts), result)
+            connection.lifecycle.step(trigger, Facts(now=self.seams.clock(), **facts), result)
             self._carry_out(connection, trigger, facts, result)
         except Reentered:
             self.driver.post(partial(self.step, connection, trigger, **facts))
@@ -235,11 +240,11 @@ class Pool:
         for wire in result.retired:
             if wire.close_if_drained():
                 self.close_channel(wire)
-                connection.drained(wire)
+                connection.lifecycle.drained(wire)
             elif timeout is not None and wire.in_flight:
                 self.maintenance.plan_cut(connection, wire, timeout)
         if result.locator is not None:
-            result.locator.release(connection)
+            result.locator.release(connection.lifecycle)
 
     def close_channel(self, wire: Wire) -> None:
         """Close a channel that nothing uses any more, and note that this was done."""
@@ -259,7 +264,7 @@ class Pool:
         self, connection: ManagedConnection, trigger: Trigger, facts: dict[str, Any]
     ) -> None:
         """What a landing has to look at again, and the timers that a step sets."""
-        if connection.state is State.CLOSED or connection.flight is not None:
+        if connection.state is State.CLOSED or connection.lifecycle.flight is not None:
             return
         if connection.dedicated and not connection.leases:
             self.step(connection, Trigger.RELEASE)
@@ -284,8 +289,8 @@ class Pool:
 
         Not if the process was stopped: whoever waited comes back for one more attempt.
         """
-        alone = connection.leave(flight, wake)
-        first = flight.kind is FlightKind.CONNECT and not connection.validated
+        alone = connection.lifecycle.leave(flight, wake)
+        first = flight.kind is FlightKind.CONNECT and not connection.lifecycle.validated
         if alone and first and not self.thaw(flight):
             self.step(connection, Trigger.ABANDONED, flight=flight.number)
 
@@ -301,7 +306,7 @@ class Pool:
     def recoverable(self, connection: ManagedConnection, error: BaseException) -> bool:
         """Would the strategy recover from ``error``?"""
         facts = Facts(now=self.seams.clock(), error=error)
-        return connection.strategy.may_recover(connection, facts)
+        return connection.strategy.may_recover(connection.lifecycle, facts)
 
     def report_failure(
         self, connection: ManagedConnection, error: BaseException, generation: int | None
@@ -330,7 +335,7 @@ class Pool:
 
     def rpc_succeeded(self, connection: ManagedConnection, generation: int) -> None:
         """An RPC was answered."""
-        if connection.succeeded(generation, self.seams.clock()):
+        if connection.lifecycle.succeeded(generation, self.seams.clock()):
             self.step(connection, Trigger.SERVED, generation=generation)
 
     def rpc_left(self, connection: ManagedConnection, wire: Wire, rpc: Rpc) -> None:
@@ -338,7 +343,7 @@ class Pool:
         nobody holds."""
         if wire.leave(rpc):  # or again, after an interruption
             self.close_channel(wire)
-            connection.drained(wire)
+            connection.lifecycle.drained(wire)
         if not connection.leases and connection.state is State.IDLE:
             self.maintenance.plan_expiry(connection)
 
@@ -370,11 +375,11 @@ class Pool:
                 "dedicated": connection.dedicated,
                 "clients": len(connection.leases),
                 "generation": connection.generation,
-                "recoveries": connection.recoveries,
-                "failures": connection.failures,
+                "recoveries": connection.lifecycle.recoveries,
+                "failures": connection.lifecycle.failures,
                 "age": now - connection.created_at,
-                "idle": connection.idle_for(now),
-                "in_flight": connection.in_flight,
+                "idle": connection.lifecycle.idle_for(now),
+                "in_flight": connection.lifecycle.in_flight,
             }
             for connection in self.registry.all()
         ]
@@ -392,7 +397,9 @@ class Pool:
         self.maintenance.schedule.reset_after_fork()
         self.audit.reset_after_fork()
         for connection in self.registry.all():
-            connection.reset_after_fork()
-            connection.expiry_planned = connection.refresh_planned = connection.loss_noted = False
-            connection.recycle_planned = 0
+            connection.lifecycle.renew_mutex()
+            connection.lifecycle.expiry_planned = connection.lifecycle.refresh_planned = (
+                connection.leases.loss_noted
+            ) = False
+            connection.lifecycle.recycle_planned = 0
             self.step(connection, Trigger.FORKED)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from collections.abc import Sized
+from typing import Protocol, cast
 
 from ..audit.records import (
     CREATED,
@@ -24,17 +24,10 @@ from ..audit.records import (
 from ..audit.stream import Audit, Emission
 from ..errors import brief, error_code
 from ..table import Row, State, Trigger
-from .facts import Facts, Seams, StepResult
+from .facts import Facts, Seams
 from .flight import Flight, Outage
+from .strategies import ConnectionStrategy, View
 from .wire import Binding
-
-
-class _Strategy(Protocol):
-    name: ClassVar[str]
-
-    def version(self, connection: Any, /) -> int | None:
-        """Of what it last heard."""
-        ...
 
 
 class Recorded(Protocol):
@@ -42,6 +35,7 @@ class Recorded(Protocol):
 
     audit: Audit
     seams: Seams
+    strategy: ConnectionStrategy
     id: str
     seq: int
     state: State
@@ -51,7 +45,6 @@ class Recorded(Protocol):
     binding: Binding | None
     outage: Outage | None
     row: Row | None
-    result: StepResult
 
     @property
     def address(self) -> str:
@@ -59,12 +52,7 @@ class Recorded(Protocol):
         ...
 
     @property
-    def strategy(self) -> _Strategy:
-        """Its strategy."""
-        ...
-
-    @property
-    def leases(self) -> Mapping[int, object]:
+    def leases(self) -> Sized:
         """One for each client that holds it."""
         ...
 
@@ -81,8 +69,12 @@ def record_step(
     facts: Facts,
     flight: Flight | None,
     moved: bool,
+    alarm: bool,
 ) -> Emission | None:
-    """The record of a step that was taken (or refused). None if nobody wants it."""
+    """The record of a step that was taken (or refused). None if nobody wants it.
+
+    ``alarm``: of all steps of its outage, this is the one that people should notice.
+    """
     if not connection.audit.active():
         return None
     error = facts.error
@@ -98,7 +90,7 @@ def record_step(
         dwell_s=facts.now - connection.state_since,
         topology_version=_version(connection, trigger, facts),
     )
-    return Emission(record, _level(connection, trigger, source, moved))
+    return Emission(record, _level(connection, trigger, source, moved, alarm))
 
 
 def record_creation(connection: Recorded) -> Emission | None:
@@ -180,17 +172,17 @@ def _reason(connection: Recorded, trigger: Trigger, facts: Facts, moved: bool) -
 
 def _version(connection: Recorded, trigger: Trigger, facts: Facts) -> int | None:
     if trigger is Trigger.REROUTE:
-        return connection.strategy.version(connection)
+        return connection.strategy.version(cast(View, connection))
     if facts.located is not None and facts.located.version is not None:
         return facts.located.version
     return connection.binding.version if connection.binding is not None else None
 
 
-def _level(connection: Recorded, trigger: Trigger, source: State, moved: bool) -> int:
+def _level(connection: Recorded, trigger: Trigger, source: State, moved: bool, alarm: bool) -> int:
     """INFO for recovery and close, WARNING at most once an outage, DEBUG for the rest."""
     if not moved:
         return DEBUG
-    if connection.result.alarm:
+    if alarm:
         return WARNING
     dest = connection.state
     if trigger is Trigger.PROBE_FAILED and dest is State.CLOSED:

@@ -12,7 +12,7 @@ from ..errors import ConnectionClosed, Failure, Interrupted, classify
 from ..table import Trigger
 from .flight import Flight, FlightKind
 from .kept import kept
-from .ledger import CHANNELS_PER_OUTAGE
+from .lifecycle import CHANNELS_PER_OUTAGE
 from .requests import Locate, Open, Ping, Procedure, Register, Wait
 from .strategies import Broken, Connect, Recover
 from .wire import Wire
@@ -35,12 +35,13 @@ class Recovery:
         self.policy = pool.policy
         self.clock = pool.seams.clock
         self.connection = connection
+        self.life = connection.lifecycle
         self.flight = flight
 
     def fly(self, leader: object) -> Procedure[None]:
         """The flight, led by ``leader``. However it ends, it has an outcome afterwards."""
         try:
-            if not self.connection.lead(self.flight, leader):
+            if not self.life.lead(self.flight, leader):
                 return  # launched twice: whoever launched it first was interrupted
             if self.flight.kind is FlightKind.PROBE:
                 yield from self._probe()
@@ -64,7 +65,7 @@ class Recovery:
         return self.pool.step(self.connection, trigger, flight=self.flight.number, **facts)
 
     def _probe(self) -> Procedure[None]:
-        binding = self.connection.binding
+        binding = self.life.binding
         try:
             if binding is None:
                 raise ConnectionClosed(address=self.connection.address)
@@ -114,7 +115,7 @@ class Recovery:
             return False
         if kind is Failure.DEADLINE and self.flight.patience > limit:
             return True  # somebody more patient has joined
-        hopeful = self.connection.was_good or self.connection.strategy.awaits_news()
+        hopeful = self.life.was_good or self.connection.strategy.awaits_news()
         return hopeful and kind in (Failure.TRANSIENT, Failure.DEADLINE)
 
     def _recover(self) -> Procedure[None]:
@@ -173,7 +174,7 @@ class Recovery:
                     unchanged=True,
                 )
                 return stood_down or self.flight.outcome is not None
-        self.pool.finish(self.connection, self.connection.drop_standby(self.flight))
+        self.pool.finish(self.connection, self.life.drop_standby(self.flight))
         return self.flight.outcome is not None
 
     def _validate(
@@ -218,7 +219,7 @@ class Recovery:
         return max(0.001, min(length, self.flight.deadline - now))
 
     def _down_since(self) -> float:
-        outage = self.connection.outage
+        outage = self.life.outage
         return outage.began if outage is not None else self.flight.began
 
     def _candidate(self, located: Located | None) -> Procedure[Wire | None]:
@@ -231,18 +232,18 @@ class Recovery:
             address, secure = located.address, located.secure
         age = self.clock() - self._down_since()
         late = self.flight.kind is FlightKind.RECOVERY and age >= self.policy.backoff_patience
-        outage = self.connection.outage
+        outage = self.life.outage
         spent = outage is not None and outage.channels >= CHANNELS_PER_OUTAGE
         wire = self.flight.candidate
         if wire is not None:
             fits = wire.address == address and (wire.slow or not late) and not wire.recalled
             if fits and (spent or not self.flight.refresh):
                 return self._rightly(wire)
-            self.pool.finish(self.connection, self.connection.withdraw(self.flight))
+            self.pool.finish(self.connection, self.life.withdraw(self.flight))
         window = self.policy.reconnect_window(age if late else 0.0, self.pool.seams.chance)
         channel = yield Open(self.connection, address, secure, window)
         wire = Wire(channel, address, self.clock(), slow=late)
-        if not self.connection.offer(self.flight, wire):
+        if not self.life.offer(self.flight, wire):
             wire.close_now(cut=False)  # nobody else knows this channel
             self.pool.close_channel(wire)
             return None
@@ -281,4 +282,4 @@ class Recovery:
         )
         if not landed and self.flight.outcome is None:
             # Only a guard can say no here: the flight is somebody else's by now.
-            self.pool.finish(self.connection, self.connection.withdraw(self.flight))
+            self.pool.finish(self.connection, self.life.withdraw(self.flight))

@@ -41,7 +41,10 @@ class Registry:
         with self._lock:
             if self._retired and not connection.dedicated:
                 # It ends with those who hold it. Calls that revive it at once find each other.
-                connection.dedicated, connection.owner = True, weakref.ref(connection.face)
+                connection.lifecycle.dedicated, connection.owner = (
+                    True,
+                    weakref.ref(connection.face),
+                )
             if connection.dedicated:
                 client = connection.owner() if connection.owner is not None else None
                 if client is not None:
@@ -71,7 +74,7 @@ class Registry:
                 del self._shared[connection.config.key]
                 self._dedicated[id(connection)] = connection
                 # Nobody else can find it: it ends with those who hold it.
-                connection.dedicated = True
+                connection.lifecycle.dedicated = True
 
     def retire(self) -> list[ManagedConnection]:
         """Share nothing from now on. Returns every connection that there is."""

@@ -46,7 +46,7 @@ class Retry:
             start = replace(start, began=start.began + (now - start.at))
         if start is None:
             return (yield from self._settle(self.face.connection, error, None, now, None))
-        generation = start.connection.generation_of(start.binding)
+        generation = start.connection.lifecycle.generation_of(start.binding)
         handled = yield from self._settle(
             start.connection, error, generation, start.began, start.until
         )
@@ -126,7 +126,7 @@ class Retry:
     def _tell_wait(self, status: Status, reload: Reload, news: str, seconds: float) -> None:
         code = None if news == "loaded" else str(status.code)
         reason = NEWS[news].format(reload.collection)
-        status.start.connection.report_wait(news, reason, code, seconds)
+        status.start.connection.lifecycle.report_wait(news, reason, code, seconds)
 
 
 def _in_use(start: Start) -> bool:

@@ -18,8 +18,50 @@ from ..errors import Failure, classify
 if TYPE_CHECKING:
     from ..config import ConnectionConfig
     from ..policy import LifecyclePolicy
-    from .connection import ManagedConnection
-    from .facts import Facts, Located
+    from ..table import State
+    from .facts import Facts, Located, Seams
+    from .flight import Flight
+
+
+class View(Protocol):
+    """What a strategy and its locator see of a connection: look, and change nothing."""
+
+    state: State
+    policy: LifecyclePolicy
+    seams: Seams
+    #: has the channel in use answered since it was opened?
+    validated: bool
+    #: is there a doubt about it?
+    suspect: bool
+    #: where in the jitter window of ``max_age`` the connection stands (0 to 1)
+    unit: float
+
+    @property
+    def address(self) -> str:
+        """The address in use, else the configured one."""
+        ...
+
+    @property
+    def flight(self) -> Flight | None:
+        """The probe or recovery under way."""
+        ...
+
+    @property
+    def has_channel(self) -> bool:
+        """Is there a current channel that takes RPCs?"""
+        ...
+
+    def idle_too_long(self, now: float) -> bool:
+        """Longer than ``idle_threshold``?"""
+        ...
+
+    def channel_age(self, now: float) -> float:
+        """Seconds since the current channel was opened."""
+        ...
+
+    def linger_due(self) -> float | None:
+        """When it may be closed if nobody uses it (monotonic seconds); None: not as it is."""
+        ...
 
 
 class Locator(Protocol):
@@ -30,13 +72,11 @@ class Locator(Protocol):
     asyncio driver; without it the call runs on a thread of its own there.
     """
 
-    def locate(
-        self, connection: ManagedConnection, last_error: BaseException | None, timeout: float
-    ) -> Located:
+    def locate(self, connection: View, last_error: BaseException | None, timeout: float) -> Located:
         """The place to connect to, within ``timeout`` seconds. Raises any exception."""
         ...
 
-    def release(self, connection: ManagedConnection) -> None:
+    def release(self, connection: View) -> None:
         """The connection is closed: give back what ``locate`` took. Must not wait long."""
         ...
 
@@ -97,7 +137,7 @@ class ConnectionStrategy:
 
     # -- guards: pure, called under the connection's mutex -------------------------------
 
-    def needs_probe(self, connection: ManagedConnection, facts: Facts) -> bool:
+    def needs_probe(self, connection: View, facts: Facts) -> bool:
         """Is there a reason not to trust the channel right now?"""
         return (
             not connection.validated
@@ -106,11 +146,11 @@ class ConnectionStrategy:
             or not connection.has_channel
         )
 
-    def may_recover(self, connection: ManagedConnection, facts: Facts) -> bool:
+    def may_recover(self, connection: View, facts: Facts) -> bool:
         """Can a new channel mend what ``facts.error`` says?"""
         return facts.error is None or classify(facts.error) is Failure.TRANSIENT
 
-    def target_changed(self, connection: ManagedConnection, facts: Facts) -> bool:
+    def target_changed(self, connection: View, facts: Facts) -> bool:
         """Should the connection be somewhere else than where it is?"""
         return False
 
@@ -122,41 +162,41 @@ class ConnectionStrategy:
         """May the next attempt of a first connect be led somewhere else than where it failed?"""
         return False
 
-    def aged(self, connection: ManagedConnection, facts: Facts) -> bool:
+    def aged(self, connection: View, facts: Facts) -> bool:
         """Is the current channel older than ``max_age`` (shortened by jitter)?"""
         return connection.policy.aged(connection.channel_age(facts.now), connection.unit)
 
-    def expired(self, connection: ManagedConnection, facts: Facts) -> bool:
+    def expired(self, connection: View, facts: Facts) -> bool:
         """Has nobody held or used the connection for ``linger``?"""
         due = connection.linger_due()
         return due is not None and facts.now >= due
 
     # -- callbacks: return what to do, do nothing ----------------------------------------
 
-    def on_probing(self, connection: ManagedConnection, facts: Facts) -> Effect:
+    def on_probing(self, connection: View, facts: Facts) -> Effect:
         """PROBING was entered."""
         return Probe() if connection.has_channel else Connect(self.locator(connection))
 
-    def on_recovering(self, connection: ManagedConnection, facts: Facts) -> Effect:
+    def on_recovering(self, connection: View, facts: Facts) -> Effect:
         """RECOVERING was entered (or a retry begins)."""
         return Recover(self.locator(connection))
 
-    def on_closed(self, connection: ManagedConnection, facts: Facts) -> Effect:
+    def on_closed(self, connection: View, facts: Facts) -> Effect:
         """CLOSED was entered."""
         return Dispose(self.locator(connection))
 
-    def committed(self, connection: ManagedConnection, located: Located | None) -> None:
+    def committed(self, connection: View, located: Located | None) -> None:
         """A channel to ``located`` was swapped in: what belongs to it holds from now on."""
 
-    def locator(self, connection: ManagedConnection) -> Locator | None:
+    def locator(self, connection: View) -> Locator | None:
         """Who finds the place to connect to. None: the configured address, always."""
         return None
 
-    def refresh_every(self, connection: ManagedConnection) -> float | None:
+    def refresh_every(self, connection: View) -> float | None:
         """Seconds between calls of the locator while clients hold the connection; None: never."""
         return None
 
-    def version(self, connection: ManagedConnection) -> int | None:
+    def version(self, connection: View) -> int | None:
         """Version of what the strategy last heard, for the records of a reroute."""
         return None
 

@@ -128,7 +128,7 @@ class AsyncDriver:
             await asyncio.wait({asked})
             try:
                 answer = asked.result()
-                if connection.vouch(wire):
+                if connection.lifecycle.vouch(wire):
                     return answer
             except (Exception, asyncio.CancelledError):
                 if not wire.recalled:
@@ -147,14 +147,16 @@ class AsyncDriver:
             call_in(loop, settle, landed)
 
         try:
-            if request.connection.join(request.flight, wake, request.until, leads=request.leads):
+            if request.connection.lifecycle.join(
+                request.flight, wake, request.until, leads=request.leads
+            ):
                 left = request.until + request.grace - self.pool.seams.clock()
                 await asyncio.wait({landed}, timeout=max(0.0, left))
         finally:
             self.pool.leave(request.connection, request.flight, wake)
 
     async def _locate(self, request: Locate) -> Located:
-        args = (request.connection, request.last_error, request.timeout)
+        args = (request.connection.lifecycle, request.last_error, request.timeout)
         alocate = getattr(request.locator, "alocate", None)
         if alocate is not None:
             return cast("Located", await alocate(*args))
@@ -251,7 +253,7 @@ class AsyncDriver:
             raise cancelled.with_traceback(None) from None
         except Exception as error:
             # The flight is settled as abandoned and on record; a traceback helps nobody.
-            recovery.connection.last_error = kept(error)
+            recovery.connection.lifecycle.last_error = kept(error)
 
     def dispose(self, wire: Wire) -> None:
         self._in_loop(self._dispose_here, wire)

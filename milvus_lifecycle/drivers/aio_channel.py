@@ -117,7 +117,7 @@ class AsyncLifecycleChannel(Face, grpc.aio.Channel):
         """A caller gave its RPC up. At its deadline this is how pymilvus ends it: a black hole
         shows itself by nothing else."""
         now = self.pool.seams.clock()
-        start.connection.ended(now)
+        start.connection.lifecycle.ended(now)
         if start.until is None or start.timeout is None:
             return
         if start.until - now <= start.timeout / 10:
@@ -191,7 +191,7 @@ class AsyncLifecycleChannel(Face, grpc.aio.Channel):
     # -- the rest of grpc.aio.Channel ------------------------------------------------------
 
     def _raw(self) -> Any:
-        binding = self.connection.binding
+        binding = self.connection.lifecycle.binding
         if binding is None:
             raise grpc.aio.UsageError("the connection has no channel at the moment")
         return binding.wire.channel

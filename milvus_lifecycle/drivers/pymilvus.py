@@ -138,7 +138,7 @@ class _PymilvusTransport:
     def open(self, request: Open) -> Any:
         """A channel by grpc's own factories."""
         connection = request.connection
-        timeout, calm = connection.policy.connect_timeout, self._calm(connection)
+        timeout, calm = connection.lifecycle.policy.connect_timeout, self._calm(connection)
         where = (connection.config, request.address, request.secure)
         return open_channel(self.factories, *where, request.window, timeout, calm)
 
@@ -149,7 +149,7 @@ class _PymilvusTransport:
         so long. gRPC doubles the pause then, but a fresh channel would not know of it.
         """
         calm, counted = self._calmed.get(connection, (1, None))
-        error = connection.last_error
+        error = connection.lifecycle.last_error
         if error is not None and error is not counted and _TOO_MANY_PINGS.search(brief(error)):
             calm *= 2
             self._calmed[connection] = calm, error

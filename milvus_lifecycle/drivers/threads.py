@@ -92,7 +92,7 @@ class ThreadsDriver:
                 return self.pool.transport.open(request)
         if isinstance(request, Locate):
             located: Located = request.locator.locate(
-                request.connection, request.last_error, request.timeout
+                request.connection.lifecycle, request.last_error, request.timeout
             )
             return located
         if isinstance(request, AskLoadState):
@@ -110,7 +110,7 @@ class ThreadsDriver:
                 answer = ask(connection, wire, *how)
                 # Whoever forks closes the gate, then looks at this: either he sees it, or this
                 # thread stays in here until the fork is over, and sees that it was recalled.
-                answered = connection.vouch(wire)
+                answered = connection.lifecycle.vouch(wire)
         except Exception:
             if not wire.recalled:
                 raise
@@ -122,7 +122,7 @@ class ThreadsDriver:
         flight, landed = request.flight, threading.Event()
         wake = landed.set
         try:
-            if request.connection.join(flight, wake, request.until, leads=request.leads):
+            if request.connection.lifecycle.join(flight, wake, request.until, leads=request.leads):
                 self.pool.seams.wait(landed, request.until + request.grace)
         finally:
             self.pool.leave(request.connection, flight, wake)
@@ -150,7 +150,7 @@ class ThreadsDriver:
             self.drive(recovery.fly(threading.current_thread()))
         except Exception as error:
             # The flight is settled as abandoned and on record; a traceback helps nobody.
-            recovery.connection.last_error = kept(error)
+            recovery.connection.lifecycle.last_error = kept(error)
         finally:
             recovery.abandon(threading.current_thread())  # it may not have begun
 
@@ -222,7 +222,7 @@ class ThreadsDriver:
         """
         self._gate.close()
         try:
-            recalled = [connection.recall() for connection in self.pool.registry.all()]
+            recalled = [connection.lifecycle.recall() for connection in self.pool.registry.all()]
         except Reentered:  # a finalizer forks, of all things
             return False
         closed = [wire for result in recalled for wire in result.retired if wire.close_if_drained()]

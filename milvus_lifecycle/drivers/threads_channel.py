@@ -102,7 +102,7 @@ class LifecycleChannel(Face, grpc.Channel):
                 self._subscribed_at.subscribe(callback, try_to_connect)
 
     def _raw(self) -> Any:
-        binding = self.connection.binding
+        binding = self.connection.lifecycle.binding
         return binding.wire.channel if binding is not None else None
 
     def close(self) -> None:

@@ -30,7 +30,7 @@ from ..table import State
 from .topology import Topology, newer
 
 if TYPE_CHECKING:
-    from ..core.connection import ManagedConnection
+    from ..core.strategies import View
     from ..policy import LifecyclePolicy
 
 #: Fetches of one cluster's topology start at least this far apart (seconds), whoever asks.
@@ -286,9 +286,7 @@ class TopologyLocator:
         self.since = since
         self.flight = flight
 
-    def locate(
-        self, connection: ManagedConnection, last_error: BaseException | None, timeout: float
-    ) -> Located:
+    def locate(self, connection: View, last_error: BaseException | None, timeout: float) -> Located:
         """Blocks for ``timeout`` seconds at most. Raises LifecycleError if nothing is known."""
         for fetch, until in self._fetches(connection, last_error, timeout):
             ended = threading.Event()
@@ -297,18 +295,18 @@ class TopologyLocator:
         return self._known()
 
     async def alocate(
-        self, connection: ManagedConnection, last_error: BaseException | None, timeout: float
+        self, connection: View, last_error: BaseException | None, timeout: float
     ) -> Located:
         """As ``locate``, without blocking the loop."""
         for fetch, until in self._fetches(connection, last_error, timeout):
             await _end_of(fetch, until)
         return self._known()
 
-    def release(self, connection: ManagedConnection) -> None:
+    def release(self, connection: View) -> None:
         """Nothing is held."""
 
     def _fetches(
-        self, connection: ManagedConnection, last_error: BaseException | None, timeout: float
+        self, connection: View, last_error: BaseException | None, timeout: float
     ) -> Iterator[tuple[Fetch, float]]:
         """What to wait for, and until when (``time.monotonic()`` seconds)."""
         flight = self.flight
@@ -386,12 +384,12 @@ class GlobalStrategy(ConnectionStrategy):
         self.moved = moved
         self.book.attach(self, policy.recovery_budget)
 
-    def may_recover(self, connection: ManagedConnection, facts: Facts) -> bool:
+    def may_recover(self, connection: View, facts: Facts) -> bool:
         """UNAVAILABLE, or the server says that we wrote to a secondary."""
         error = facts.error
         return error is None or classify(error) in (Failure.TRANSIENT, Failure.REPLICATE_VIOLATION)
 
-    def target_changed(self, connection: ManagedConnection, facts: Facts) -> bool:
+    def target_changed(self, connection: View, facts: Facts) -> bool:
         """The primary, as last heard, is not the address in use."""
         return connection.has_channel and self.misdirected(connection.address)
 
@@ -404,11 +402,11 @@ class GlobalStrategy(ConnectionStrategy):
         """A fetch is under way: it may name another primary than the one that refused."""
         return self.book.is_asking()
 
-    def committed(self, connection: ManagedConnection, located: Located | None) -> None:
+    def committed(self, connection: View, located: Located | None) -> None:
         if located is not None and isinstance(located.detail, Topology):
             self.topology = located.detail
 
-    def locator(self, connection: ManagedConnection) -> TopologyLocator:
+    def locator(self, connection: View) -> TopologyLocator:
         """What was heard since the flight began; for a move what the book says."""
         flight = connection.flight
         if flight is None:
@@ -419,7 +417,7 @@ class GlobalStrategy(ConnectionStrategy):
         early = FETCH_SPACING if flight.kind is FlightKind.CONNECT else 0.0
         return TopologyLocator(self.book, flight.began - early, flight)
 
-    def refresh_every(self, connection: ManagedConnection) -> float | None:
+    def refresh_every(self, connection: View) -> float | None:
         """``topology_refresh`` seconds after the last fetch, whoever asked for it."""
         every = connection.policy.topology_refresh
         if every is None:
@@ -427,6 +425,6 @@ class GlobalStrategy(ConnectionStrategy):
         since_last = connection.seams.clock() - self.book.started
         return min(every, max(every - since_last, every / 2))
 
-    def version(self, connection: ManagedConnection) -> int | None:
+    def version(self, connection: View) -> int | None:
         """Version of the topology as last heard: what a reroute follows."""
         return self.book.latest.version if self.book.latest is not None else None

@@ -15,7 +15,7 @@ from ..table import State
 from ..uri import LITE_MISSING, parse_endpoint
 
 if TYPE_CHECKING:
-    from ..core.connection import ManagedConnection
+    from ..core.strategies import View
 
 
 class _Servers:
@@ -71,9 +71,7 @@ class LocalServer:
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def locate(
-        self, connection: ManagedConnection, last_error: BaseException | None, timeout: float
-    ) -> Located:
+    def locate(self, connection: View, last_error: BaseException | None, timeout: float) -> Located:
         """The address of the running server; starts it if it does not run or does not answer."""
         with _SERVERS.lock:
             port = _SERVERS.inherited.get(self.path)
@@ -102,7 +100,7 @@ class LocalServer:
         address, secure = parse_endpoint(uri)
         return Located(address, secure)
 
-    def release(self, connection: ManagedConnection) -> None:
+    def release(self, connection: View) -> None:
         """Stop the server when its last connection is closed. On a thread: stopping takes time."""
         users = _SERVERS.users.get(self.path)
         if users is None or id(connection) not in users:
@@ -154,6 +152,6 @@ class LocalStrategy(ConnectionStrategy):
 
     name = "local"
 
-    def locator(self, connection: ManagedConnection) -> Locator:
+    def locator(self, connection: View) -> Locator:
         """The process-wide server of this path."""
         return LocalServer(self.config.address)

@@ -19,8 +19,7 @@ from typing import Any
 from milvus_lifecycle import table
 from milvus_lifecycle.core import machine, mutex
 from milvus_lifecycle.core.checkout import Checkout
-from milvus_lifecycle.core.connection import ManagedConnection
-from milvus_lifecycle.core.ledger import Ledger
+from milvus_lifecycle.core.lifecycle import Lifecycle
 from milvus_lifecycle.core.pool import Pool
 from milvus_lifecycle.core.recovery import Recovery
 from milvus_lifecycle.core.retry import Retry
@@ -141,14 +140,14 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "two leaders: who joins flies, too",
         (1,),
-        Line(ManagedConnection, "lead", "if flight.leader is not None or", "if"),
+        Line(Lifecycle, "lead", "if flight.leader is not None or", "if"),
         _LOCKS,
     ),
     Mutant(
         "outcomes of other flights count",
         (1,),
         Line(
-            Ledger,
+            Lifecycle,
             "guard_same_flight",
             "self.flight is not None and self.flight.number == facts.flight",
             "self.flight is not None",
@@ -181,7 +180,7 @@ MUTANTS: tuple[Mutant, ...] = (
             Recovery,
             "_probe",
             "yield Ping(",
-            "with self.connection._lock: yield Ping(",
+            "with self.life.lock: yield Ping(",
         ),
         Setup("probe", (READY,), faults=0, policy={"idle_threshold": 0.5}, stops=(1.0,)),
     ),
@@ -205,7 +204,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "close leaves the candidate open",
         (3, 7),
         Line(
-            ManagedConnection,
+            Lifecycle,
             "_shut",
             "wires.append(flight.candidate)",
             "pass",
@@ -223,7 +222,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "a waiter is lost",
         (4,),
         Line(
-            Ledger,
+            Lifecycle,
             "_end",
             "self.result.wakes.extend(flight.waiters)",
             "self.result.wakes.extend(flight.waiters[:1])",
@@ -233,7 +232,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "waiters are not woken by close",
         (1, 4),
-        Line(ManagedConnection, "_shut", "self._end(Outcome.CLOSED)", "self.flight = None"),
+        Line(Lifecycle, "_shut", "self._end(Outcome.CLOSED)", "self.flight = None"),
         _CONNECTING,
     ),
     Mutant(
@@ -246,7 +245,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "a cancelled waiter stays on the list",
         (4,),
         Line(
-            ManagedConnection,
+            Lifecycle,
             "leave",
             "flight.waiters.remove(wake)",
             "pass",
@@ -256,7 +255,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "joining misses a flight that has just ended",
         (4,),
-        Line(ManagedConnection, "join", "if flight.outcome is not None:", "if False:"),
+        Line(Lifecycle, "join", "if flight.outcome is not None:", "if False:"),
         _LOCKS,
     ),
     # -- law 5: generations
@@ -264,7 +263,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "generation guard dropped",
         (5,),
         Line(
-            Ledger,
+            Lifecycle,
             "guard_same_generation",
             "facts.generation is None or facts.generation == self.generation",
             "True",
@@ -310,7 +309,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "the old channel is forgotten at a swap",
         (7,),
-        Line(Ledger, "action_bind", "self._retire_current()", "pass"),
+        Line(Lifecycle, "action_bind", "self._retire_current()", "pass"),
         _TARGET,
     ),
     Mutant(
@@ -343,7 +342,7 @@ MUTANTS: tuple[Mutant, ...] = (
         Line(
             Recovery,
             "_candidate",
-            "self.pool.finish(self.connection, self.connection.withdraw(self.flight))",
+            "self.pool.finish(self.connection, self.connection.lifecycle.withdraw(self.flight))",
             "self.flight.candidate = None",
         ),
         Setup("late answers", (READY,), faults=3, policy={"recovery_budget": 4.0}),
@@ -353,7 +352,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "record skipped",
         (8,),
         Line(
-            ManagedConnection,
+            Lifecycle,
             "_decide",
             "if moved or refused:",
             "if (moved and trigger is not Trigger.RETRY) or refused:",
@@ -363,14 +362,14 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "seq has gaps",
         (8,),
-        Line(ManagedConnection, "_decide", "self.seq += 1", "self.seq += 2"),
+        Line(Lifecycle, "_decide", "self.seq += 1", "self.seq += 2"),
         Setup("two callers", (READY, READY), faults=2),
     ),
     Mutant(
         "a change is told twice",
         (8,),
         Line(
-            ManagedConnection,
+            Lifecycle,
             "_tell",
             "self.audit.queue(emission)",
             "[self.audit.queue(emission) for _ in range(2)]",

@@ -11,7 +11,7 @@ from itertools import count
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from milvus_lifecycle.core import connection as connection_module
+from milvus_lifecycle.core import lifecycle as lifecycle_module
 from tests.simulation import laws
 
 if TYPE_CHECKING:
@@ -88,8 +88,8 @@ def collected_by_hand() -> Iterator[None]:
 
 def play(flavour: type[World], seed: int) -> tuple[World, BaseException | None]:
     """Run one seed. Returns the world and what it found, if anything."""
-    fire = laws.watched(connection_module.fire)
-    with replaced((connection_module, "fire", fire), (connection_module, "uuid", _Ids())):
+    fire = laws.watched(lifecycle_module.fire)
+    with replaced((lifecycle_module, "fire", fire), (lifecycle_module, "uuid", _Ids())):
         world = flavour(seed)
         try:
             world.run()

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from milvus_lifecycle.core.checkout import Checkout
 from milvus_lifecycle.core.connection import ManagedConnection
 from milvus_lifecycle.core.face import Start, stamp_of
-from milvus_lifecycle.core.facts import Facts, StepResult
+from milvus_lifecycle.core.facts import Facts
 from milvus_lifecycle.core.flight import Flight
+from milvus_lifecycle.core.lifecycle import Lifecycle, StepResult
 from milvus_lifecycle.core.recovery import Recovery
 from milvus_lifecycle.core.requests import Locate, Open, Pause, Ping, Register, Wait
 from milvus_lifecycle.core.wire import Binding, Wire
@@ -84,7 +85,7 @@ class Canon:
         lease = None
         if actor.holds and actor.face is not None:
             connection = actor.face.connection
-            lease = (self.value(connection), actor.lease in connection.leases)
+            lease = (self.value(connection), actor.lease in connection.leases.held)
         return (actor.kind, actor.left, actor.busy, actor.holds, lease, stand)
 
     def process(self, process: Process) -> Any:
@@ -120,7 +121,8 @@ class Canon:
             into.append((code.co_name, frame.f_lasti, known))
 
     def connection(self, c: ManagedConnection) -> Any:
-        outage, flight, b = c.outage, c.flight, c.binding
+        life, leases = c.lifecycle, c.leases
+        outage, flight, b = life.outage, life.flight, life.binding
         return (
             c.state.value,
             c.generation,
@@ -135,24 +137,24 @@ class Canon:
                 outage.flaps,
                 outage.generation,
             ),
-            c.validated,
-            c.was_good,
-            c.suspect,
+            life.validated,
+            life.was_good,
+            life.suspect,
             c.dedicated,
-            len(c.leases),
-            0 in c.leases,
-            tuple((self.wire(w), self.drains(w)) for w in c.draining),
-            c.closed_by,
-            self.error(c.last_error),
-            max(self.time(c.last_success), -LONG_AGO),
-            max(self.time(c.last_used_at), -LONG_AGO)
-            if c.policy.idle_threshold is not None
+            len(leases),
+            0 in leases.held,
+            tuple((self.wire(w), self.drains(w)) for w in life.draining),
+            life.closed_by,
+            self.error(life.last_error),
+            max(self.time(life.last_success), -LONG_AGO),
+            max(self.time(life.last_used_at), -LONG_AGO)
+            if life.policy.idle_threshold is not None
             else None,
-            max(self.time(c.unheld_since), self.time(c.last_rpc_ended), -LONG_AGO)
-            if c.policy.linger
+            max(self.time(leases.unheld_since), self.time(life.last_rpc_ended), -LONG_AGO)
+            if life.policy.linger
             else None,
-            c.loss_noted,
-            c.expiry_planned,
+            leases.loss_noted,
+            life.expiry_planned,
             c.face.revivable,
             c.face.connection is c,
         )
@@ -215,6 +217,8 @@ class Canon:
         if isinstance(value, ManagedConnection):
             known = self.world.connections
             return ("connection", known.index(value) if value in known else -1)
+        if isinstance(value, Lifecycle):
+            return ("lifecycle", value.seq)
         if isinstance(value, Flight):
             outcome = value.outcome.value if value.outcome is not None else None
             return ("flight", value.number, outcome, self.error(value.error))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from milvus_lifecycle.core.connection import ManagedConnection
+from milvus_lifecycle.core.lifecycle import Lifecycle
 from milvus_lifecycle.drivers.aio import AsyncDriver
 from milvus_lifecycle.drivers.threads import ThreadsDriver
 from tests.simulation.broken import Line
@@ -59,7 +59,7 @@ BUGS: tuple[DriverBug, ...] = (
         "threads",
         "two leaders: nobody asks whether somebody flies already",
         (1,),
-        Line(ManagedConnection, "lead", "if flight.leader is not None or", "if"),
+        Line(Lifecycle, "lead", "if flight.leader is not None or", "if"),
     ),
     # -- asyncio ----------------------------------------------------------------------------
     DriverBug(

@@ -137,8 +137,8 @@ def _go(outcome: Outcome, world: World, path: Path, move: Any) -> Path | None:
         outcome.longest = max(outcome.longest, len(path))
         for connection in world.connections:
             outcome.generations = max(outcome.generations, connection.generation)
-            outcome.flights = max(outcome.flights, connection.flights)
-            if connection.flights > world.setup.flights:
+            outcome.flights = max(outcome.flights, connection.lifecycle.flights)
+            if connection.lifecycle.flights > world.setup.flights:
                 outcome.bounded += 1
                 return None
         if not moves:

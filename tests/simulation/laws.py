@@ -71,19 +71,20 @@ class Watch:
 def watched(fire: Callable[..., bool]) -> Callable[..., bool]:
     """The machine's ``fire``, looked at from both sides."""
 
-    def fire_and_watch(connection: Any, trigger: Trigger, facts: Any) -> bool:
-        source, generation, flight = connection.state, connection.generation, connection.flight
+    def fire_and_watch(life: Any, trigger: Trigger, facts: Any) -> bool:
+        connection = life.leases.home()
+        source, generation, flight = life.state, life.generation, life.flight
         cell = (source, trigger)
         Watch.cells[cell] = Watch.cells.get(cell, 0) + 1
-        moved = fire(connection, trigger, facts)
+        moved = fire(life, trigger, facts)
         if moved:
-            row = connection.row
+            row = life.row
             Watch.rows[row] = Watch.rows.get(row, 0) + 1
         watch, dest = connection.face.pool.world.watch, connection.state
         if moved:
             steps = watch.moved.setdefault(connection, [])
             steps.append((trigger.value, source.value, dest.value))
-            for wire in _open_of(connection.draining):
+            for wire in _open_of(life.draining):
                 watch.draining.setdefault(wire.channel.number, facts.now)
             _check_step(connection, trigger, facts, source, generation, flight)
         elif dest is not source:
@@ -96,9 +97,9 @@ def watched(fire: Callable[..., bool]) -> Callable[..., bool]:
 def watched_lead(lead: Callable[..., bool]) -> Callable[..., bool]:
     """A connection's ``lead``, with the watch told of whoever leads."""
 
-    def lead_and_tell(connection: Any, flight: Any, leader: object) -> bool:
-        led = lead(connection, flight, leader)
-        world = connection.face.pool.world
+    def lead_and_tell(life: Any, flight: Any, leader: object) -> bool:
+        led = lead(life, flight, leader)
+        world = life.leases.home().face.pool.world
         if led:
             world.watch.leads.append((world.kernel.running, flight))
         return led
@@ -117,8 +118,8 @@ def _check_step(
         number = flight.number if flight is not None else "none"
         raise Broken(1, f"{trigger} of flight {facts.flight} decided flight {number}")
     flying = connection.state in _FLYING
-    if flying is not (connection.flight is not None):
-        raise Broken(1, f"{connection.state} with flight {connection.flight}")
+    if flying is not (connection.lifecycle.flight is not None):
+        raise Broken(1, f"{connection.state} with flight {connection.lifecycle.flight}")
 
 
 # -- what a single piece of I/O or a call must keep to ----------------------------------------
@@ -234,7 +235,7 @@ def check_end(world: World) -> None:
 
 
 def _check_flight(world: World, connection: Any) -> None:
-    state, flight = connection.state, connection.flight
+    state, flight = connection.state, connection.lifecycle.flight
     if (state in _FLYING) is not (flight is not None):
         raise Broken(1, f"{state} with flight {flight}")
     flying = [
@@ -269,7 +270,7 @@ def _check_flight(world: World, connection: Any) -> None:
     if flight is not None and len(flight.waiters) > waiting + _ripe(world, flight):
         raise Broken(4, "a waiter that has gone is still to be woken")
     if state is State.ACTIVE:
-        if not connection.validated or not connection.has_channel:
+        if not connection.lifecycle.validated or not connection.lifecycle.has_channel:
             raise Broken(7, "ACTIVE without a validated channel")
         if not connection.leases and not world.unread:
             raise Broken(12, "ACTIVE and held by nobody")
@@ -288,8 +289,8 @@ def _ripe(world: World, flight: Any) -> int:
 
 
 def _wires(connection: Any) -> list[Any]:
-    flight, binding = connection.flight, connection.binding
-    wires = list(connection.draining)
+    flight, binding = connection.lifecycle.flight, connection.lifecycle.binding
+    wires = list(connection.lifecycle.draining)
     if binding is not None:
         wires.append(binding.wire)
     if flight is not None:
@@ -338,7 +339,7 @@ def _check_drains(world: World, slack: float) -> None:
     if timeout is None:
         return
     for connection in world.connections:
-        for wire in _open_of(connection.draining):
+        for wire in _open_of(connection.lifecycle.draining):
             since = world.watch.draining.get(wire.channel.number, now)
             if now > since + timeout + 1e-6:
                 raise Broken(7, f"channel {wire.channel.number} drains after drain_timeout")
@@ -363,7 +364,7 @@ def check_leases(world: World) -> None:
             continue
         if any(key not in holders for key in connection.leases):
             raise Broken(12, "a lease outlives its client")
-        if connection.dedicated and not connection.leases and connection.flight is None:
+        if connection.dedicated and not connection.leases and connection.lifecycle.flight is None:
             raise Broken(12, "a dedicated connection outlives its client")
 
 

@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 
 from milvus_lifecycle import LifecyclePolicy
 from milvus_lifecycle.audit.records import CREATED, REFUSED, TransitionRecord
-from milvus_lifecycle.core.connection import ManagedConnection
 from milvus_lifecycle.core.facts import Seams
+from milvus_lifecycle.core.lifecycle import Lifecycle
 from milvus_lifecycle.core.requests import Open
 from milvus_lifecycle.endpoints.choose import default_strategy
 from milvus_lifecycle.errors import LifecycleError
@@ -74,7 +74,7 @@ class Wanderer(Compass):
         return self.world.locator()
 
     def refresh_every(self, connection: Any) -> float | None:
-        every: float | None = connection.policy.topology_refresh
+        every: float | None = connection.lifecycle.policy.topology_refresh
         return every
 
 
@@ -99,15 +99,16 @@ def watch(world: World, manager: Any) -> None:
 
 def watched_lead() -> tuple[Any, str, Any]:
     """What to replace so that the world is told of whoever takes the lead of a flight."""
-    lead = ManagedConnection.lead
+    lead = Lifecycle.lead
 
-    def lead_and_tell(connection: ManagedConnection, flight: Any, leader: object) -> bool:
-        led = lead(connection, flight, leader)
+    def lead_and_tell(life: Lifecycle, flight: Any, leader: object) -> bool:
+        led = lead(life, flight, leader)
         if led:
+            connection: Any = life.leases.home()
             connection.face.pool.world.led(connection, flight)
         return led
 
-    return ManagedConnection, "lead", lead_and_tell
+    return Lifecycle, "lead", lead_and_tell
 
 
 class World:
@@ -254,8 +255,8 @@ class World:
             if entry is not None:
                 self.leading.remove(entry)
             # A flight that ends by a mistake in the code is settled as abandoned, without a word.
-            if isinstance(connection.last_error, _MISTAKES):
-                raise laws.Broken(4, f"a leader failed: {connection.last_error!r}")
+            if isinstance(connection.lifecycle.last_error, _MISTAKES):
+                raise laws.Broken(4, f"a leader failed: {connection.lifecycle.last_error!r}")
 
     def finalize(self, client: Client) -> None:
         """What a user's ``__del__`` does: give back what it holds."""
@@ -319,13 +320,13 @@ class World:
         for flight in self.waiting.values():
             if flight.outcome is not None:
                 raise laws.Broken(4, f"a waiter was not woken by the end of flight {flight.number}")
-            if all(flight is not connection.flight for connection in self.connections):
+            if all(flight is not connection.lifecycle.flight for connection in self.connections):
                 raise laws.Broken(4, "somebody waits for a flight that nobody flies")
         laws.check_channels(self, self.slack)  # type: ignore[arg-type]
         laws.check_leases(self)  # type: ignore[arg-type]
 
     def _check_connection(self, connection: Any) -> None:
-        state, flight = connection.state, connection.flight
+        state, flight = connection.state, connection.lifecycle.flight
         if (state in _FLYING) is not (flight is not None):
             raise laws.Broken(1, f"{state} with flight {flight}")
         deciding = [f for c, f in self.leading if c is connection and f.outcome is None]
@@ -337,13 +338,13 @@ class World:
         if flight is not None and len(flight.waiters) != waiting:
             raise laws.Broken(4, f"{len(flight.waiters)} to be woken, {waiting} wait")
         if state is State.ACTIVE:
-            if not connection.validated or not connection.has_channel:
+            if not connection.lifecycle.validated or not connection.lifecycle.has_channel:
                 raise laws.Broken(7, "ACTIVE without a validated channel")
             if not connection.leases and not self.unread:
                 raise laws.Broken(12, "ACTIVE and held by nobody")
         if connection.handler is not self.handlers[connection]:
             raise laws.Broken(6, "the handler was exchanged")
-        due = connection.linger_due()
+        due = connection.lifecycle.linger_due()
         if state is State.IDLE and due is not None and self.now > due + self.slack + 1e-6:
             raise laws.Broken(7, f"should have been closed {self.now - due:g} s ago")
 
@@ -352,7 +353,8 @@ class World:
         for connection in self.connections:
             if connection.state is State.CLOSED:
                 continue
-            if connection.leases or connection.flight is not None or connection.draining:
+            life = connection.lifecycle
+            if connection.leases or life.flight is not None or life.draining:
                 raise laws.Broken(12, f"{connection!r} is in use, and nobody uses it")
             if self.policy.linger is not None:
                 raise laws.Broken(7, f"{connection!r} has lingered for {CALM:g} s")

@@ -47,12 +47,13 @@ def _at(state: State) -> tuple[World, Any]:
 
 def _books(connection: Any) -> dict[str, Any]:
     """Everything that a trigger could change."""
+    life = connection.lifecycle
     known = ("state", "generation", "binding", "flight", "validated", "suspect", "seq", "outage")
     return {
-        **{name: getattr(connection, name) for name in known},
-        "leases": dict(connection.leases),
-        "draining": list(connection.draining),
-        "waiters": len(connection.flight.waiters) if connection.flight is not None else 0,
+        **{name: getattr(life, name) for name in known},
+        "leases": dict(connection.leases.held),
+        "draining": list(life.draining),
+        "waiters": len(life.flight.waiters) if life.flight is not None else 0,
     }
 
 
@@ -82,9 +83,9 @@ def test_every_cell_without_a_row_is_tried(record_property: Record) -> None:
             facts = Facts(now=world.kernel.now, flight=0, started=world.kernel.now + 1.0)
             if (state, trigger) in IMPOSSIBLE:
                 with pytest.raises(ConnectionClosed):
-                    connection.step(trigger, facts)
+                    connection.lifecycle.step(trigger, facts)
             else:
-                result = connection.step(trigger, facts)
+                result = connection.lifecycle.step(trigger, facts)
                 assert not result.moved, (state, trigger)
                 left_to_do = (*result.wakes, *result.closing, *result.retired)
                 assert left_to_do == (), (state, trigger)

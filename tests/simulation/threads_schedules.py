@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from grpc import RpcError
 
-from milvus_lifecycle.core import leases as leases_module
+from milvus_lifecycle.core import lifecycle as lifecycle_module
 from milvus_lifecycle.core import maintenance as maintenance_module
 from milvus_lifecycle.core import mutex as mutex_module
 from milvus_lifecycle.core import recording as recording_module
@@ -38,7 +38,7 @@ from tests.simulation.weather import PENDING, Channel, Operation
 
 _MODULES = (
     maintenance_module,
-    leases_module,
+    lifecycle_module,
     driver_module,
     recording_module,
     registry_module,

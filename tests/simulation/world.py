@@ -11,8 +11,7 @@ from functools import partial
 from typing import Any
 
 from milvus_lifecycle.audit.records import CREATED, REFUSED, TransitionRecord
-from milvus_lifecycle.core import connection as connection_module
-from milvus_lifecycle.core import leases as leases_module
+from milvus_lifecycle.core import lifecycle as lifecycle_module
 from milvus_lifecycle.core import mutex as mutex_module
 from milvus_lifecycle.core import wire as wire_module
 from milvus_lifecycle.core.face import stamp_of
@@ -177,7 +176,7 @@ class SearchDriver:
         if isinstance(request, Ping):
             return self.world.io("ping", request.wire.channel, request.timeout)
         if isinstance(request, Locate):
-            return request.locator.locate(request.connection, None, request.timeout)
+            return request.locator.locate(request.connection.lifecycle, None, request.timeout)
         assert isinstance(request, Pause)
         return self.world.kernel.pause(
             Blocked("pauses", _never, self.world.kernel.now + request.seconds)
@@ -186,7 +185,7 @@ class SearchDriver:
     def _wait(self, request: Wait) -> None:
         woken: list[bool] = []
         wake = partial(woken.append, True)
-        if not request.connection.join(request.flight, wake, request.until):
+        if not request.connection.lifecycle.join(request.flight, wake, request.until):
             return
         try:
             waiting = Waiting(self.world, request, woken)
@@ -310,7 +309,7 @@ class World:
             kernel.take(next(m for m in kernel.moves() if _goes_well(m)))
         kernel.cut, kernel.preemptions = None, 0
         if self.setup.stays:
-            binding = self.connections[0].binding
+            binding = self.connections[0].lifecycle.binding
             assert binding.wire.enter(self.stays)
             binding.wire.channel.rpcs += 1
 
@@ -440,17 +439,17 @@ def watched_ask(ask: Callable[..., Any]) -> Callable[..., Any]:
 @contextmanager
 def simulated(setup: Setup) -> Iterator[None]:
     """The engine's locks are the search's; what the machine does is watched; nothing collects."""
-    modules = (leases_module, wire_module)
+    modules = (lifecycle_module, wire_module)
     before = [module.threading for module in modules]
-    fire, here = connection_module.fire, mutex_module.here
+    fire, here = lifecycle_module.fire, mutex_module.here
     mutex_module.here = SimHere()  # type: ignore[assignment]
     SimLock.grain = setup.preemptions is not None
     for module in modules:
         module.threading = SimThreading  # type: ignore[assignment]
-    connection_module.fire = laws.watched(fire)  # type: ignore[assignment]
-    lead = connection_module.ManagedConnection.lead
+    lifecycle_module.fire = laws.watched(fire)  # type: ignore[assignment]
+    lead = lifecycle_module.Lifecycle.lead
     watched_lead = laws.watched_lead(lead)
-    connection_module.ManagedConnection.lead = watched_lead  # type: ignore[method-assign]
+    lifecycle_module.Lifecycle.lead = watched_lead  # type: ignore[method-assign]
     ask = Retry.ask
     Retry.ask = watched_ask(ask)  # type: ignore[method-assign]
     collecting = gc.isenabled()
@@ -460,8 +459,8 @@ def simulated(setup: Setup) -> Iterator[None]:
     finally:
         for module, threading in zip(modules, before, strict=True):
             module.threading = threading
-        connection_module.fire, mutex_module.here = fire, here
-        connection_module.ManagedConnection.lead = lead  # type: ignore[method-assign]
+        lifecycle_module.fire, mutex_module.here = fire, here
+        lifecycle_module.Lifecycle.lead = lead  # type: ignore[method-assign]
         Retry.ask = ask  # type: ignore[method-assign]
         SimLock.grain = False
         if collecting:

@@ -226,7 +226,7 @@ async def test_a_flight_that_is_over_is_not_waited_for() -> None:
     rig.clock.advance(31)
     rig.script.hold("ping")
     rig.manager._pool.step(connection, Trigger.ACQUIRE)
-    flight = connection.flight
+    flight = connection.lifecycle.flight
     rig.script.let_go()
     assert await until(lambda: rig.script.operations[-1].kind == "ping", 20)
     rig.script.let_go()
@@ -419,7 +419,7 @@ async def test_a_channel_that_cannot_be_closed_is_let_go() -> None:
     """Closing is tried once for each RPC on it and a few times more, and raises nothing."""
     rig = Rig()
     connection = (await rig.connected()).face.connection
-    wire = connection.binding.wire
+    wire = connection.lifecycle.binding.wire
     channel = wire.channel = Unclosable()
     await rig.manager.close_all()
     assert channel.tries == 3

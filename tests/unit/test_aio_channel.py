@@ -45,9 +45,9 @@ def test_a_stream_counts_until_it_ends(monkeypatch: pytest.MonkeyPatch, kind: st
         manager = manager_of(Script())
         face = (await manager.get_or_create(CONFIG)).face
         assert getattr(face, kind)("/method")("request", timeout=5.0) is stream
-        assert face.connection.in_flight == 1
+        assert face.connection.lifecycle.in_flight == 1
         stream.end(stream)
-        assert face.connection.in_flight == 0
+        assert face.connection.lifecycle.in_flight == 0
         await manager.close_all()
         with pytest.raises(LifecycleError, match="not usable now"):
             getattr(face, kind)("/method")("request")
@@ -78,7 +78,7 @@ async def test_the_channel_in_use_answers_for_it() -> None:
     with pytest.raises(grpc.aio.UsageError, match="no channel"):
         early.get_state()
     face = (await manager.get_or_create(CONFIG)).face
-    face.connection.binding.wire.channel = Raw()
+    face.connection.lifecycle.binding.wire.channel = Raw()
     assert face.get_state(True) is grpc.ChannelConnectivity.READY
     await face.wait_for_state_change(grpc.ChannelConnectivity.READY)
     await face.channel_ready()

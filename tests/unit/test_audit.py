@@ -135,7 +135,7 @@ def test_a_listener_has_to_be_callable() -> None:
 def test_nobody_listens() -> None:
     """Without readers no record is built, but ``seq`` and what was warned of are kept."""
     core = Core()
-    core.audit = core.connection.audit = Audit("threads")
+    core.audit = core.connection.lifecycle.audit = Audit("threads")
     core.to(State.RECOVERING)
     late: list[TransitionRecord] = []
     core.audit.subscribe(late.append)
@@ -153,7 +153,9 @@ def test_created_comes_first() -> None:
         if found is not None and not closers:
             closers.append(threading.Thread(target=manager.close_all))
             closers[0].start()
-            until(lambda: found.closed_by is None, 1, "it was closed before it was created")
+            until(
+                lambda: found.lifecycle.closed_by is None, 1, "it was closed before it was created"
+            )
         return datetime.now(timezone.utc)
 
     manager = ConnectionManager(transport=Script().threads(), seams=Seams(wall=wall))

@@ -112,9 +112,9 @@ def test_a_stream_counts_until_it_ends(monkeypatch: pytest.MonkeyPatch, kind: st
     with Rig() as rig:
         face = rig.connected().face
         assert getattr(face, kind)("/method")("request", timeout=5.0) is running
-        assert face.connection.in_flight == 1
+        assert face.connection.lifecycle.in_flight == 1
         running.end()
-        assert face.connection.in_flight == 0
+        assert face.connection.lifecycle.in_flight == 0
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_stream_that_is_over_counts_no_more(
     with Rig() as rig:
         face = rig.connected().face
         assert face.unary_stream("/method")("request") is outcome
-        assert face.connection.in_flight == 0
+        assert face.connection.lifecycle.in_flight == 0
 
 
 @pytest.mark.parametrize("error", [rpc_error("UNAVAILABLE"), TypeError("bad request")], ids=str)
@@ -139,8 +139,8 @@ def test_a_stream_that_does_not_begin(monkeypatch: pytest.MonkeyPatch, error: Ex
         face = rig.connected().face
         with pytest.raises(type(error)):
             face.unary_stream("/method")("request")
-        assert face.connection.in_flight == 0
-        assert face.connection.failures == isinstance(error, grpc.RpcError)
+        assert face.connection.lifecycle.in_flight == 0
+        assert face.connection.lifecycle.failures == isinstance(error, grpc.RpcError)
 
 
 class Pending(grpc.RpcError):
@@ -197,7 +197,7 @@ def pending(rig: Rig, pend: Any) -> Any:
                 raise pend
             return pend
 
-    face.connection.binding.wire.methods["/method"] = Method()
+    face.connection.lifecycle.binding.wire.methods["/method"] = Method()
     return face.unary_unary("/method").future("request", timeout=5.0)
 
 
@@ -207,11 +207,11 @@ def test_a_future_counts_until_it_is_done() -> None:
     with Rig() as rig:
         future = pending(rig, call)
         connection = rig.manager._pool.registry.all()[0]
-        assert connection.in_flight == 1
+        assert connection.lifecycle.in_flight == 1
         seen: list[Any] = []
         future.add_done_callback(seen.append)
         call.end()
-        assert (connection.in_flight, seen) == (0, [future])
+        assert (connection.lifecycle.in_flight, seen) == (0, [future])
         assert (future.result(1), future.exception(1)) == ("answer", None)
         assert (future.code(), future.details()) == (grpc.StatusCode.OK, "of grpc")
         assert (future.cancelled(), future.running(), future.done()) == (False, True, True)
@@ -258,7 +258,7 @@ def test_a_future_that_is_cut_is_unavailable() -> None:
     call = Pending()
     with Rig() as rig:
         future = pending(rig, call)
-        binding = rig.manager._pool.registry.all()[0].binding
+        binding = rig.manager._pool.registry.all()[0].lifecycle.binding
         assert binding is not None
         binding.wire.close_now(cut=True)
         call.error = grpc.FutureCancelledError()
@@ -274,7 +274,7 @@ def test_a_future_that_does_not_begin(error: Exception) -> None:
         with pytest.raises(type(error)):
             pending(rig, error)
         connection = rig.manager._pool.registry.all()[0]
-        assert (connection.in_flight, connection.failures) == (
+        assert (connection.lifecycle.in_flight, connection.lifecycle.failures) == (
             0,
             isinstance(error, grpc.RpcError),
         )

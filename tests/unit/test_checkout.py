@@ -30,7 +30,7 @@ UNAVAILABLE = rpc_error("UNAVAILABLE")
 
 def shut_behind_its_back(rig: Rig, connection: Any) -> None:
     """Close a connection so that it is still pooled: as in the middle of somebody's close."""
-    connection.step(Trigger.CLOSE, Facts(now=rig.clock()))
+    connection.lifecycle.step(Trigger.CLOSE, Facts(now=rig.clock()))
     assert rig.manager._pool.registry.find(CONFIG.key) is connection
 
 
@@ -140,7 +140,7 @@ def test_a_flight_that_lands_and_fails_before_its_caller_wakes() -> None:
         rig.manager._pool.step(connection, Trigger.FAIL, error=UNAVAILABLE, generation=2)
         second = caller.send(None)
         assert isinstance(second, Wait)
-        assert second.flight is connection.flight
+        assert second.flight is connection.lifecycle.flight
         assert second.flight is not first.flight
         assert second.until == first.until
         caller.close()

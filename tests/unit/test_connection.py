@@ -67,7 +67,7 @@ def test_a_step_inside_of_a_step_is_refused() -> None:
             with pytest.raises(Reentered):
                 core.connection.unlease(None)
             with pytest.raises(Reentered):
-                core.connection.recall()
+                core.connection.lifecycle.recall()
             seen.append(core.connection.state)
 
     assert isinstance(one.connection.strategy, Meddler)
@@ -170,9 +170,9 @@ def test_leases_are_a_set() -> None:
         assert core.connection.lease(None)
     assert len(core.connection.leases) == 2
     assert core.connection.clients == {client}
-    assert core.connection.is_held_by(client)
-    assert core.connection.is_held_by(None)
-    assert not core.connection.is_held_by(Client())
+    assert core.connection.leases.is_held_by(client)
+    assert core.connection.leases.is_held_by(None)
+    assert not core.connection.leases.is_held_by(Client())
     assert not core.connection.unlease(client)
     assert core.connection.unlease(None)
     assert not core.connection.has_clients
@@ -182,12 +182,12 @@ def test_a_collected_client_takes_only_its_own_lease() -> None:
     """A lease that ends late does not remove the one of a client that got its address."""
     core, client = Core(), Client()
     core.connection.lease(client)
-    late = core.connection.leases.pop(id(client))
+    late = core.connection.leases.held.pop(id(client))
     core.connection.lease(client)
-    core.connection.leases[id(client) + 1] = late
+    core.connection.leases.held[id(client) + 1] = late
     assert late is not None
     late.__callback__(late)
-    assert core.connection.is_held_by(client)
+    assert core.connection.leases.is_held_by(client)
     assert core.lost == []
 
 
@@ -345,23 +345,23 @@ def test_rpcs_are_counted_once() -> None:
     """An RPC on the channel that failed counts once, though it is current and draining."""
     core = Core().to(State.ACTIVE)
     rpc = Rpc()
-    binding = core.connection.enter(rpc, core.clock())
+    binding = core.connection.lifecycle.enter(rpc, core.clock())
     assert binding is not None
     core.step(Trigger.FAIL, error=rpc_error("UNAVAILABLE"), generation=1)
-    assert core.connection.draining == [binding.wire]
-    assert core.connection.in_flight == 1
+    assert core.connection.lifecycle.draining == [binding.wire]
+    assert core.connection.lifecycle.in_flight == 1
 
 
 def test_a_drained_channel_may_be_forgotten_twice() -> None:
     """The last RPC and the end of drain_timeout may come at the same time."""
     core = Core().to(State.ACTIVE)
     rpc = Rpc()
-    binding = core.connection.enter(rpc, core.clock())
+    binding = core.connection.lifecycle.enter(rpc, core.clock())
     assert binding is not None
     core.step(Trigger.FAIL, error=rpc_error("UNAVAILABLE"), generation=1)
     for _ in range(2):
-        core.connection.drained(binding.wire)
-    assert core.connection.draining == []
+        core.connection.lifecycle.drained(binding.wire)
+    assert core.connection.lifecycle.draining == []
 
 
 def test_a_kept_channel_has_successes_and_failures_of_its_own() -> None:
@@ -369,32 +369,32 @@ def test_a_kept_channel_has_successes_and_failures_of_its_own() -> None:
     core = Core().to(State.ACTIVE)
     connection = core.connection
     rpc = Rpc()
-    old = connection.enter(rpc, core.clock())
+    old = connection.lifecycle.enter(rpc, core.clock())
     assert old is not None
     core.step(Trigger.FAIL, error=rpc_error("UNAVAILABLE"), generation=1)
-    assert connection.generation_of(old) == 1
-    flight = connection.flight
+    assert connection.lifecycle.generation_of(old) == 1
+    flight = connection.lifecycle.flight
     assert flight is not None
     wire = core.wire()
-    connection.offer(flight, wire)
+    connection.lifecycle.offer(flight, wire)
     core.clock.advance(60)
     core.step(Trigger.GIVE_UP, flight=flight.number)
     assert wire.state is WireState.CURRENT
     assert connection.generation == 1
-    assert connection.generation_of(old) < 1
-    new = connection.enter(rpc, core.clock(), trusted=True)
+    assert connection.lifecycle.generation_of(old) < 1
+    new = connection.lifecycle.enter(rpc, core.clock(), trusted=True)
     assert new is not None
-    assert connection.generation_of(new) == 1
+    assert connection.lifecycle.generation_of(new) == 1
 
 
 def test_a_candidate_that_comes_too_late_is_not_taken() -> None:
     """A channel that was opened for a flight that is over is its opener's to close."""
     core = Core().to(State.RECOVERING)
-    flight = core.connection.flight
+    flight = core.connection.lifecycle.flight
     assert flight is not None
     core.step(Trigger.CLOSE)
-    assert not core.connection.offer(flight, core.wire())
-    assert not core.connection.join(flight, print, 0.0)
+    assert not core.connection.lifecycle.offer(flight, core.wire())
+    assert not core.connection.lifecycle.join(flight, print, 0.0)
 
 
 def test_whoever_comes_as_the_last_waiter_leaves_looks_again() -> None:
@@ -411,7 +411,7 @@ def test_whoever_comes_as_the_last_waiter_leaves_looks_again() -> None:
     assert isinstance(second, Wait)
     assert second.flight is first.flight
     # The leaver waited and goes; the latecomer was about to join when it did.
-    assert first.connection.join(first.flight, print, first.until)
+    assert first.connection.lifecycle.join(first.flight, print, first.until)
     clock.advance(6)
     manager._pool.leave(first.connection, first.flight, print)
     with pytest.raises(ConnectFailed):

@@ -118,8 +118,8 @@ def test_an_answer_that_comes_while_the_process_forks_is_not_used(scene: Scene) 
     call.join(10)
     assert not isinstance(scene.outcome[0], Exception)
     connection = scene.manager._pool.registry.all()[0]
-    assert connection.binding is not None
-    assert connection.binding.identifier == "identifier"
+    assert connection.lifecycle.binding is not None
+    assert connection.lifecycle.binding.identifier == "identifier"
 
 
 def test_channels_in_use_are_left_alone(scene: Scene) -> None:

@@ -65,8 +65,8 @@ class Scene:
             self.clock(),
             slow=False,
         )
-        flight = connection.flight
-        connection.offer(flight, wire)
+        flight = connection.lifecycle.flight
+        connection.lifecycle.offer(flight, wire)
         moving, Moving.target_changed = Moving.target_changed, ConnectionStrategy.target_changed
         try:
             outcome = {"flight": flight.number, "wire": wire, "identifier": "1"}
@@ -78,7 +78,7 @@ class Scene:
     def lose_leader(self) -> None:
         """The channel fails, and whoever was to recover it dies."""
         self.pool.step(self.connection, T.FAIL, error=DOWN, generation=1)
-        self.pool.step(self.connection, T.ABANDONED, flight=self.connection.flight.number)
+        self.pool.step(self.connection, T.ABANDONED, flight=self.connection.lifecycle.flight.number)
         assert self.connection.state is State.IDLE
 
     def revive(self, timeout: float | None = None) -> Generator[Any, Any, Any]:
@@ -107,7 +107,7 @@ def test_a_move_without_a_channel_is_waited_for() -> None:
     scene.lose_leader()
     scene.pool.step(scene.connection, T.REROUTE)
     assert scene.connection.state is State.RECOVERING
-    assert scene.connection.flight.mandatory
+    assert scene.connection.lifecycle.flight.mandatory
 
 
 def test_the_last_answer_of_a_retired_channel_does_not_make_it_active() -> None:
@@ -206,7 +206,10 @@ def test_a_leader_cancelled_before_its_first_step_does_not_wedge_its_connection(
     async def scene() -> tuple[Any, Any]:
         manager = AsyncConnectionManager(transport=script.asyncio(), seams=clock.seams())
         first = loop.create_task(manager.get_or_create(CONFIG))
-        while not manager._pool.registry.all() or manager._pool.registry.all()[0].flight is None:
+        while (
+            not manager._pool.registry.all()
+            or manager._pool.registry.all()[0].lifecycle.flight is None
+        ):
             await asyncio.sleep(0)
         for task in asyncio.all_tasks():
             if task.get_name().startswith("milvus-lifecycle"):

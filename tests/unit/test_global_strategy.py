@@ -59,7 +59,7 @@ def test_a_write_to_a_secondary_is_a_reason_to_recover(error: Any, recovers: boo
     """As is a server that is away; nothing else is."""
     core = Core(strategy=strategy())
     facts = Facts(now=core.clock(), error=error)
-    assert core.connection.strategy.may_recover(core.connection, facts) is recovers
+    assert core.connection.strategy.may_recover(core.life, facts) is recovers
 
 
 def test_it_moves_when_the_primary_has() -> None:
@@ -67,27 +67,27 @@ def test_it_moves_when_the_primary_has() -> None:
     it = strategy()
     core = Core(strategy=it)
     facts = Facts(now=0.0)
-    assert not it.target_changed(core.connection, facts), "nothing is known"
+    assert not it.target_changed(core.life, facts), "nothing is known"
     it.book.latest = topology(1, "north:19530")
-    assert not it.target_changed(core.connection, facts), "it is nowhere yet"
+    assert not it.target_changed(core.life, facts), "it is nowhere yet"
     core.to(State.ACTIVE)
-    assert it.target_changed(core.connection, facts)
+    assert it.target_changed(core.life, facts)
     assert core.step(Trigger.REROUTE).moved
     it.book.latest = topology(2)
-    assert not it.target_changed(core.connection, facts)
+    assert not it.target_changed(core.life, facts)
 
 
 def test_a_topology_holds_once_a_channel_follows_it() -> None:
     """The one that was located is committed with the swap; a place without one changes nothing."""
     it = strategy()
     core = Core(strategy=it)
-    assert it.version(core.connection) is None
+    assert it.version(core.life) is None
     it.book.latest = topology(3)
-    assert it.version(core.connection) == 3
+    assert it.version(core.life) == 3
     assert it.topology is None
-    it.committed(core.connection, Located("home:19530", detail=topology(3)))
+    it.committed(core.life, Located("home:19530", detail=topology(3)))
     for nothing in (None, Located("home:19530")):
-        it.committed(core.connection, nothing)
+        it.committed(core.life, nothing)
         assert it.topology == topology(3)
 
 
@@ -101,7 +101,7 @@ def test_managers_that_use_a_cluster_hear_of_it() -> None:
 
 
 def locator(core: Core) -> TopologyLocator:
-    found = core.connection.strategy.locator(core.connection)
+    found = core.connection.strategy.locator(core.life)
     assert isinstance(found, TopologyLocator)
     return found
 
@@ -113,7 +113,7 @@ def test_a_first_connect_takes_what_was_just_heard() -> None:
     core.step(Trigger.ACQUIRE)
     first = locator(core)
     assert first.since == core.clock() - FETCH_SPACING
-    assert first.flight is core.connection.flight
+    assert first.flight is core.connection.lifecycle.flight
 
 
 def test_a_failure_wants_news() -> None:
@@ -121,7 +121,7 @@ def test_a_failure_wants_news() -> None:
     core = Core(strategy=strategy()).to(State.RECOVERING)
     began = core.clock()
     core.clock.advance(5)
-    flight = core.connection.flight
+    flight = core.connection.lifecycle.flight
     assert flight is not None
     core.step(Trigger.RETRY, flight=flight.number, error=rpc_error("UNAVAILABLE"))
     again = locator(core)
@@ -145,13 +145,13 @@ def test_a_refresh_is_due_a_period_after_the_last_fetch(ago: float, due: float) 
     it = strategy()
     core = Core(strategy=it, topology_refresh=300.0)
     it.book.started = core.clock() - ago
-    assert it.refresh_every(core.connection) == due
+    assert it.refresh_every(core.life) == due
 
 
 def test_no_refresh_without_a_period() -> None:
     """``topology_refresh=None`` means never."""
     it = strategy()
-    assert it.refresh_every(Core(strategy=it, topology_refresh=None).connection) is None
+    assert it.refresh_every(Core(strategy=it, topology_refresh=None).life) is None
 
 
 def test_a_move_goes_where_the_book_says() -> None:
@@ -162,8 +162,8 @@ def test_a_move_goes_where_the_book_says() -> None:
     core.step(Trigger.REROUTE)
     found = locator(core)
     places = [
-        found.locate(core.connection, None, 10.0),
-        asyncio.run(found.alocate(core.connection, None, 10.0)),
+        found.locate(core.life, None, 10.0),
+        asyncio.run(found.alocate(core.life, None, 10.0)),
     ]
     assert [(place.address, place.version) for place in places] == [("north:19530", 4)] * 2
     assert not it.awaits_news()

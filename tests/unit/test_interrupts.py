@@ -279,7 +279,7 @@ def test_interrupted_anywhere_in_a_loop(what: str, kind: type[BaseException]) ->
             assert isinstance(task.exception(), (kind, LifecycleError, grpc.RpcError, type(None)))
         del task
         again = await _served(manager, scene.client)
-        assert again.face.connection.in_flight == 0
+        assert again.face.connection.lifecycle.in_flight == 0
         assert not inside()
         await manager.release(again, scene.client)
         deadline = time.monotonic() + LIMIT
@@ -349,16 +349,16 @@ def test_interrupted_anywhere_while_a_flight_is_redirected() -> None:
     def one(trap: Trap) -> None:
         core = Core(strategy=_Misdirected(CONFIG)).to(State.RECOVERING)
         connection, wire, woken = core.connection, core.wire(), list[bool]()
-        flight = connection.flight
+        flight = connection.lifecycle.flight
         assert flight is not None
-        assert connection.offer(flight, wire)
-        connection.join(flight, lambda: woken.append(True), LIMIT, leads=True)
+        assert connection.lifecycle.offer(flight, wire)
+        connection.lifecycle.join(flight, lambda: woken.append(True), LIMIT, leads=True)
         try:
             with trap:
-                connection.redirect()
+                connection.lifecycle.redirect()
         except Interrupt:
             assert not inside()
-        result = connection.redirect()
+        result = connection.lifecycle.redirect()
         assert wire.recalled
         assert result.retired == [wire]
         for wake in result.wakes:

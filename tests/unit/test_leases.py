@@ -50,7 +50,7 @@ def test_a_close_between_the_look_and_the_lease() -> None:
     """The fast path looks again under the mutex: nobody is given a lease of a closed connection."""
     core, client = Core().to(State.ACTIVE), Client()
     connection = core.connection
-    connection.leases = Meddling(connection.leases, lambda: core.step(Trigger.CLOSE))
+    connection.leases.held = Meddling(connection.leases.held, lambda: core.step(Trigger.CLOSE))
     assert not connection.try_fast(client, core.clock())
     assert connection.state is State.CLOSED
     assert client not in connection.clients
@@ -60,7 +60,7 @@ def test_a_lease_that_outlives_its_connection() -> None:
     """A client that goes after its connection is collected without a word."""
     core, client = Core(), Client()
     core.connection.lease(client)
-    lease, lost = core.connection.leases[id(client)], core.lost
+    lease, lost = core.connection.leases.held[id(client)], core.lost
     with Unraisable() as errors:
         del core
         gc.collect()
@@ -77,7 +77,7 @@ def test_clients_that_come_and_go_leave_one_note() -> None:
     assert core.connection.unlease(None)
     for _ in range(100):
         assert core.connection.try_fast(Client(), core.clock())
-    assert core.connection.leases == {}
+    assert core.connection.leases.held == {}
     assert core.lost == [core.connection]
 
 

@@ -70,7 +70,10 @@ def test_one_refresh_follows_another() -> None:
             rig.script.plan("locate", rpc_error("UNAVAILABLE"))
             rig.clock.advance(60)
             rig.sees(lambda at=before: rig.count("locate") > at, f"refresh {number} did not come")
-            rig.sees(lambda: handler.face.connection.refresh_planned, "the next one is not planned")
+            rig.sees(
+                lambda: handler.face.connection.lifecycle.refresh_planned,
+                "the next one is not planned",
+            )
         assert handler.face.connection.state is State.ACTIVE
         handler.rpc()
 
@@ -204,7 +207,7 @@ def test_an_unused_connection_goes_by_itself() -> None:
     handler = manager.get_or_create(CONFIG, client=client)
     manager.release(handler, client)
     until(lambda: handler.face.connection.state is State.CLOSED, 20, "it is still there")
-    assert handler.face.connection.closed_by is Trigger.EXPIRE
+    assert handler.face.connection.lifecycle.closed_by is Trigger.EXPIRE
     assert script.channels[0].closed
 
 
@@ -233,4 +236,4 @@ def test_a_place_that_was_found_is_told_to_the_strategy() -> None:
         rig.script.plan("locate", place)
         handler = rig.connected()
         assert seen == [place]
-        assert handler.face.connection.binding.version == 7
+        assert handler.face.connection.lifecycle.binding.version == 7

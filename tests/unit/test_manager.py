@@ -191,7 +191,7 @@ def test_a_flight_that_is_over_is_not_waited_for() -> None:
         rig.clock.advance(31)
         rig.script.hold("ping")
         rig.manager._pool.step(connection, Trigger.ACQUIRE)
-        flight = connection.flight
+        flight = connection.lifecycle.flight
 
         def come_late() -> Procedure[str]:
             rig.script.let_go()

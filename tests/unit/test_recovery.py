@@ -69,7 +69,7 @@ def test_one_failure_is_one_recovery() -> None:
         rig.audit.wait_for("stand_down")
         assert rig.manager.handle_error(handler, error) is True
         assert rig.triggers() == [*CONNECTED, "fail", "stand_down"]
-        assert handler.face.connection.failures == 1
+        assert handler.face.connection.lifecycle.failures == 1
 
 
 def test_a_target_that_moved_is_not_asked_at_its_old_place() -> None:
@@ -103,14 +103,14 @@ def test_a_channel_that_was_taken_away_is_not_asked_again(kind: str, keeps: bool
         call = rig.failing(handler, kind)
         taken = rig.script.wait_held(kind).channel
         strategy.away = True
-        result = handler.face.connection.redirect()
+        result = handler.face.connection.lifecycle.redirect()
         strategy.away = False
         rig.manager._pool.finish(handler.face.connection, result)
         rig.script.let_go()
         call.value(20)
         assert rig.triggers() == [*CONNECTED, "fail", "recovered"]
         assert taken.closed
-        assert handler.face.connection.binding.wire.channel is rig.script.channels[-1]
+        assert handler.face.connection.lifecycle.binding.wire.channel is rig.script.channels[-1]
 
 
 def test_a_close_while_the_old_channel_is_asked() -> None:
@@ -186,7 +186,7 @@ def test_a_probe_that_finds_itself_in_a_forked_child() -> None:
         handler = rig.connected()
         connection = handler.face.connection
         rig.clock.advance(31)
-        result = connection.step(Trigger.ACQUIRE, Facts(now=rig.clock()))
+        result = connection.lifecycle.step(Trigger.ACQUIRE, Facts(now=rig.clock()))
         assert result.launch is not None
         leader = Recovery(rig.manager._pool, connection, result.launch).fly(object())
         rig.manager._driver.fork_child()
@@ -253,7 +253,7 @@ def test_a_flight_that_nobody_launched_is_launched_by_who_finds_it() -> None:
     with Rig() as rig:
         handler = rig.connected()
         failure = Facts(now=rig.clock(), error=rpc_error("UNAVAILABLE"), generation=1)
-        handler.face.connection.step(Trigger.FAIL, failure)
+        handler.face.connection.lifecycle.step(Trigger.FAIL, failure)
         assert Call(handler.call).value(20) is None
         assert rig.triggers()[-2:] == ["fail", "recovered"]
 

@@ -219,7 +219,7 @@ def test_a_clone_that_is_not_installed_runs_its_own_engine(tmp_path: Path) -> No
     assert ended.stderr == ""
     where, what = ended.stdout.splitlines()
     assert where == str(REPOSITORY / "milvus_lifecycle" / "__init__.py")
-    assert what.startswith("milvus_lifecycle.drivers.threads")
+    assert what.startswith("milvus_lifecycle.managers")
     assert "EngineFinder" not in what
 
 

@@ -40,7 +40,7 @@ def test_the_configuration_decides(uri: str, strategy: type) -> None:
 def test_a_local_path_is_located_by_its_server() -> None:
     """The strategy of a path has the server of that path found, and nothing else decides."""
     config = ConnectionConfig.from_uri("./milvus.db")
-    locator = LocalStrategy(config).locator(Core().connection)
+    locator = LocalStrategy(config).locator(Core().life)
     assert isinstance(locator, LocalServer)
     assert locator.path == config.address
 

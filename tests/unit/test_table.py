@@ -9,11 +9,11 @@ from itertools import product
 import pytest
 
 from milvus_lifecycle import RegularStrategy
-from milvus_lifecycle.core.connection import ManagedConnection
 from milvus_lifecycle.core.facts import Facts
+from milvus_lifecycle.core.lifecycle import Lifecycle
 from milvus_lifecycle.core.machine import build_machine
 from milvus_lifecycle.core.mutex import Reentered, inside
-from milvus_lifecycle.core.strategies import ConnectionStrategy
+from milvus_lifecycle.core.strategies import ConnectionStrategy, View
 from milvus_lifecycle.errors import ConnectionClosed
 from milvus_lifecycle.table import (
     IGNORED,
@@ -71,10 +71,10 @@ def test_every_name_in_the_table_exists(row: Row) -> None:
             method = getattr(ConnectionStrategy, name.removeprefix("strategy."))
             assert list(inspect.signature(method).parameters) == ["self", "connection", "facts"]
         else:
-            method = getattr(ManagedConnection, f"guard_{name}")
+            method = getattr(Lifecycle, f"guard_{name}")
             assert list(inspect.signature(method).parameters) == ["self", "facts"]
     for name in row.actions:
-        method = getattr(ManagedConnection, f"action_{name}")
+        method = getattr(Lifecycle, f"action_{name}")
         assert list(inspect.signature(method).parameters) == ["self", "row", "facts"]
 
 
@@ -82,7 +82,7 @@ def test_every_guard_and_action_is_used() -> None:
     """The books hold no guard or action that no row names (``permanent`` is an ``unless``)."""
     named = {f"guard_{n}" for row in TRANSITIONS for n in (*row.conditions, *row.unless)}
     named |= {f"action_{name}" for row in TRANSITIONS for name in row.actions}
-    members = {m for m in dir(ManagedConnection) if m.startswith(("guard_", "action_"))}
+    members = {m for m in dir(Lifecycle) if m.startswith(("guard_", "action_"))}
     assert members - named == set()
 
 
@@ -111,7 +111,7 @@ def test_the_machine_agrees_with_the_rows() -> None:
         if (state, trigger) in IMPOSSIBLE:
             continue
         core = Core().to(state)
-        connection = core.connection
+        connection = core.life
         flight = connection.flight.number if connection.flight is not None else None
         facts = Facts(now=core.clock(), flight=flight, started=core.clock() + 1)
         row = first_row(connection, trigger, facts)
@@ -120,7 +120,7 @@ def test_the_machine_agrees_with_the_rows() -> None:
         assert connection.state is (row.dest if row is not None else state), (state, trigger)
 
 
-def first_row(connection: ManagedConnection, trigger: Trigger, facts: Facts) -> Row | None:
+def first_row(connection: Lifecycle, trigger: Trigger, facts: Facts) -> Row | None:
     """The direct reading of the table."""
 
     def holds(name: str) -> bool:
@@ -142,12 +142,12 @@ def test_an_ignored_cell_changes_nothing(state: State, trigger: Trigger) -> None
     """An ignored trigger moves nothing and leaves no record but that of a refused one."""
     core = Core().to(state)
     before = len(core.records)
-    seq = core.connection.seq
+    seq = core.life.seq
     result = core.step(trigger, flight=99, generation=99)
     assert not result.moved
     assert (result.launch, result.retired, result.closing, result.wakes) == (None, [], [], [])
     assert core.connection.state is state
-    assert core.connection.seq == seq
+    assert core.life.seq == seq
     left = core.records[before:]
     assert [record.event for record in left] == (
         ["connection.refused"] if (state, trigger) in REFUSED else []
@@ -177,7 +177,7 @@ def test_outcomes_of_other_flights_are_ignored() -> None:
 class Nested(RegularStrategy):
     """Tries to step another connection inside of each step, as a finalizer may."""
 
-    def needs_probe(self, connection: ManagedConnection, facts: Facts) -> bool:
+    def needs_probe(self, connection: View, facts: Facts) -> bool:
         with pytest.raises(Reentered):
             Core().to(State.ACTIVE)
         return super().needs_probe(connection, facts)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from milvus_lifecycle.core.connection import ManagedConnection
 from milvus_lifecycle.core.facts import Facts
 from milvus_lifecycle.core.mutex import Reentered
 from milvus_lifecycle.core.strategies import Effect, Probe, RegularStrategy
@@ -17,20 +18,20 @@ from tests.cores import CONFIG, Core
 def recovering() -> tuple[Core, Wire]:
     """A mandatory recovery under way, with its candidate."""
     core = Core().to(State.RECOVERING)
-    flight, wire = core.connection.flight, core.wire()
+    flight, wire = core.connection.lifecycle.flight, core.wire()
     assert flight is not None
-    assert core.connection.offer(flight, wire)
+    assert core.connection.lifecycle.offer(flight, wire)
     return core, wire
 
 
 def test_a_candidate_that_did_not_land_is_not_lost() -> None:
     """If another channel is swapped in, the flight's candidate is handed over to be closed."""
     core, candidate = recovering()
-    flight, other = core.connection.flight, core.wire()
+    flight, other = core.connection.lifecycle.flight, core.wire()
     assert flight is not None
     result = core.step(Trigger.RECOVERED, flight=flight.number, wire=other, identifier="i")
-    assert core.connection.binding is not None
-    assert core.connection.binding.wire is other
+    assert core.connection.lifecycle.binding is not None
+    assert core.connection.lifecycle.binding.wire is other
     assert candidate in result.retired
     assert candidate.close_if_drained()
 
@@ -38,35 +39,35 @@ def test_a_candidate_that_did_not_land_is_not_lost() -> None:
 def test_a_late_success_does_not_end_an_outage() -> None:
     """An RPC that is answered while its connection recovers proves nothing of the next channel."""
     core, _ = recovering()
-    outage = core.connection.outage
+    outage = core.connection.lifecycle.outage
     assert outage is not None
-    assert not core.connection.succeeded(1, core.clock())
-    assert core.connection.outage is outage
+    assert not core.connection.lifecycle.succeeded(1, core.clock())
+    assert core.connection.lifecycle.outage is outage
     core.land(Trigger.RECOVERED)
-    core.connection.succeeded(2, core.clock())
-    assert core.connection.outage is None
+    core.connection.lifecycle.succeeded(2, core.clock())
+    assert core.connection.lifecycle.outage is None
 
 
 def test_a_channel_is_withdrawn_once() -> None:
     """A candidate that a fork has recalled is not handed over a second time by its leader."""
     core, candidate = recovering()
-    flight = core.connection.flight
+    flight = core.connection.lifecycle.flight
     assert flight is not None
-    assert core.connection.recall().retired == [candidate]
+    assert core.connection.lifecycle.recall().retired == [candidate]
     assert candidate.recalled
-    assert core.connection.withdraw(flight).retired == []
+    assert core.connection.lifecycle.withdraw(flight).retired == []
 
 
 @pytest.mark.parametrize("case", ["no flight", "no candidate", "validated"])
 def test_a_fork_recalls_only_channels_that_connect(case: str) -> None:
     """Without a flight, without a candidate, or once its Connect was answered: nothing to do."""
     core = Core().to(State.ACTIVE if case == "no flight" else State.RECOVERING)
-    flight, wire = core.connection.flight, core.wire()
+    flight, wire = core.connection.lifecycle.flight, core.wire()
     if case == "validated":
         assert flight is not None
-        assert core.connection.offer(flight, wire)
+        assert core.connection.lifecycle.offer(flight, wire)
         wire.validated = True
-    assert core.connection.recall().retired == []
+    assert core.connection.lifecycle.recall().retired == []
     assert not wire.recalled
     assert case != "validated" or (flight is not None and flight.candidate is wire)
 
@@ -76,7 +77,7 @@ class Forking(RegularStrategy):
 
     asked = False
 
-    def on_recovering(self, connection: ManagedConnection, facts: Facts) -> Effect:
+    def on_recovering(self, connection: Any, facts: Facts) -> Effect:
         with pytest.raises(Reentered):
             connection.recall()
         self.asked = True
@@ -89,7 +90,7 @@ def test_a_fork_inside_of_a_step_leaves_the_step_alone() -> None:
     core = Core(strategy=strategy).to(State.ACTIVE)
     result = core.step(Trigger.FAIL, error=rpc_error("UNAVAILABLE"), generation=1)
     assert strategy.asked
-    assert result.launch is core.connection.flight
+    assert result.launch is core.connection.lifecycle.flight
     assert len(result.retired) == 1
 
 
@@ -115,7 +116,7 @@ def test_idle_time_is_since_the_last_use() -> None:
     core.clock.advance(7)
     assert core.connection.idle_time == 7.0
     rpc = Rpc()
-    assert core.connection.enter(rpc, core.clock()) is not None
+    assert core.connection.lifecycle.enter(rpc, core.clock()) is not None
     core.clock.advance(7)
     assert core.connection.idle_time == 0.0
 
@@ -132,5 +133,5 @@ def test_a_failure_is_counted_with_its_error() -> None:
     """What callers are told, and the statistics, come from the failure that began the outage."""
     core = Core().to(State.ACTIVE)
     core.step(Trigger.FAIL, error=rpc_error("UNAVAILABLE", "gone"), generation=1)
-    assert core.connection.failures == 1
-    assert "gone" in str(core.connection.last_error)
+    assert core.connection.lifecycle.failures == 1
+    assert "gone" in str(core.connection.lifecycle.last_error)

@@ -1,0 +1,778 @@
+"""The lifecycle of a connection: the model that ``transitions`` moves by the table.
+
+Everything in it changes under the connection's mutex, and nothing here waits: ``step`` decides and
+returns what is to be done. Every ``guard_*`` and ``action_*`` is called by a row of the table; a
+row that names another one fails at import.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+from ..errors import Failure, LifecycleError, classify
+from ..table import REFUSED, Row, State, Trigger
+from .facts import Facts, Seams
+from .flight import Flight, FlightKind, Outage, Outcome
+from .kept import kept
+from .machine import check_names, fire
+from .mutex import Section, check_outside
+from .recording import record_creation, record_step, record_wait
+from .strategies import Broken, ConnectionStrategy, Dispose, Locator
+from .wire import Binding, Rpc, Wire
+
+if TYPE_CHECKING:
+    from ..audit.stream import Audit, Emission
+    from ..config import ConnectionConfig
+    from ..policy import LifecyclePolicy
+    from .leases import Leases
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What is left to do once the mutex is free again. Nothing in it waits.
+
+    Whoever is interrupted while he does it leaves it to somebody else, who begins anew: so
+    nothing in it does harm if it is done twice.
+    """
+
+    #: the step has happened, whether or not it moved anything
+    decided: bool = False
+    moved: bool = False
+    #: its record, and whether that is the one of its outage that people should notice
+    emission: Emission | None = None
+    alarm: bool = False
+    #: a flight that somebody has to fly now
+    launch: Flight | None = None
+    #: wake-up calls of the waiters of a flight that has ended
+    wakes: list[Callable[[], None]] = field(default_factory=list)
+    #: channels out of service: to be closed once nothing runs on them, or cut after a while
+    retired: list[Wire] = field(default_factory=list)
+    #: channels to close now, whatever runs on them
+    closing: list[Wire] = field(default_factory=list)
+    #: what the strategy wants to be released, as the connection is closed
+    locator: Locator | None = None
+
+    def clear(self) -> None:
+        """As if nothing had been decided."""
+        self.moved, self.alarm = False, False
+        self.emission, self.launch, self.locator = None, None, None
+        self.wakes, self.retired, self.closing = [], [], []
+
+
+_NOTHING = StepResult()
+
+#: Channels that one outage may cost before attempts go on with the channel they have. A slow
+#: channel (see Wire.slow) may come on top, so that an outage stays under 12 in all.
+CHANNELS_PER_OUTAGE = 8
+
+_OUTCOMES = {
+    Trigger.PROBE_PASSED: Outcome.LANDED,
+    Trigger.RECOVERED: Outcome.LANDED,
+    Trigger.STAND_DOWN: Outcome.LANDED,
+    Trigger.FAIL: Outcome.SUPERSEDED,
+    Trigger.GIVE_UP: Outcome.GAVE_UP,
+    Trigger.ABANDONED: Outcome.ABANDONED,
+    Trigger.FORKED: Outcome.FORKED,
+    Trigger.CLOSE: Outcome.CLOSED,
+}
+
+
+class _Snapshot:
+    """What a step may change, as it was before: a step happens as a whole, or not at all.
+
+    Channels are not in it: retiring, promoting and demoting one twice is doing it once. Lists are
+    replaced by steps, never changed in place.
+    """
+
+    __slots__ = ("_saved",)
+
+    def __init__(self, life: Lifecycle) -> None:
+        parts = (life, life.flight, life.outage)
+        self._saved = [
+            (part, names, read(part))
+            for part, (names, read) in zip(parts, _PARTS, strict=True)
+            if part is not None
+        ]
+
+    def restore(self) -> None:
+        for part, names, values in self._saved:
+            for name, value in zip(names, values, strict=True):
+                setattr(part, name, value)
+
+
+class Lifecycle:
+    """State, channels, flight and outage of one connection. Written only inside a step."""
+
+    __slots__ = (
+        "audit",
+        "binding",
+        "closed_by",
+        "config",
+        "created_at",
+        "dedicated",
+        "draining",
+        "expiry_planned",
+        "failures",
+        "flight",
+        "flights",
+        "generation",
+        "id",
+        "idle_limit",
+        "last_error",
+        "last_rpc_ended",
+        "last_success",
+        "last_used_at",
+        "leases",
+        "lock",
+        "outage",
+        "policy",
+        "recoveries",
+        "recycle_planned",
+        "refresh_planned",
+        "result",
+        "row",
+        "seams",
+        "section",
+        "seq",
+        "state",
+        "state_since",
+        "strategy",
+        "strict",
+        "suspect",
+        "unit",
+        "validated",
+        "was_good",
+    )
+
+    state: State
+
+    def __init__(
+        self,
+        config: ConnectionConfig,
+        strategy: ConnectionStrategy,
+        policy: LifecyclePolicy,
+        audit: Audit,
+        seams: Seams,
+        leases: Leases,
+        *,
+        dedicated: bool,
+    ) -> None:
+        now = seams.clock()
+        self.id = uuid.uuid4().hex[:16]
+        self.config = config
+        self.strategy = strategy
+        self.policy = policy
+        self.audit = audit
+        self.seams = seams
+        self.leases = leases
+        self.dedicated = dedicated
+        self.renew_mutex()
+        self.state = State.IDLE
+        self.seq = 0
+        self.generation = 0
+        self.binding: Binding | None = None
+        self.flight: Flight | None = None
+        self.flights = 0
+        self.outage: Outage | None = None
+        self.validated = False
+        #: its clients had a good connection before this one was made (or before a fork)
+        self.was_good = False
+        self.suspect = False
+        self.draining: list[Wire] = []
+        self.created_at = self.state_since = now
+        self.last_used_at = self.last_rpc_ended = self.last_success = now
+        self.last_error: BaseException | None = None
+        self.recoveries = 0
+        self.failures = 0
+        #: the trigger that closed it
+        self.closed_by: Trigger | None = None
+        #: ``idle_threshold`` as a number
+        self.idle_limit = float("inf") if policy.idle_threshold is None else policy.idle_threshold
+        #: the strategy has a ``needs_probe`` of its own: it is asked each time
+        self.strict = type(strategy).needs_probe is not ConnectionStrategy.needs_probe
+        if self.strict:
+            self.idle_limit = -1.0
+        #: where in the jitter window of ``max_age`` this connection stands
+        self.unit = seams.chance()
+        #: is there an entry on the schedule that will look whether it has lingered?
+        self.expiry_planned = False
+        #: ... one that looks at the age of this generation's channel (0: none)?
+        self.recycle_planned = 0
+        #: ... and one that asks the locator anew?
+        self.refresh_planned = False
+        #: the row that the step under way takes, and what that step leaves to do
+        self.row: Row | None = None
+        self.result = _NOTHING
+
+    def renew_mutex(self) -> None:
+        """A new one: in a forked child another thread of the parent may have held it."""
+        self.lock = threading.RLock()
+        self.section = Section(self.lock)
+
+    @property
+    def address(self) -> str:
+        """The address in use, else the configured one."""
+        binding = self.binding
+        return binding.wire.address if binding is not None else self.config.address
+
+    # -- what guards and strategies ask ----------------------------------------------------
+
+    @property
+    def has_channel(self) -> bool:
+        """Is there a current channel that takes RPCs?"""
+        return self.binding is not None and self.binding.wire.state.value == "current"
+
+    @property
+    def in_flight(self) -> int:
+        """RPCs running on any channel of this connection."""
+        wires = list(self.draining)
+        if self.binding is not None and self.binding.wire not in wires:
+            wires.append(self.binding.wire)  # in both places from its failure to the swap
+        return sum(wire.in_flight for wire in wires)
+
+    def generation_of(self, binding: Binding) -> int:
+        """Generation of an RPC on ``binding``; -1, older than any, if a give_up replaced its
+        channel: the channel that was kept then has the same number."""
+        mine = self.binding
+        if mine is not None and mine.wire is not binding.wire:
+            return -1 if binding.generation == self.generation else binding.generation
+        return binding.generation
+
+    def idle_for(self, now: float) -> float:
+        """Seconds since the last RPC or checkout; 0 while an RPC runs."""
+        if self.binding is not None and self.binding.wire.in_flight > 0:
+            return 0.0
+        return max(0.0, now - self.last_used_at)
+
+    def idle_too_long(self, now: float) -> bool:
+        """Longer than ``idle_threshold``?"""
+        threshold = self.policy.idle_threshold
+        return threshold is not None and self.idle_for(now) > threshold
+
+    def stale(self, now: float) -> bool:
+        """Used longer ago than ``idle_limit``: is the strategy to be asked before it is used?"""
+        return self.strict or self.idle_too_long(now)
+
+    def channel_age(self, now: float) -> float:
+        """Seconds since the current channel was opened."""
+        return now - self.binding.wire.opened_at if self.binding is not None else 0.0
+
+    def linger_due(self) -> float | None:
+        """When an unused connection may be closed (monotonic seconds); None: not as it is."""
+        linger = self.policy.linger
+        if linger is None or self.leases.held or self.flight is not None or self.in_flight:
+            return None
+        return max(self.leases.unheld_since, self.last_rpc_ended) + linger
+
+    def guard_held(self, facts: Facts) -> bool:
+        return bool(self.leases.held)
+
+    def guard_dedicated(self, facts: Facts) -> bool:
+        return self.dedicated
+
+    def guard_validated(self, facts: Facts) -> bool:
+        return self.validated
+
+    def guard_suspect(self, facts: Facts) -> bool:
+        return self.suspect
+
+    def guard_same_flight(self, facts: Facts) -> bool:
+        return self.flight is not None and self.flight.number == facts.flight
+
+    def guard_same_generation(self, facts: Facts) -> bool:
+        return facts.generation is None or facts.generation == self.generation
+
+    def guard_has_channel(self, facts: Facts) -> bool:
+        return self.has_channel
+
+    def guard_silent_since(self, facts: Facts) -> bool:
+        return self.last_success < facts.started
+
+    def guard_budget_left(self, facts: Facts) -> bool:
+        return self.flight is not None and facts.now < self.flight.deadline
+
+    def guard_permanent(self, facts: Facts) -> bool:
+        return facts.error is not None and classify(facts.error) is Failure.PERMANENT
+
+    def guard_may_stand_down(self, facts: Facts) -> bool:
+        return facts.unchanged or (self.flight is not None and not self.flight.mandatory)
+
+    # -- RPCs ------------------------------------------------------------------------------
+
+    def enter(self, rpc: Rpc, now: float, *, trusted: bool = False) -> Binding | None:
+        """Count ``rpc`` in on the current channel; None if the caller must acquire or wait.
+
+        ``trusted``: the caller has just seen a flight land, however short ``idle_threshold`` is.
+        """
+        binding = self.binding
+        if binding is None:
+            return None
+        if not trusted and now - self.last_used_at > self.idle_limit and self.stale(now):
+            return None
+        state = self.state
+        if state is State.ACTIVE or (state is State.IDLE and self.validated):
+            self.last_used_at = now
+            return binding if binding.wire.enter(rpc) else None
+        if state is State.RECOVERING:
+            flight = self.flight
+            if flight is not None and not flight.mandatory and binding.wire.enter(rpc):
+                self.last_used_at = now
+                return binding
+        return None
+
+    def succeeded(self, generation: int, now: float) -> bool:
+        """An RPC of ``generation`` was answered. True if the table wants to hear of it."""
+        self.last_used_at = self.last_rpc_ended = now
+        if generation != self.generation:
+            return False
+        self.last_success = now
+        if self.outage is not None:
+            with self.lock, self.section:
+                if generation == self.generation and self.flight is None:
+                    self.outage = None
+        return self.state is State.IDLE and bool(self.leases.held)
+
+    def ended(self, now: float) -> None:
+        """An RPC ended in any other way."""
+        self.last_used_at = self.last_rpc_ended = now
+
+    def drained(self, wire: Wire) -> None:
+        """A retired channel is closed: forget it."""
+        # The RPC that ends last and the end of drain_timeout may meet here.
+        with self.lock, self.section:
+            self.draining = [each for each in self.draining if each is not wire]
+
+    def touch(self) -> None:
+        """A checkout was served: a use, like an RPC."""
+        self.last_used_at = self.seams.clock()
+
+    # -- flights ---------------------------------------------------------------------------
+
+    def join(
+        self, flight: Flight, wake: Callable[[], None], until: float, *, leads: bool = False
+    ) -> bool:
+        """Wait with ``flight``: call ``wake`` once it has ended. False if it has already."""
+        with self.lock, self.section:
+            if flight.outcome is not None:
+                return False
+            if leads:
+                flight.nudge = wake
+            flight.waiters.append(wake)
+            flight.patience = max(flight.patience, until)
+            return True
+
+    def leave(self, flight: Flight, wake: Callable[[], None]) -> bool:
+        """Stop waiting. True if the flight has nobody left who waits for it."""
+        with self.lock, self.section:
+            if wake in flight.waiters:
+                flight.waiters.remove(wake)
+            return flight.outcome is None and not flight.waiters
+
+    def lead(self, flight: Flight, leader: object) -> bool:
+        """Make ``leader`` lead ``flight``. False if it is over, or led by somebody else."""
+        with self.lock, self.section:
+            if flight.leader is not None or flight.outcome is not None:
+                return False
+            flight.leader = leader
+            return True
+
+    def offer(self, flight: Flight, wire: Wire) -> bool:
+        """Make ``wire`` the flight's candidate. False if the flight is over: close it."""
+        with self.lock, self.section:
+            if self.flight is not flight:
+                return False
+            if self.outage is not None:
+                self.outage.channels += 1
+            flight.refresh = False
+            flight.candidate = wire
+            return True
+
+    def withdraw(self, flight: Flight) -> StepResult:
+        """Take the flight's candidate away. Returns what is to be closed, now or when drained."""
+        with self.lock, self.section:
+            self.result = StepResult()
+            wire, flight.candidate = flight.candidate, None
+            if wire is not None:
+                self._retire(wire)
+            return self.result
+
+    def recall(self) -> StepResult:
+        """Take a channel away that still connects: the leader of its flight makes another one."""
+        check_outside()
+        with self.lock, self.section:
+            self.result = StepResult()
+            flight = self.flight
+            if flight is not None and flight.candidate is not None:
+                self._take_away(flight.candidate)
+                if flight.candidate.recalled:
+                    flight.candidate = None
+            return self.result
+
+    def redirect(self) -> StepResult:
+        """The target has moved: take away what a flight asks elsewhere. Its leader starts anew.
+
+        Twice does no harm, and whoever was interrupted has to do it again.
+        """
+        check_outside()
+        with self.lock, self.section:
+            self.result = StepResult()
+            flight = self.flight
+            wires = (flight.candidate, flight.standby) if flight is not None else ()
+            for wire in wires:
+                if wire is not None and self.strategy.misdirected(wire.address):
+                    assert flight is not None
+                    self._take_away(wire)
+                    flight.not_before = flight.began
+                    if flight.nudge is not None:
+                        self.result.wakes.append(flight.nudge)
+            return self.result
+
+    def _take_away(self, wire: Wire) -> None:
+        if not wire.validated:  # else it has answered, and its leader is about to say so
+            wire.recalled = True
+            self._retire(wire)
+
+    def vouch(self, wire: Wire) -> bool:
+        """The channel that a flight asked has answered. False if it was taken away meanwhile."""
+        with self.lock, self.section:
+            wire.validated = True
+            return not wire.recalled
+
+    def drop_standby(self, flight: Flight) -> StepResult:
+        """The channel that failed is of no use: retire it."""
+        with self.lock, self.section:
+            self.result = StepResult()
+            wire, flight.standby = flight.standby, None
+            if wire is not None and self.flight is flight:
+                self._retire(wire)
+            return self.result
+
+    # -- the step --------------------------------------------------------------------------
+
+    def step(self, trigger: Trigger, facts: Facts, result: StepResult | None = None) -> StepResult:
+        """Decide, and leave what is to be done in ``result``. Nothing here waits.
+
+        It happens as a whole or not at all, whatever is raised in the middle of it: a signal
+        handler may do that at any bytecode. Raises Reentered if this thread is inside a critical
+        section of any connection (a finalizer ran there), ConnectionClosed for a failure of a
+        closed connection.
+        """
+        check_outside()
+        result = StepResult() if result is None else result
+        with self.lock, self.section:
+            before = _Snapshot(self)
+            try:
+                self._decide(trigger, facts, result)
+                self._tell(result.emission)
+            except BaseException as error:
+                if not result.decided:
+                    before.restore()
+                    result.clear()
+                    if isinstance(error, LifecycleError):
+                        raise  # the answer of the table or of a strategy
+                    try:  # what came from outside does not come again
+                        self._decide(trigger, facts, result)
+                    except BaseException:
+                        before.restore()
+                        result.clear()
+                        raise
+                self._tell(result.emission)
+                raise
+        return result
+
+    def _tell(self, emission: Emission | None) -> None:
+        if emission is not None:
+            self.audit.queue(emission)  # no reader takes one twice
+
+    def _decide(self, trigger: Trigger, facts: Facts, result: StepResult) -> None:
+        source, self.result = self.state, result
+        refused = (source, trigger) in REFUSED
+        flight = self.flight
+        moved = fire(self, trigger, facts)
+        if moved:
+            if trigger is Trigger.FORKED:
+                self.id, self.seq = uuid.uuid4().hex[:16], 0
+            self.seq += 1
+        elif trigger is Trigger.FAIL:
+            self._press_optional(facts)
+        elif trigger is Trigger.DOUBT and source is State.IDLE:
+            doubtful = self.guard_same_generation(facts) and self.guard_silent_since(facts)
+            self.suspect = self.suspect or doubtful
+        if moved or refused:
+            result.emission = record_step(
+                self, source, trigger, facts, self.flight or flight, moved, result.alarm
+            )
+        if moved:
+            self.state_since = facts.now
+        result.moved = moved
+        result.decided = True
+
+    def _press_optional(self, facts: Facts) -> None:
+        """A failure during reroute or recycle: the flight becomes mandatory."""
+        flight = self.flight
+        if (
+            self.state is State.RECOVERING
+            and flight is not None
+            and not flight.mandatory
+            and self.guard_same_generation(facts)
+            and self.strategy.may_recover(self, facts)
+        ):
+            self.make_mandatory(flight, facts)
+
+    def entered(self, facts: Facts) -> None:
+        """PROBING, RECOVERING or CLOSED was entered: ask the strategy for the effect."""
+        if self.state is State.CLOSED:
+            self._shut(facts)
+            return
+        flight = self.flight
+        assert flight is not None, "the row's action has begun it"
+        ask = self.strategy.on_recovering
+        if self.state is State.PROBING:
+            ask = self.strategy.on_probing
+        try:
+            flight.plan = ask(self, facts)
+        except Exception as error:  # a strategy's fault fails the flight, not the engine
+            flight.plan = Broken(error)
+
+    def _shut(self, facts: Facts) -> None:
+        self.closed_by = self.row.trigger if self.row is not None else None
+        flight = self.flight
+        wires = list(self.draining)
+        if self.binding is not None:
+            wires.append(self.binding.wire)
+        if flight is not None:
+            if flight.candidate is not None:
+                wires.append(flight.candidate)
+            flight.candidate = None
+            self._end(Outcome.CLOSED)
+        self.draining = []
+        self.result.closing = wires
+        try:
+            effect = self.strategy.on_closed(self, facts)
+        except Exception as error:  # whoever waits has to wake, whatever the strategy does
+            self.last_error = kept(error)
+            return
+        if isinstance(effect, Dispose):
+            self.result.locator = effect.locator
+
+    def report_creation(self) -> None:
+        """Put on record (``connection.created``, seq 0) that it is pooled: before all else."""
+        self._tell(record_creation(self))
+
+    def report_wait(self, news: str, reason: str, code: str | None, seconds: float) -> None:
+        """Put on record that calls wait for a collection, or waited ``seconds`` for it."""
+        with self.lock, self.section:
+            self._tell(record_wait(self, news, reason, code, seconds))
+        self.audit.serve()
+
+    def connecting(self) -> bool:
+        """Is a first connect in flight that may fail at the first refusal?"""
+        flight = self.flight
+        first = flight is not None and flight.kind is FlightKind.CONNECT and not self.validated
+        return first and not self.was_good
+
+    # -- actions ---------------------------------------------------------------------------
+
+    def action_begin_probe(self, row: Row, facts: Facts) -> None:
+        kind = FlightKind.PROBE if self.has_channel else FlightKind.CONNECT
+        limit = self.policy.connect_timeout
+        if kind is FlightKind.PROBE:
+            limit = self.policy.probe_timeout
+        flight = self._begin(kind, row.trigger, facts.now, facts.now + limit)
+        if facts.until is not None:
+            # The caller joins a moment later; its leader may be on its way by then.
+            flight.patience = max(flight.patience, facts.until)
+
+    def action_begin_recovery(self, row: Row, facts: Facts) -> None:
+        now, budget = facts.now, self.policy.recovery_budget
+        flight = self._begin(FlightKind.RECOVERY, row.trigger, now, now + budget)
+        # Without a channel (its last recovery was abandoned) nothing serves while it moves.
+        failed = row.trigger in (Trigger.FAIL, Trigger.PROBE_FAILED)
+        flight.mandatory = failed or not self.has_channel
+        if flight.mandatory:
+            self.make_mandatory(flight, facts)
+        if failed and self.outage is not None and self.outage.flaps == 1:
+            self._alarm()
+
+    def make_mandatory(self, flight: Flight, facts: Facts) -> None:
+        """The current channel failed: the flight is now all that stands between it and RPCs."""
+        flight.mandatory = True
+        self.failures += 1
+        flight.error = kept(facts.error) or self.last_error
+        self.last_error = flight.error
+        outage = self._outage(facts.now)
+        if outage.budget_from is None:
+            outage.budget_from = facts.now
+        flight.deadline = outage.budget_from + self.policy.recovery_budget
+        if outage.flaps:
+            age = facts.now - outage.began
+            flight.not_before = facts.now + self.policy.gap(outage.flaps, age, self.seams.chance)
+        binding = self.binding
+        assert binding is not None, "a validated connection has a channel, if only a closed one"
+        if flight.candidate is not None:
+            self._retire_current()
+        elif binding.identifier is None or outage.channels >= CHANNELS_PER_OUTAGE:
+            # Never validated (kept by a give_up), or channels are spent: validate this one anew.
+            binding.wire.demote()
+            flight.candidate = binding.wire
+        elif self.strategy.keeps_current:
+            binding.wire.demote()
+            flight.standby = binding.wire
+        else:
+            self._retire_current()
+
+    def action_bind(self, row: Row, facts: Facts) -> None:
+        """Swap the validated channel in. One reference changes: RPCs see all of it or nothing."""
+        self.suspect = False
+        self.last_used_at = max(self.last_used_at, facts.now)
+        if facts.wire is not None:
+            if self.binding is not None and self.binding.wire is not facts.wire:
+                self._retire_current()
+            self.generation += 1
+            facts.wire.promote()
+            version = facts.located.version if facts.located is not None else None
+            self.binding = Binding(self.generation, facts.wire, facts.identifier, version)
+            self.strategy.committed(self, facts.located)
+            if self.flight is not None and self.flight.candidate is facts.wire:
+                self.flight.candidate = None
+        self.validated = True
+        if row.trigger is Trigger.RECOVERED:
+            self.recoveries += 1
+
+    def action_count_attempt(self, row: Row, facts: Facts) -> None:
+        flight = self.flight
+        assert flight is not None, "its rows ask for same_flight"
+        flight.attempts += 1
+        flight.error = kept(facts.error) or flight.error
+        self.last_error = flight.error
+        if self.outage is not None:
+            self.outage.attempts += 1
+
+    def action_keep_candidate(self, row: Row, facts: Facts) -> None:
+        """A channel that goes on reconnecting by itself serves better than none."""
+        flight = self.flight
+        if flight is None or flight.candidate is None:
+            self.action_keep_standby(row, facts)
+            return
+        if not flight.mandatory:
+            self.action_drop_candidate(row, facts)
+            return
+        wire, flight.candidate = flight.candidate, None
+        wire.promote()
+        self.binding = Binding(self.generation, wire, None)
+
+    def action_drop_candidate(self, row: Row, facts: Facts) -> None:
+        flight = self.flight
+        if flight is not None and flight.candidate is not None:
+            self._retire(flight.candidate)
+            flight.candidate = None
+
+    def action_keep_standby(self, row: Row, facts: Facts) -> None:
+        """The channel that failed goes on serving: it answers, or there is no other."""
+        flight = self.flight
+        if flight is not None and flight.standby is not None:
+            flight.standby.promote()
+            flight.standby = None
+
+    def action_become_suspect(self, row: Row, facts: Facts) -> None:
+        self.suspect = True
+        if self.outage is not None:
+            self.outage.budget_from = None
+        if row.trigger is Trigger.GIVE_UP:
+            self._alarm()
+
+    def action_clear_suspicion(self, row: Row, facts: Facts) -> None:
+        self.suspect = False
+
+    def action_end_flight(self, row: Row, facts: Facts) -> None:
+        flight = self.flight
+        if flight is None:
+            return
+        flight.error = kept(facts.error) or flight.error
+        self.last_error = flight.error or self.last_error
+        if row.trigger is Trigger.PROBE_FAILED:
+            over = row.dest is State.CLOSED
+            outcome = Outcome.FAILED if over else Outcome.SUPERSEDED
+        else:
+            outcome = _OUTCOMES[row.trigger]
+        self._end(outcome)
+
+    def action_forget_parent(self, row: Row, facts: Facts) -> None:
+        """The parent's sockets belong to the parent: keep the objects, touch nothing."""
+        from ..fork import leak
+
+        flight, self.flight = self.flight, None
+        leak(self.binding, self.draining, flight)
+        self.binding = None
+        self.draining = []
+        self.outage = None
+        self.was_good = self.was_good or self.validated
+        self.validated = False
+        self.suspect = False
+
+    # -- helpers ---------------------------------------------------------------------------
+
+    def _begin(self, kind: FlightKind, cause: Trigger, now: float, deadline: float) -> Flight:
+        self.flights += 1
+        self.flight = Flight(self.flights, kind, cause, now, deadline)
+        self.result.launch = self.flight
+        return self.flight
+
+    def _end(self, outcome: Outcome) -> None:
+        flight, self.flight = self.flight, None
+        assert flight is not None, "whoever ends a flight has seen it"
+        flight.outcome = outcome
+        self.last_error = flight.error or self.last_error
+        self.result.wakes.extend(flight.waiters)
+        flight.waiters = []
+        if flight.candidate is not None:
+            self._retire(flight.candidate)
+            flight.candidate = None
+
+    def _outage(self, now: float) -> Outage:
+        """The outage that this failure belongs to: the one under way, or a new one."""
+        if self.outage is None:
+            self.outage = Outage(now, self.generation)
+        elif self.generation > self.outage.generation:
+            self.outage.generation = self.generation
+            self.outage.flaps += 1
+        return self.outage
+
+    def _alarm(self) -> None:
+        """The outage takes a turn that people should notice: the first of its kind does."""
+        self.result.alarm = self.outage is None or not self.outage.noticed
+        if self.outage is not None:
+            self.outage.noticed = True
+
+    def _retire_current(self) -> None:
+        assert self.binding is not None, "whoever replaces a channel has seen it"
+        self._retire(self.binding.wire)
+
+    def _retire(self, wire: Wire) -> None:
+        """Close the channel once nothing runs on it any more: now, or when it has drained."""
+        wire.retire()
+        self.result.retired.append(wire)
+        if wire.in_flight and wire not in self.draining:
+            self.draining = [*self.draining, wire]
+
+
+check_names(Lifecycle, ConnectionStrategy)
+
+#: what was there before and is not stepped; the row and the result are a step's own
+_NOT_STEPPED = (
+    *("audit", "config", "created_at", "idle_limit", "leases", "lock", "policy", "result", "row"),
+    *("expiry_planned", "recycle_planned", "refresh_planned", "seams", "section", "strict"),
+)
+_PARTS: tuple[tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]], ...] = tuple(
+    (names, attrgetter(*names))
+    for names in (
+        tuple(name for name in Lifecycle.__slots__ if name not in _NOT_STEPPED),
+        Flight.__slots__,
+        Outage.__slots__,
+    )
+)
