@@ -24,7 +24,7 @@ from milvus_lifecycle.demo.child import Workload
 from milvus_lifecycle.demo.figures import Move, Outage, Seen, find_landing
 from milvus_lifecycle.demo.program import create_collection, read_ids
 from milvus_lifecycle.demo.screen import View
-from milvus_lifecycle.demo.servers import Knock, MilvusLite, TopologyService
+from milvus_lifecycle.demo.servers import MilvusLite, TopologyService
 from milvus_lifecycle.demo.workload import describe_error
 
 #: Seconds of regular work before a kill, whose rate is measured; and between two moves.
@@ -126,26 +126,23 @@ class Session:
         """Wait for some seconds."""
         self.wait_until(lambda: False, seconds, status)
 
-    def wait_until_listening(self, server: MilvusLite, knock: Knock) -> float:
+    def wait_until_listening(self, server: MilvusLite) -> float:
         """Wait until a server that was started listens; returns since when."""
-        if not self.wait_until(
-            lambda: knock.listens_at is not None, _START_LIMIT, "a server starts"
-        ):
-            raise server.fail(
-                f"Milvus Lite did not listen on {server.uri} within {_START_LIMIT:.0f} s"
-            )
+        status = "a server starts"
+        if not self.wait_until(lambda: server.listens_at is not None, _START_LIMIT, status):
+            limit = f"within {_START_LIMIT:.0f} s"
+            raise server.fail(f"Milvus Lite did not listen on {server.uri} {limit}")
         # A process that lost the port to another may die after something answered on it.
         server.check()
-        assert knock.listens_at is not None  # wait_until said so
-        return knock.listens_at
+        assert server.listens_at is not None  # wait_until said so
+        return server.listens_at
 
     def start_servers(self) -> None:
         """Start every server and wait until each listens."""
         for server in self.servers:
             server.start()
         for server in self.servers:
-            with Knock(server.port) as knock:
-                self.wait_until_listening(server, knock)
+            self.wait_until_listening(server)
             self.view.say(f"Milvus Lite listens on {server.uri}")
 
     def begin_work(self, uri: str) -> float:
@@ -173,13 +170,11 @@ class Session:
 
     def expect_answers(self, since: float, limit: float) -> None:
         """Give every worker time for a good call that ended after `since`, and say who had one."""
-        answered = self._wait_for_answers(
-            since, limit, "waiting for every worker's first good call"
-        )
-        who = (
-            "every worker is answered again" if answered else "some workers are still not answered"
-        )
-        self.view.say(who)
+        status = "waiting for every worker's first good call"
+        if self._wait_for_answers(since, limit, status):
+            self.view.say("every worker is answered again")
+        else:
+            self.view.say("some workers are still not answered")
 
     def end_work(self, began: float) -> Seen:
         """Let the program end, and its process; returns what it reported."""
@@ -219,12 +214,9 @@ def _play_outage(session: Session, length: float) -> Outage:
     (server,) = session.servers
     frozen_at, killed_at = session.kill_under_load(server)
     session.view.say(f"server killed (SIGKILL) under {session.workers} workers, for {length:g} s")
-    with Knock(server.port) as knock:
-        session.wait(length, "the server is down")
-        if knock.listens_at is not None:
-            raise DemoError(f"something else listens on {server.uri}, which was the server's")
-        server.start()
-        listens_at = session.wait_until_listening(server, knock)
+    session.wait(length, "the server is down")
+    server.start()
+    listens_at = session.wait_until_listening(server)
     session.view.say(f"server listens again, {listens_at - killed_at:.2f} s after the kill")
     session.expect_answers(listens_at, _RETURN_LIMIT + length)
     session.wait(STEADY_S, "regular work")
@@ -290,8 +282,7 @@ def _lose(
     session.expect_answers(named_at, _RETURN_LIMIT)
     old.start()
     began = time.monotonic()
-    with Knock(old.port) as knock:
-        listens_at = session.wait_until_listening(old, knock)
+    listens_at = session.wait_until_listening(old)
     view.say(f"{old.uri} is back as a secondary after {listens_at - began:.1f} s")
     session.wait(_SETTLE_S, "regular work")
     return Move("death", old.address, new.address, service.version, named_at, killed_at)

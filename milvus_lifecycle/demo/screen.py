@@ -178,9 +178,9 @@ def print_summary(console: Console, runs: Sequence[Run], worker_name: str) -> No
         if run.figures.too_slow:
             say(
                 run,
-                f"[yellow]a {worker_name} started fewer than {RATE_LIMIT:.0f} calls a second while the "
-                f"server answered: try fewer {worker_name}s (--threads) or a machine with less "
-                "else to do[/yellow]",
+                f"[yellow]a {worker_name} started fewer than {RATE_LIMIT:.0f} calls a second "
+                f"while the server answered: try fewer {worker_name}s (--threads) or a machine "
+                "with less else to do[/yellow]",
             )
         faults = run.figures.faults
         say(run, _mark(escape("; ".join(faults) or _praise(run.figures)), not faults))

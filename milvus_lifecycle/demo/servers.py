@@ -24,7 +24,6 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import final
 
 from milvus_lifecycle.demo import DemoError
 from milvus_lifecycle.demo.child import describe_tail
@@ -33,7 +32,7 @@ HOST = "127.0.0.1"
 
 _REAP_LIMIT = 10.0
 
-#: Seconds between two attempts of a Knock: how late it can see that the port listens.
+#: Seconds between two attempts to connect: how late a server can be seen to listen.
 _KNOCK_GAP = 0.005
 
 #: The host makes the endpoint a global cluster; the workload resolves it.
@@ -56,6 +55,8 @@ class MilvusLite:
         self._durable = durable
         self._log = folder / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
+        #: time.monotonic() just before the first connect that was accepted; None until then.
+        self.listens_at: float | None = None
         self._holder = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         self._holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         self._holder.bind((HOST, 0))
@@ -65,7 +66,9 @@ class MilvusLite:
         self.uri = f"http://{self.address}"
 
     def start(self) -> None:
-        """Start the process; it listens some time later. Raises DemoError."""
+        """Start the process; `listens_at` tells when it listens. Raises DemoError."""
+        if self._accepts():
+            raise DemoError(f"something else listens on {self.uri}, which was the server's")
         command = [sys.executable, "-m", "milvus_lite", "server"]
         command += ["--data-dir", str(self._folder / "data")]
         command += ["--host", HOST, "--port", str(self.port)]
@@ -81,6 +84,9 @@ class MilvusLite:
                 )
         except OSError as error:
             raise DemoError(f"Milvus Lite could not be started: {error}") from error
+        self.listens_at = None
+        # In a thread, so that nothing that the demo does meanwhile can make it late.
+        threading.Thread(target=self._knock, name="demo-knock", daemon=True).start()
 
     def check(self) -> None:
         """Raise DemoError, with the end of its log, if the process ended by itself."""
@@ -115,6 +121,21 @@ class MilvusLite:
         finally:
             self._holder.close()
 
+    def _knock(self) -> None:
+        """Connect until it is accepted. No client of any kind: it sends nothing, and hangs up."""
+        while self._process is not None:
+            began = time.monotonic()
+            if self._accepts():
+                self.listens_at = began
+                return
+            time.sleep(_KNOCK_GAP)
+
+    def _accepts(self) -> bool:
+        with contextlib.suppress(OSError):
+            socket.create_connection((HOST, self.port), timeout=1.0).close()
+            return True
+        return False
+
     def _signal(self, signum: int) -> float:
         now = time.monotonic()
         # A group that ended by itself has nobody left to signal; `wait` reaps its leader.
@@ -122,41 +143,6 @@ class MilvusLite:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signum)
         return now
-
-
-@final
-class Knock:
-    """Connects to a port every few milliseconds until it is accepted, with sockets of its own.
-
-    No client of any kind: it sends nothing and hangs up at once. It runs in a thread so that
-    nothing that the demo does meanwhile can make it late.
-    """
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="demo-knock", daemon=True)
-        #: time.monotonic() just before the connect that was accepted; None until then.
-        self.listens_at: float | None = None
-
-    def __enter__(self) -> Knock:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stopped.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stopped.is_set():
-            began = time.monotonic()
-            try:
-                socket.create_connection((HOST, self._port), timeout=1.0).close()
-            except OSError:
-                self._stopped.wait(_KNOCK_GAP)
-            else:
-                self.listens_at = began
-                return
 
 
 class TopologyService(http.server.ThreadingHTTPServer):

@@ -40,17 +40,8 @@ import grpc.aio
 
 #: Fields of a TransitionRecord that the demo shows.
 RECORD_FIELDS = (
-    "event",
-    "connection_id",
-    "address",
-    "trigger",
-    "source",
-    "dest",
-    "reason",
-    "error_code",
-    "generation",
-    "attempt",
-    "clients",
+    *("event", "connection_id", "address", "trigger", "source", "dest", "reason"),
+    *("error_code", "generation", "attempt", "clients"),
 )
 
 #: How often (seconds) a failover's program refreshes the topology, on either manager; the default
