@@ -130,7 +130,8 @@ class View:
         return Group(self._build_connections(), counts) if heard.calls else counts
 
     def _build_connections(self) -> Table:
-        table = Table(title="connections", title_justify="left")
+        # No lines: seven columns of the longest address, state and step have room in 80.
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
         for heading in ("id", "address", "state", "generation", "attempt", "clients", "last step"):
             table.add_column(heading)
         for name, record in list(self._connections.items())[-_CONNECTIONS_SHOWN:]:

@@ -65,7 +65,7 @@ class Tally:
     def __init__(self, stream: TextIO) -> None:
         self.stop = threading.Event()
         self._open: dict[int, tuple[str, float]] = {}
-        self._stream = stream
+        self.stream = stream
         self._messages: queue.SimpleQueue[dict[str, object]] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._write, name="demo-tally", daemon=True)
@@ -115,8 +115,8 @@ class Tally:
 
     def _flush(self) -> None:
         while not self._messages.empty():
-            self._stream.write(json.dumps(self._messages.get()) + "\n")
-        self._stream.flush()
+            self.stream.write(json.dumps(self._messages.get()) + "\n")
+        self.stream.flush()
 
 
 def _plain(value: object) -> object:
