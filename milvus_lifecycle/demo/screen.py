@@ -131,9 +131,14 @@ class View:
 
     def _build_connections(self) -> Table:
         # No lines: seven columns of the longest address, state and step have room in 80.
-        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-        for heading in ("id", "address", "state", "generation", "attempt", "clients", "last step"):
-            table.add_column(heading)
+        table = Table(
+            *("id", "address", "state", "generation", "attempt", "clients", "last step"),
+            title="connections",
+            title_justify="left",
+            box=None,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+        )
         for name, record in list(self._connections.items())[-_CONNECTIONS_SHOWN:]:
             numbers = (record[key] for key in ("generation", "attempt", "clients"))
             table.add_row(
