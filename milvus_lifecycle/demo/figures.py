@@ -11,8 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from milvus_lifecycle.demo.program import first_id
-
 #: What the engine promises for an outage of up to 10 s (design, section 5).
 FIRST_GOOD_LIMIT_S = 0.5
 CHANNEL_LIMIT = 12
@@ -106,8 +104,9 @@ class Write:
 class Seen:
     """All that was seen in one run. `began` and `ended` bound the time of regular work.
 
-    In a failover `contents` has the ids in each server's database at the end (address -> ids), and
-    `served` when each version of the topology was first sent to a client. `clean_exit`: the
+    In a failover `contents` has the ids in each server's database at the end (address -> ids),
+    `first_ids` each worker's first one, and `served` when each version of the topology was first
+    sent to a client. `clean_exit`: the
     program's process ended by itself.
     """
 
@@ -120,6 +119,7 @@ class Seen:
     outages: Sequence[Outage] = ()
     moves: Sequence[Move] = ()
     contents: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    first_ids: Mapping[int, int] = field(default_factory=dict)
     served: Mapping[int, float | None] = field(default_factory=dict)
     clean_exit: bool = True
 
@@ -277,7 +277,7 @@ def take_figures(seen: Seen) -> Figures:
         for record in seen.records
         if record["event"] == "connection.transition"
     )
-    writes = list_writes(seen.calls)
+    writes = list_writes(seen.calls, seen.first_ids) if seen.moves else []
     return Figures(
         workers=seen.workers,
         calls=len(seen.calls),
@@ -298,7 +298,7 @@ def take_figures(seen: Seen) -> Figures:
             _take_move(seen, writes, number, failures[number + 1], channels[number + 1])
             for number in range(len(seen.moves))
         ],
-        placement=check_placement(writes, seen) if seen.contents else None,
+        placement=check_placement(writes, seen) if seen.moves else None,
         clean_exit=seen.clean_exit,
     )
 
@@ -421,16 +421,14 @@ def find_landing(records: Iterable[Record], move: Move) -> float | None:
     return max(times) if times and len(times) == len(landed) else None
 
 
-def list_writes(calls: Iterable[Call]) -> list[Write]:
+def list_writes(calls: Iterable[Call], first_ids: Mapping[int, int]) -> list[Write]:
     """The acknowledged inserts. A worker's n-th insert has its first id + n (n from 0)."""
-    writes = []
-    numbers: Counter[int] = Counter()
+    writes, ids = [], dict(first_ids)
     for call in sorted(calls, key=lambda call: call.start):
         if call.operation == "insert":
             if call.error is None and call.end is not None:
-                row = first_id(call.worker) + numbers[call.worker]
-                writes.append(Write(row, call.start, call.end))
-            numbers[call.worker] += 1
+                writes.append(Write(ids[call.worker], call.start, call.end))
+            ids[call.worker] += 1
     return writes
 
 

@@ -25,7 +25,6 @@ from milvus_lifecycle.demo.figures import (
 from milvus_lifecycle.demo.scenarios import Session, Signals, play_failovers, play_outages
 from milvus_lifecycle.demo.screen import View, print_summary
 from milvus_lifecycle.demo.servers import HOST, MilvusLite
-from milvus_lifecycle.demo.workload import silence
 
 _JSON_SCHEMA = 1
 
@@ -55,7 +54,6 @@ def play_demo(options: Options, console: Console, signals: Signals) -> bool:
     began = time.monotonic()
     # The servers are on this machine. (gRPC reads the lower-case name.)
     os.environ["no_grpc_proxy"] = HOST  # noqa: SIM112
-    silence("pymilvus")
     # pymilvus second: the demo is about the engine, and what it proves is known early.
     kinds = [False, True] if options.compare else [False]
     view = View(console)

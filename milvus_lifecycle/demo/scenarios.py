@@ -22,10 +22,8 @@ from typing import final
 from milvus_lifecycle.demo import DemoError, Interrupted
 from milvus_lifecycle.demo.child import Workload
 from milvus_lifecycle.demo.figures import Move, Outage, Seen, find_landing
-from milvus_lifecycle.demo.program import create_collection, read_ids
 from milvus_lifecycle.demo.screen import View
 from milvus_lifecycle.demo.servers import MilvusLite, TopologyService
-from milvus_lifecycle.demo.workload import describe_error
 
 #: Seconds of regular work before a kill, whose rate is measured; and between two moves.
 STEADY_S = 2.0
@@ -229,10 +227,13 @@ def play_failovers(session: Session, lengths: Sequence[float]) -> Seen:
     The length is the time in seconds from the death until the topology names the other server.
     Both databases are read afterwards.
     """
+    from milvus_lifecycle.demo import program, workload  # pymilvus is slow to import
+
+    workload.silence("pymilvus")
     first, second = session.servers
     with _explain("the collection could not be created"):
         for server in session.servers:
-            create_collection(server.uri)
+            program.create_collection(server.uri)
     moves = []
     with contextlib.closing(TopologyService([first.uri, second.uri])) as service:
         began = session.begin_work(service.uri)
@@ -240,13 +241,19 @@ def play_failovers(session: Session, lengths: Sequence[float]) -> Seen:
             moves.append(_switch(session, service, first, second))
             moves.append(_lose(session, service, second, first, length))
         seen = session.end_work(began)
-    served = {move.version: service.find_first_served(move.version) for move in moves}
     with _explain("a database could not be read"):
         contents = {
-            server.address: read_ids(server.uri, session.workers) for server in session.servers
+            server.address: program.read_ids(server.uri, session.workers)
+            for server in session.servers
         }
     session.view.say("both databases have been read")
-    return replace(seen, moves=moves, contents=contents, served=served)
+    return replace(
+        seen,
+        moves=moves,
+        contents=contents,
+        first_ids={worker: program.first_id(worker) for worker in range(session.workers)},
+        served={move.version: service.find_first_served(move.version) for move in moves},
+    )
 
 
 @contextlib.contextmanager
@@ -254,7 +261,7 @@ def _explain(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise DemoError(f"{what}: {describe_error(error)}") from error
+        raise DemoError(f"{what}: {error}") from error
 
 
 def _switch(session: Session, service: TopologyService, old: MilvusLite, new: MilvusLite) -> Move:

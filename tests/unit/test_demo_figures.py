@@ -24,7 +24,6 @@ from milvus_lifecycle.demo.figures import (
     list_writes,
     take_figures,
 )
-from milvus_lifecycle.demo.program import first_id
 
 # One outage of two workers: frozen at 10.9, killed at 11, listening again at 13.
 OUTAGE = Outage(asked=1.0, frozen_at=10.9, killed_at=11.0, listens_at=13.0)
@@ -232,8 +231,8 @@ def test_ids_follow_the_order_of_a_workers_inserts() -> None:
         Call(1, "insert", 1.0, 1.5, None),
         Call(1, "insert", 4.0, None, None),
     ]
-    writes = [(write.id, write.start) for write in list_writes(calls)]
-    assert writes == [(first_id(0), 1.0), (first_id(1), 1.0), (first_id(0) + 2, 3.0)]
+    writes = [(write.id, write.start) for write in list_writes(calls, {0: 1, 1: 100})]
+    assert writes == [(1, 1.0), (100, 1.0), (3, 3.0)]
 
 
 def test_a_move_has_landed_when_every_connection_has() -> None:
@@ -263,7 +262,7 @@ def test_the_figures_of_moves() -> None:
     ]
     contents = {A: frozenset({1, 3}), B: frozenset({2})}
     seen = Seen(1, 0.0, 30.0, calls, [0.5, 10.9, 19.96, 20.4], RECORDS, (), moves, contents)
-    figures = take_figures(replace(seen, served={2: 10.85, 3: 20.9}))
+    figures = take_figures(replace(seen, first_ids={0: 1}, served={2: 10.85, 3: 20.9}))
     switch, death = figures.moves
     assert (switch.moved_s, switch.late_writes) == (1.0, 1)
     assert switch.refreshed_s == pytest.approx(0.85)
