@@ -1,4 +1,4 @@
-"""The demo's end of the client program's process: starts it, hears it, asks it, ends it."""
+"""The demo's end of its processes, and of the client program's: starts, hears, asks, ends it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from milvus_lifecycle.demo import DemoError
 from milvus_lifecycle.demo.figures import Call
 
 _LOG_TAIL = 1500
-_REAP_LIMIT = 5.0
+_REAP_LIMIT = 10.0
 
 
 class Heard:
@@ -48,44 +49,87 @@ class Heard:
         return sum(1 for end in list(self.last_good.values()) if end >= moment)
 
 
-class Workload:
-    """The client program in a process and process group of its own; `arguments` are its own."""
+class Child:
+    """A process of the demo's: `python -m module`, from the same virtual environment.
+
+    It is in a process group of its own, so that Ctrl-C in the terminal does not reach it and all
+    of it can be ended at once. What it writes goes to a log.
+    """
+
+    def __init__(self, what: str, log: Path) -> None:
+        self._what = what
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def check(self) -> None:
+        """Raise DemoError, with the end of its output, if the process ended by itself."""
+        code = None if self._process is None else self._process.poll()
+        if code is not None:
+            raise self.fail(f"{self._what} ended by itself (exit code {code})")
+
+    def fail(self, what: str) -> DemoError:
+        """The error for what it did, with the end of its output."""
+        tail = ""
+        with contextlib.suppress(OSError):
+            tail = self._log.read_text(errors="replace")[-_LOG_TAIL:].strip()
+        more = f". The end of its output:\n{tail}" if tail else ", and it wrote nothing."
+        return DemoError(what + more)
+
+    def send(self, signum: int) -> float:
+        """Send a signal to all of it, if it is there; returns when (time.monotonic())."""
+        now = time.monotonic()
+        if self._process is not None and self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.killpg(self._process.pid, signum)
+        return now
+
+    def kill(self) -> float:
+        """SIGKILL it and wait until it is gone; returns when (time.monotonic())."""
+        moment = self.send(signal.SIGKILL)
+        if self._process is not None:
+            self._process.wait(_REAP_LIMIT)
+            self._process = None
+        return moment
+
+    def _start(self, module: str, arguments: Sequence[str], *, talks: bool) -> None:
+        """Start it; one that `talks` has pipes for stdin and stdout."""
+        try:
+            with self._log.open("ab") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", module, *arguments],
+                    stdin=subprocess.PIPE if talks else subprocess.DEVNULL,
+                    stdout=subprocess.PIPE if talks else log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise DemoError(f"{self._what} could not be started: {error}") from error
+
+
+class Workload(Child):
+    """The client program; `arguments` are its own."""
 
     def __init__(self, arguments: Sequence[str], log: Path) -> None:
+        super().__init__("the client program", log)
         self.heard = Heard()
         self._arguments = arguments
-        self._log = log
         self._answers: queue.SimpleQueue[list[Call]] = queue.SimpleQueue()
-        self._process: subprocess.Popen[bytes] | None = None
         self._thread = threading.Thread(target=self._hear, name="demo-hear", daemon=True)
 
     def start(self, uri: str) -> None:
         """Start the process on what its clients are to be given. Raises DemoError."""
-        command = [sys.executable, "-m", "milvus_lifecycle.demo.workload", "--uri", uri]
-        try:
-            with self._log.open("wb") as stderr:
-                self._process = subprocess.Popen(
-                    [*command, *self._arguments],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=stderr,
-                    start_new_session=True,
-                )
-        except OSError as error:
-            raise DemoError(f"the client program could not be started: {error}") from error
+        arguments = ["--uri", uri, *self._arguments]
+        self._start("milvus_lifecycle.demo.workload", arguments, talks=True)
         self._thread.start()
 
     def check(self) -> None:
-        """Raise DemoError, with the end of its output, if the process ended by itself."""
+        """Raise DemoError, with the last that it said, if the program ended by itself."""
+        if self.ended():
+            self._thread.join(_REAP_LIMIT)  # a last message may still be in the pipe
         if self.heard.fatal is not None:
             raise DemoError(f"the client program gave up: {self.heard.fatal}")
-        if self._process is None or self._process.poll() is None:
-            return
-        self._thread.join(_REAP_LIMIT)  # a last message may still be in the pipe
         if not self.heard.done:
-            code, tail = self._process.returncode, describe_tail(self._log)
-            why = self.heard.fatal or f"exit code {code}{tail}"
-            raise DemoError(f"the client program ended by itself: {why}")
+            super().check()
 
     def ask_in_flight(self, limit: float) -> list[Call]:
         """The calls in flight in the process now; empty if it does not answer within `limit` s."""
@@ -101,8 +145,8 @@ class Workload:
         self._ask("stop")
 
     def ended(self) -> bool:
-        """Whether there is no process, or no more."""
-        return self._process is None or self._process.poll() is not None
+        """Whether the process has ended."""
+        return self._process is not None and self._process.poll() is not None
 
     def close(self) -> bool:
         """End the process; True if it had ended by itself, with exit code 0."""
@@ -110,9 +154,7 @@ class Workload:
         if process is None:
             return False
         clean = process.poll() == 0
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(_REAP_LIMIT)
+        self.kill()
         self._thread.join(_REAP_LIMIT)
         for stream in (process.stdin, process.stdout):
             if stream is not None:
@@ -155,12 +197,3 @@ class Workload:
             for row in message["rows"]:
                 heard.add_call(row)
             heard.done = True
-
-
-def describe_tail(log: Path) -> str:
-    """The end of what a process wrote, to be put behind a sentence about it."""
-    with contextlib.suppress(OSError):
-        tail = log.read_text(errors="replace")[-_LOG_TAIL:].strip()
-        if tail:
-            return f". The end of its output:\n{tail}"
-    return ", and it wrote nothing."

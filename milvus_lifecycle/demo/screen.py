@@ -7,12 +7,12 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from milvus_lifecycle.demo.child import Heard
@@ -27,6 +27,11 @@ from milvus_lifecycle.demo.figures import (
     Placement,
     Run,
 )
+
+T = TypeVar("T")
+
+#: Rows of the summary: (label, what a run's part has in that row).
+Rows = Sequence[tuple[str, Callable[[T], str]]]
 
 _DRAWN_PER_SECOND = 10
 _CONNECTIONS_SHOWN = 12
@@ -174,7 +179,7 @@ def print_summary(console: Console, runs: Sequence[Run], worker_name: str) -> No
     def say(run: Run, text: str) -> None:
         console.print(f"[bold]{escape(run.title)}[/bold]: {text}", highlight=False, soft_wrap=True)
 
-    console.print(_Summary(runs, worker_name).table)
+    console.print(_build_summary(runs, worker_name))
     if any(run.figures.transitions_by_trigger for run in runs):
         console.print(_build_transitions(runs))
     for run in runs:
@@ -192,110 +197,102 @@ def print_summary(console: Console, runs: Sequence[Run], worker_name: str) -> No
         say(run, _mark(escape("; ".join(faults) or _praise(run.figures)), not faults))
 
 
-class _Summary:
+def _build_summary(runs: Sequence[Run], worker: str) -> Table:
     """One table of figures with a column per run."""
-
-    def __init__(self, runs: Sequence[Run], worker_name: str) -> None:
-        self._runs = runs
-        self._worker_name = worker_name
-        self.table = Table(title="summary", title_justify="left")
-        self.table.add_column("", overflow="fold")
-        for run in runs:
-            self.table.add_column(run.title, justify="right")
-        self._add_totals()
-        first = runs[0].figures
-        for number, outage in enumerate(first.outages):
-            self._add_heading(
-                f"outage {number + 1}", f"killed, started again after {outage.asked_s:g} s"
-            )
-            self._add_outage(number)
-        for number, move in enumerate(first.moves):
-            self._add_heading(f"move {number + 1}", _MOVES[move.kind])
-            self._add_move(number, move.kind)
-        if first.placement is not None:
-            self.table.add_section()
-            self._add_placement()
-
-    def _add_heading(self, name: str, text: str) -> None:
-        self.table.add_section()
-        self.table.add_row(f"[bold]{name}[/bold]: {text}")
-
-    def _add(self, label: str, cell: Callable[[Figures], str]) -> None:
-        self.table.add_row(label, *(cell(run.figures) for run in self._runs))
-
-    def _add_totals(self) -> None:
-        add = self._add
-        add("calls", lambda run: f"{run.calls:,}")
-        add("failed calls", lambda run: _mark(f"{run.failed_calls:,}", not run.faults))
-        if any(run.figures.unended_calls for run in self._runs):
-            add("calls that never ended", lambda run: f"{run.unended_calls:,}")
-        add(f"calls/s of the slowest {self._worker_name}", _show_rate)
-        add("longest call", lambda run: f"{run.longest_call_s:.2f} s")
-        add("channels opened at the start", lambda run: f"{run.channels_at_start:,}")
-        add("channels opened in all", lambda run: f"{run.channels:,}")
-        logged = (f"{run.log_lines:,}" for run in self._runs)
-        self.table.add_row("lines logged by pymilvus", *logged)
-
-    def _add_outage(self, number: int) -> None:
-        def add(label: str, cell: Callable[[OutageFigures], str]) -> None:
-            self._add(f"  {label}", lambda run: cell(run.outages[number]))
-
-        workers, name = self._runs[0].figures.workers, self._worker_name
-        add("down, from the kill until it listened", lambda outage: f"{outage.down_s:.2f} s")
-        add(
-            "in flight at the kill",
-            lambda outage: _mark(
-                f"{outage.workers_in_flight} of {workers} {name}s",
-                outage.workers_in_flight >= workers,
-            ),
+    table = Table("", *(Column(run.title, justify="right") for run in runs), title="summary")
+    table.title_justify, table.columns[0].overflow = "left", "fold"
+    figures = [run.figures for run in runs]
+    workers = figures[0].workers
+    _add_rows(table, runs, _list_totals(worker, any(run.unended_calls for run in figures)))
+    for number, outages in enumerate(zip(*(run.outages for run in figures), strict=True), 1):
+        text = f"killed, started again after {outages[0].asked_s:g} s"
+        _add_rows(
+            table, outages, _list_outage(worker, workers), f"[bold]outage {number}[/bold]: {text}"
         )
-        add("failed calls", lambda outage: _mark_count(outage.failed_calls))
-        add("channels opened", lambda outage: _mark_count(outage.channels, CHANNEL_LIMIT))
-        add(
-            f"slowest {name}'s first good call after",
-            lambda outage: _show(outage.first_good_call_s, FIRST_GOOD_LIMIT_S, never="none"),
-        )
+    for number, moves in enumerate(zip(*(run.moves for run in figures), strict=True), 1):
+        heading = f"[bold]move {number}[/bold]: {_MOVES[moves[0].kind]}"
+        _add_rows(table, moves, _list_move(worker, moves[0].kind), heading)
+    _add_rows(table, [run.placement for run in figures if run.placement], _PLACEMENT)
+    return table
 
-    def _add_move(self, number: int, kind: str) -> None:
-        def add(label: str, cell: Callable[[MoveFigures], str]) -> None:
-            self._add(f"  {label}", lambda run: cell(run.moves[number]))
 
-        add("failed calls", lambda move: _mark_count(move.failed_calls))
-        add("channels opened", lambda move: f"{move.channels:,}")
-        add("client told, after the topology named it", lambda move: _show(move.refreshed_s))
-        add("moved, after the topology named it", lambda move: _show(move.moved_s))
-        add(
-            "moved, after the client was told",
-            lambda move: _show(move.after_refresh_s, MOVE_LIMIT_S),
-        )
-        if kind == "switch":
-            add(
-                "last write on the old primary, after the naming",
-                lambda move: f"{move.late_s:.3f} s",
-            )
-            add("writes begun there, after the naming", lambda move: f"{move.late_writes:,}")
-        else:
-            add(
-                "first good call, after it was named",
-                lambda move: _show(move.first_good_s, MOVE_LIMIT_S),
-            )
-            add(
-                f"slowest {self._worker_name}'s first good call",
-                lambda move: _show(move.slowest_s),
-            )
+def _add_rows(table: Table, parts: Sequence[T], rows: Rows[T], heading: str = "") -> None:
+    """Add a section; nothing if the runs have no such part."""
+    table.add_section()
+    if heading:
+        table.add_row(heading)
+    for label, cell in rows if parts else ():
+        table.add_row("  " * bool(heading) + label, *map(cell, parts))
 
-    def _add_placement(self) -> None:
-        def add(label: str, cell: Callable[[Placement], str]) -> None:
-            self._add(label, lambda run: "-" if run.placement is None else cell(run.placement))
 
-        add("acknowledged writes", lambda place: f"{place.writes:,}")
-        add("in the two databases", lambda place: " + ".join(map(str, place.by_server.values())))
-        add("in both (sent again after a failure)", lambda place: f"{place.twice:,}")
-        add("in neither", lambda place: _mark_count(place.lost))
-        add(
-            "taken by another than the client's primary",
-            lambda place: "not known" if place.misplaced is None else _mark_count(place.misplaced),
-        )
+def _list_totals(worker: str, unended: bool) -> Rows[Run]:
+    def show_rate(run: Run) -> str:
+        rate = run.figures.slowest_rate
+        return "-" if rate is None else _mark(f"{rate:.1f}", not run.figures.too_slow)
+
+    return [
+        ("calls", lambda run: f"{run.figures.calls:,}"),
+        (
+            "failed calls",
+            lambda run: _mark(f"{run.figures.failed_calls:,}", not run.figures.faults),
+        ),
+        *[("calls that never ended", lambda run: f"{run.figures.unended_calls:,}")] * unended,
+        (f"calls/s of the slowest {worker}", show_rate),
+        ("longest call", lambda run: f"{run.figures.longest_call_s:.2f} s"),
+        ("channels opened at the start", lambda run: f"{run.figures.channels_at_start:,}"),
+        ("channels opened in all", lambda run: f"{run.figures.channels:,}"),
+        ("lines logged by pymilvus", lambda run: f"{run.log_lines:,}"),
+    ]
+
+
+def _list_outage(worker: str, workers: int) -> Rows[OutageFigures]:
+    def show_in_flight(it: OutageFigures) -> str:
+        text = f"{it.workers_in_flight} of {workers} {worker}s"
+        return _mark(text, it.workers_in_flight >= workers)
+
+    return [
+        ("down, from the kill until it listened", lambda it: f"{it.down_s:.2f} s"),
+        ("in flight at the kill", show_in_flight),
+        ("failed calls", lambda it: _mark_count(it.failed_calls)),
+        ("channels opened", lambda it: _mark_count(it.channels, CHANNEL_LIMIT)),
+        (
+            f"slowest {worker}'s first good call after",
+            lambda it: _show(it.first_good_call_s, FIRST_GOOD_LIMIT_S, never="none"),
+        ),
+    ]
+
+
+def _list_move(worker: str, kind: str) -> Rows[MoveFigures]:
+    rows: Rows[MoveFigures] = [
+        ("failed calls", lambda it: _mark_count(it.failed_calls)),
+        ("channels opened", lambda it: f"{it.channels:,}"),
+        ("client told, after the topology named it", lambda it: _show(it.refreshed_s)),
+        ("moved, after the topology named it", lambda it: _show(it.moved_s)),
+        ("moved, after the client was told", lambda it: _show(it.after_refresh_s, MOVE_LIMIT_S)),
+    ]
+    if kind == "switch":
+        return [
+            *rows,
+            ("last write on the old primary, after the naming", lambda it: f"{it.late_s:.3f} s"),
+            ("writes begun there, after the naming", lambda it: f"{it.late_writes:,}"),
+        ]
+    return [
+        *rows,
+        ("first good call, after it was named", lambda it: _show(it.first_good_s, MOVE_LIMIT_S)),
+        (f"slowest {worker}'s first good call", lambda it: _show(it.slowest_s)),
+    ]
+
+
+_PLACEMENT: Rows[Placement] = [
+    ("acknowledged writes", lambda it: f"{it.writes:,}"),
+    ("in the two databases", lambda it: " + ".join(map(str, it.by_server.values()))),
+    ("in both (sent again after a failure)", lambda it: f"{it.twice:,}"),
+    ("in neither", lambda it: _mark_count(it.lost)),
+    (
+        "taken by another than the client's primary",
+        lambda it: "not known" if it.misplaced is None else _mark_count(it.misplaced),
+    ),
+]
 
 
 def _build_transitions(runs: Sequence[Run]) -> Table:
@@ -306,10 +303,6 @@ def _build_transitions(runs: Sequence[Run]) -> Table:
         for trigger, count in run.figures.transitions_by_trigger.items():
             table.add_row(escape(trigger), f"{count:,}")
     return table
-
-
-def _show_rate(run: Figures) -> str:
-    return "-" if run.slowest_rate is None else _mark(f"{run.slowest_rate:.1f}", not run.too_slow)
 
 
 def _praise(run: Figures) -> str:

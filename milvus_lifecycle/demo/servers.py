@@ -1,13 +1,10 @@
 """What the program is a client of: Milvus Lite servers that can be killed, a topology service.
 
-A server is the same interpreter's `python -m milvus_lite server`, so that it comes from the same
-virtual environment as the demo, in a process group of its own, so that Ctrl-C in the terminal does
-not reach it and all of it can be ended at once.
-
-Its port is held: the demo binds it without listening. A connect is refused all the same, but the
-kernel gives the port to nobody else while the server is down, and no client's own outgoing socket
-can be given it as its source (a connect to a free port of the ephemeral range sometimes meets
-itself and succeeds). gRPC binds with SO_REUSEPORT, so the server shares the port with its holder.
+A server's port is held: the demo binds it without listening. A connect is refused all the same, but
+the kernel gives the port to nobody else while the server is down, and no client's own outgoing
+socket can be given it as its source (a connect to a free port of the ephemeral range sometimes
+meets itself and succeeds). gRPC binds with SO_REUSEPORT, so the server shares the port with its
+holder.
 """
 
 from __future__ import annotations
@@ -15,22 +12,17 @@ from __future__ import annotations
 import contextlib
 import http.server
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from milvus_lifecycle.demo import DemoError
-from milvus_lifecycle.demo.child import describe_tail
+from milvus_lifecycle.demo.child import Child
 
 HOST = "127.0.0.1"
-
-_REAP_LIMIT = 10.0
 
 #: Seconds between two attempts to connect: how late a server can be seen to listen.
 _KNOCK_GAP = 0.005
@@ -41,7 +33,7 @@ _TOPOLOGY_PATH = "/global-cluster/topology"
 _READABLE, _PRIMARY = 1, 3
 
 
-class MilvusLite:
+class MilvusLite(Child):
     """One Milvus Lite server on a port of its own; port and data outlive its process.
 
     `durable`: it serves one call at a time. Milvus Lite 3.2.2 writes its log without a lock, and
@@ -51,10 +43,7 @@ class MilvusLite:
 
     def __init__(self, folder: Path, *, durable: bool = False) -> None:
         folder.mkdir()
-        self._folder = folder
-        self._durable = durable
-        self._log = folder / "server.log"
-        self._process: subprocess.Popen[bytes] | None = None
+        super().__init__("Milvus Lite", folder / "server.log")
         #: time.monotonic() just before the first connect that was accepted; None until then.
         self.listens_at: float | None = None
         self._holder = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -64,55 +53,25 @@ class MilvusLite:
         #: Where it listens, as the engine's records write it, and what a MilvusClient is given.
         self.address = f"{HOST}:{self.port}"
         self.uri = f"http://{self.address}"
+        self._arguments = ["server", "--data-dir", str(folder / "data")]
+        self._arguments += ["--host", HOST, "--port", str(self.port)]
+        self._arguments += ["--max-workers", "1"] * durable
 
     def start(self) -> None:
         """Start the process; `listens_at` tells when it listens. Raises DemoError."""
         if self._accepts():
             raise DemoError(f"something else listens on {self.uri}, which was the server's")
-        command = [sys.executable, "-m", "milvus_lite", "server"]
-        command += ["--data-dir", str(self._folder / "data")]
-        command += ["--host", HOST, "--port", str(self.port)]
-        command += ["--max-workers", "1"] * self._durable
-        try:
-            with self._log.open("ab") as log:
-                self._process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-        except OSError as error:
-            raise DemoError(f"Milvus Lite could not be started: {error}") from error
+        self._start("milvus_lite", self._arguments, talks=False)
         self.listens_at = None
         # In a thread, so that nothing that the demo does meanwhile can make it late.
         threading.Thread(target=self._knock, name="demo-knock", daemon=True).start()
-
-    def check(self) -> None:
-        """Raise DemoError, with the end of its log, if the process ended by itself."""
-        code = None if self._process is None else self._process.poll()
-        if code is not None:
-            self._process = None
-            raise self.fail(f"Milvus Lite ended by itself (exit code {code})")
-
-    def fail(self, what: str) -> DemoError:
-        """The error for what it did, with the end of its log."""
-        return DemoError(what + describe_tail(self._log))
 
     def freeze(self) -> float:
         """Stop the process where it is; returns when (time.monotonic()).
 
         Calls that reach it from now on stay unanswered.
         """
-        return self._signal(signal.SIGSTOP)
-
-    def kill(self) -> float:
-        """SIGKILL the process and wait until it is gone; returns when (time.monotonic())."""
-        moment = self._signal(signal.SIGKILL)
-        if self._process is not None:
-            self._process.wait(_REAP_LIMIT)
-            self._process = None
-        return moment
+        return self.send(signal.SIGSTOP)
 
     def close(self) -> None:
         """End the process, if there is one, and give the port back."""
@@ -135,14 +94,6 @@ class MilvusLite:
             socket.create_connection((HOST, self.port), timeout=1.0).close()
             return True
         return False
-
-    def _signal(self, signum: int) -> float:
-        now = time.monotonic()
-        # A group that ended by itself has nobody left to signal; `wait` reaps its leader.
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signum)
-        return now
 
 
 class TopologyService(http.server.ThreadingHTTPServer):
