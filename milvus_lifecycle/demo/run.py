@@ -77,14 +77,14 @@ def _play_run(options: Options, view: View, signals: Signals, *, stock: bool) ->
         folder = Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="milvus-lifecycle-demo-"))
         )
-        workload = Workload(arguments, folder / "program.log")
-        stack.callback(workload.close)
         servers = []
         for name in ("a", "b") if options.failover else ("a",):
             servers.append(MilvusLite(folder / name, durable=options.failover))
             stack.callback(servers[-1].close)
-        worker_name = f"{options.workers} {options.worker_name}s"
-        view.begin_run(f"{title}: {client}, {worker_name}", workload.heard)
+        workload = Workload(arguments, folder / "program.log")
+        stack.callback(workload.close)
+        workers = f"{options.workers} {options.worker_name}s"
+        view.begin_run(f"{title}: {client}, {workers}", workload.heard)
         session = Session(servers, workload, options.workers, view, signals)
         session.start_servers()
         play = play_failovers if options.failover else play_outages
