@@ -1,4 +1,4 @@
-"""The demo's end of its processes, and of the client program's: starts, hears, asks, ends it."""
+"""The demo's processes: children that can be killed, and the client program, asked and heard."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ class View:
         )
         return Group(self._build_connections(), counts) if heard.calls else counts
 
-    def _build_connections(self) -> Table:
+    def _build_connections(self) -> RenderableType:
         # No lines: seven columns of the longest address, state and step have room in 80.
         table = Table(
             *("id", "address", "state", "generation", "attempt", "clients", "last step"),
@@ -153,9 +153,7 @@ class View:
                 *("" if number is None else str(number) for number in numbers),
                 record["trigger"] or "",
             )
-        if not table.row_count:
-            table.add_row("-", "-", "pymilvus's manager has no states")
-        return table
+        return table if table.row_count else Text("pymilvus's manager has no states")
 
 
 def _find_rate(heard: Heard) -> float:
