@@ -91,7 +91,7 @@ class Tally:
         """The calls that are in flight now."""
         return [
             (worker, operation, start, None, None)
-            for worker, (operation, start) in sorted(self._open.items())
+            for worker, (operation, start) in sorted(self._open.copy().items())
         ]
 
     def put(self, kind: str, **fields: object) -> None:
