@@ -14,7 +14,7 @@ import socket
 import sys
 from pathlib import Path
 
-from milvus_lifecycle.demo.errors import DemoError, Interrupted
+from milvus_lifecycle.demo import DemoError, Interrupted
 
 OUTAGE_RANGE_S = (0.1, 45.0)
 OUTAGES_MOST = 10
@@ -79,9 +79,8 @@ def execute(options: argparse.Namespace) -> int:
         return 2
     from rich.console import Console
 
-    from milvus_lifecycle.demo.options import Options
-    from milvus_lifecycle.demo.run import play_demo
-    from milvus_lifecycle.demo.signals import Signals
+    from milvus_lifecycle.demo.run import Options, play_demo
+    from milvus_lifecycle.demo.scenarios import Signals
 
     with Signals() as signals:
         try:

@@ -29,10 +29,9 @@ CALLS_PER_SECOND = 30.0
 
 _IDS_PER_WORKER = 10**9
 
-
-def first_id(worker: int) -> int:
-    """Id of a worker's first insert; each insert takes the next one."""
-    return worker * _IDS_PER_WORKER + 1
+#: What Milvus returns of one query at most; the longest demo writes half as much per worker.
+_QUERY_LIMIT = 16_384
+_PREPARE_TIMEOUT_S = 20.0
 
 
 class Watch(Protocol):
@@ -44,12 +43,41 @@ class Watch(Protocol):
         """The body is one call; an Exception that it raises is noted and swallowed."""
 
 
+def first_id(worker: int) -> int:
+    """Id of a worker's first insert; each insert takes the next one."""
+    return worker * _IDS_PER_WORKER + 1
+
+
 def describe_collection() -> CollectionSchema:
     """The collection's schema: an id and a small vector."""
     schema = MilvusClient.create_schema(auto_id=False)
     schema.add_field("id", DataType.INT64, is_primary=True)
     schema.add_field("vector", DataType.FLOAT_VECTOR, dim=DIMENSION)
     return schema
+
+
+def create_collection(uri: str) -> None:
+    """Create the program's collection there: independent servers replicate nothing."""
+    client = MilvusClient(uri=uri, timeout=_PREPARE_TIMEOUT_S)
+    client.create_collection(COLLECTION, schema=describe_collection(), timeout=_PREPARE_TIMEOUT_S)
+    client.close()
+
+
+def read_ids(uri: str, workers: int) -> frozenset[int]:
+    """Every id in the program's collection there."""
+    client = MilvusClient(uri=uri, timeout=_PREPARE_TIMEOUT_S)
+    found: set[int] = set()
+    for worker in range(workers):
+        rows = client.query(
+            COLLECTION,
+            filter=f"id >= {first_id(worker)} and id < {first_id(worker + 1)}",
+            output_fields=["id"],
+            limit=_QUERY_LIMIT,
+            timeout=_PREPARE_TIMEOUT_S,
+        )
+        found.update(int(row["id"]) for row in rows)
+    client.close()
+    return frozenset(found)
 
 
 def list_operations(worker: int) -> Iterator[tuple[str, dict[str, object]]]:

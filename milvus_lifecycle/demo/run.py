@@ -8,29 +8,42 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from milvus_lifecycle.demo.child import Workload
-from milvus_lifecycle.demo.failover_measure import MOVE_LIMIT_S
-from milvus_lifecycle.demo.failover_run import play_failover_run
-from milvus_lifecycle.demo.measure import (
+from milvus_lifecycle.demo.figures import (
     CHANNEL_LIMIT,
     FIRST_GOOD_LIMIT_S,
+    MOVE_LIMIT_S,
     RATE_LIMIT,
+    Run,
     take_figures,
 )
-from milvus_lifecycle.demo.options import Options, begin_run, observe
-from milvus_lifecycle.demo.outages import play_outages
-from milvus_lifecycle.demo.server import MilvusLite
-from milvus_lifecycle.demo.session import Session
-from milvus_lifecycle.demo.signals import Signals
-from milvus_lifecycle.demo.stages import begin_work, end_work, start_server
-from milvus_lifecycle.demo.summary import Run, print_summary
-from milvus_lifecycle.demo.view import View
+from milvus_lifecycle.demo.scenarios import Session, Signals, play_failovers, play_outages
+from milvus_lifecycle.demo.screen import View, print_summary
+from milvus_lifecycle.demo.servers import HOST, MilvusLite
 
 _JSON_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asked for. `outages` in seconds, `json_file` or None."""
+
+    outages: tuple[float, ...]
+    workers: int
+    use_asyncio: bool
+    compare: bool
+    json_file: Path | None
+    failover: bool
+
+    @property
+    def worker_name(self) -> str:
+        """What a worker is."""
+        return "task" if self.use_asyncio else "thread"
 
 
 def play_demo(options: Options, console: Console, signals: Signals) -> bool:
@@ -39,51 +52,49 @@ def play_demo(options: Options, console: Console, signals: Signals) -> bool:
     Raises DemoError or Interrupted; whatever happens, no process and no file is left behind.
     """
     began = time.monotonic()
+    # The servers are on this machine. (gRPC reads the lower-case name.)
+    os.environ["no_grpc_proxy"] = HOST  # noqa: SIM112
     # pymilvus second: the demo is about the engine, and what it proves is known early.
     kinds = [False, True] if options.compare else [False]
-    with View(console) as view:
-        play = play_failover_run if options.failover else _play_outage_run
-        runs = [play(options, view, signals, stock=stock) for stock in kinds]
+    view = View(console)
+    with view.live():
+        runs = [_play_run(options, view, signals, stock=stock) for stock in kinds]
     print_summary(console, runs, options.worker_name)
     seconds = time.monotonic() - began
     console.print(f"{seconds:.0f} s in all", style="dim", highlight=False)
+    good = not any(run.figures.faults for run in runs if run.on_engine)
     if options.json_file is not None:
-        _write_json(options.json_file, _build_json(options, runs, seconds))
-    return not any(run.faults for run in runs if run.on_engine)
+        _write_json(options.json_file, _build_json(options, runs, good, seconds))
+    return good
 
 
-def _play_outage_run(options: Options, view: View, signals: Signals, *, stock: bool) -> Run:
-    title = begin_run(options, view, stock=stock)
+def _play_run(options: Options, view: View, signals: Signals, *, stock: bool) -> Run:
+    title = "pymilvus alone" if stock else "with the engine"
+    client = "AsyncMilvusClient" if options.use_asyncio else "MilvusClient"
+    arguments = ["--workers", str(options.workers), *["--asyncio"] * options.use_asyncio]
+    arguments += ["--stock"] * stock + ["--failover"] * options.failover
     with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="milvus-lifecycle-demo-"))
-        server = MilvusLite(Path(folder))
-        stack.callback(server.close)
-        start_server(server, view, signals)
-        workload = Workload(
-            server.uri,
-            options.workers,
-            use_asyncio=options.use_asyncio,
-            stock=stock,
-            log=Path(folder) / "program.log",
+        folder = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="milvus-lifecycle-demo-"))
         )
+        servers = []
+        for name in ("a", "b") if options.failover else ("a",):
+            servers.append(MilvusLite(folder / name, durable=options.failover))
+            stack.callback(servers[-1].close)
+        workload = Workload(arguments, folder / "program.log")
         stack.callback(workload.close)
-        session = Session(server, workload, options.workers, view, signals)
-        began = begin_work(session)
-        outages = play_outages(session, options.outages)
-        ended = time.monotonic()
-        clean_exit = end_work(session)
-        seen = observe(options, workload.heard, began, ended, outages)
-        return Run(
-            title=title,
-            on_engine=not stock,
-            manager=workload.heard.manager or "",
-            figures=take_figures(seen),
-            log_lines=workload.heard.log_lines,
-            clean_exit=clean_exit,
-        )
+        workers = f"{options.workers} {options.worker_name}s"
+        view.begin_run(f"{title}: {client}, {workers}", workload.heard)
+        session = Session(servers, workload, options.workers, view, signals)
+        session.start_servers()
+        play = play_failovers if options.failover else play_outages
+        figures = take_figures(play(session, options.outages))
+        return Run(title, not stock, workload.heard.manager, workload.heard.log_lines, figures)
 
 
-def _build_json(options: Options, runs: Sequence[Run], seconds: float) -> dict[str, object]:
+def _build_json(
+    options: Options, runs: Sequence[Run], good: bool, seconds: float
+) -> dict[str, object]:
     return {
         "schema": _JSON_SCHEMA,
         "options": {
@@ -100,7 +111,7 @@ def _build_json(options: Options, runs: Sequence[Run], seconds: float) -> dict[s
             "move_s": MOVE_LIMIT_S,
         },
         "runs": [run.as_json() for run in runs],
-        "ok": not any(run.faults for run in runs if run.on_engine),
+        "ok": good,
         "seconds": seconds,
     }
 

@@ -74,15 +74,27 @@ def test_a_json_file_may_exist_already(tmp_path: Path) -> None:
     assert command.parse_json_file(str(path)) == path
 
 
+@pytest.mark.parametrize(
+    ("missing", "options", "extra"),
+    [("milvus_lite", [], "[demo]"), ("httpx", ["--failover"], "[demo,global]")],
+)
 def test_a_missing_extra_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    missing: str,
+    options: list[str],
+    extra: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Without the extra, the demo says what to install instead of failing to import."""
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert cli.main(["demo"]) == cli.USAGE_ERROR
+    """Without what a run needs, the demo says what to install instead of failing to import; only
+    a failover needs an HTTP library."""
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == missing else object()
+    )
+    assert cli.main(["demo", *options]) == cli.USAGE_ERROR
     said = capsys.readouterr().err
-    assert "milvus-lite" in said
-    assert "milvus-lifecycle[demo]" in said
+    assert missing.replace("_", "-") in said
+    assert f"milvus-lifecycle{extra}" in said
+    assert (command.find_obstacle() is None) == (missing == "httpx")
 
 
 def test_no_subcommand_prints_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,110 +1,98 @@
-"""The demo's instruments: port, knock, tally, channel count, log count, signals."""
+"""The demo's instruments: port, tally, channel count, log count, signals, topology service."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
+import json
 import logging
 import os
 import signal
 import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
-from milvus_lifecycle.demo.errors import Interrupted
-from milvus_lifecycle.demo.port import HOST, HeldPort, Knock
-from milvus_lifecycle.demo.signals import Signals
-from milvus_lifecycle.demo.tally import Tally, describe_error, silence, watch_channels
+from milvus_lifecycle.demo import DemoError, Interrupted
+from milvus_lifecycle.demo.scenarios import Signals
+from milvus_lifecycle.demo.servers import HOST, MilvusLite, TopologyService
+from milvus_lifecycle.demo.workload import (
+    Tally,
+    describe_error,
+    resolve_localhost_names,
+    silence,
+    watch_channels,
+)
+from milvus_lifecycle.endpoints.topology import parse_topology
 
 
-def wait_until(met: Callable[[], bool], limit: float = 20.0) -> None:
-    """Poll until `met`; fail after `limit` seconds."""
-    deadline = time.monotonic() + limit
-    while not met():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+@pytest.fixture
+def tally() -> Iterator[Tally]:
+    """A tally, and the pipe that it writes to."""
+    tally = Tally(io.StringIO())
+    yield tally
+    tally.close()
 
 
-def listen(port: int) -> socket.socket:
-    """A socket that listens on a held port, as gRPC's would."""
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    listener.bind((HOST, port))
-    listener.listen()
-    return listener
+def read_rows(tally: Tally) -> list[list[Any]]:
+    """The calls that have ended, as they were sent."""
+    tally.close()
+    stream = tally.stream
+    assert isinstance(stream, io.StringIO)
+    messages = [json.loads(line) for line in stream.getvalue().splitlines()]
+    return [message["row"] for message in messages if message["kind"] == "call"]
 
 
-def test_a_held_port_refuses_connections() -> None:
-    """A port that is held is down to its clients, not half up."""
-    held = HeldPort()
+def test_the_port_of_a_server_that_is_down_is_held(tmp_path: Path) -> None:
+    """It refuses connections, as a port that is down does, and no other process can take it."""
+    server = MilvusLite(tmp_path / "server")
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection((HOST, held.number), timeout=5)
-    held.close()
-
-
-def test_a_held_port_is_nobody_elses() -> None:
-    """While the server is down no other process can take its port."""
-    held = HeldPort()
+        socket.create_connection((HOST, server.port), timeout=5)
     with socket.socket() as other, pytest.raises(OSError, match="in use"):
-        other.bind((HOST, held.number))
-    held.close()
+        other.bind((HOST, server.port))
+    server.close()
 
 
-def test_a_knock_sees_when_the_port_listens() -> None:
-    """Refused while nothing listens, and the moment of the first accepted connection after."""
-    held = HeldPort()
-    with Knock(held.number) as knock:
-        wait_until(lambda: knock.refused > 3)
-        assert knock.listens_at is None
-        before = time.monotonic()
-        with listen(held.number):
-            wait_until(lambda: knock.listens_at is not None)
-    assert knock.listens_at is not None
-    # The attempt that is accepted may begin a moment before the socket listens.
-    assert before - 1.0 < knock.listens_at <= time.monotonic()
-    held.close()
+def test_a_port_that_somebody_else_listens_on_is_an_error(tmp_path: Path) -> None:
+    """What answers there would be taken for the server."""
+    server = MilvusLite(tmp_path / "server")
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind((HOST, server.port))
+        other.listen()
+        with pytest.raises(DemoError, match="something else listens"):
+            server.start()
+    server.close()
 
 
-def test_a_knock_that_never_succeeds_ends() -> None:
-    """Leaving the context ends the knocking, listening or not."""
-    held = HeldPort()
-    with Knock(held.number) as knock:
-        pass
-    assert knock.listens_at is None
-    held.close()
-
-
-def test_a_failed_call_is_noted_and_swallowed() -> None:
+def test_a_failed_call_is_noted_and_swallowed(tally: Tally) -> None:
     """The program goes on after a failed call, and the call is on record with its error."""
-    tally = Tally()
     with tally.call(3, "insert"):
         raise ValueError("no\nserver")
-    ((worker, operation, start, end, error),) = tally.take_ended()
+    ((worker, operation, start, end, error),) = read_rows(tally)
     assert (worker, operation, error) == (3, "insert", "ValueError: no")
-    assert end is not None
     assert start <= end
-    assert tally.take_ended() == []
 
 
-def test_calls_in_flight_are_listed_until_they_end() -> None:
+def test_calls_in_flight_are_listed_until_they_end(tally: Tally) -> None:
     """What is in flight is known at any time, for each worker."""
-    tally = Tally()
     with tally.call(1, "search"), tally.call(0, "insert"):
         assert [row[:2] for row in tally.list_open()] == [(0, "insert"), (1, "search")]
     assert tally.list_open() == []
-    assert len(tally.take_ended()) == 2
+    assert len(read_rows(tally)) == 2
 
 
-def test_an_interrupt_is_not_a_failed_call() -> None:
+def test_an_interrupt_is_not_a_failed_call(tally: Tally) -> None:
     """Only an Exception is a call's failure: the end of the program passes through."""
-    tally = Tally()
     with pytest.raises(KeyboardInterrupt), tally.call(0, "insert"):
         raise KeyboardInterrupt
-    assert tally.take_ended() == []
+    assert read_rows(tally) == []
 
 
 def test_an_error_without_text_has_a_description() -> None:
@@ -118,8 +106,8 @@ def test_channels_are_counted_at_all_four_factories(monkeypatch: pytest.MonkeyPa
     for module in (grpc, grpc.aio):
         for name in ("insecure_channel", "secure_channel"):
             monkeypatch.setattr(module, name, getattr(module, name))  # put back after the test
-    opened: list[float] = []
-    watch_channels(opened.append)
+    opened: list[bool] = []
+    watch_channels(lambda: opened.append(True))
     credentials = grpc.ssl_channel_credentials()
     grpc.insecure_channel("127.0.0.1:1").close()
     grpc.secure_channel("127.0.0.1:1", credentials).close()
@@ -130,7 +118,6 @@ def test_channels_are_counted_at_all_four_factories(monkeypatch: pytest.MonkeyPa
 
     asyncio.run(open_both())
     assert len(opened) == 4
-    assert opened == sorted(opened)
 
 
 def test_a_silenced_library_prints_nothing_and_is_counted(
@@ -140,10 +127,11 @@ def test_a_silenced_library_prints_nothing_and_is_counted(
     child = logging.getLogger("demo_library.child")
     child.addHandler(logging.StreamHandler())
     child.propagate = False
-    count = silence("demo_library")
+    counts: list[int] = []
+    silence("demo_library", counts.append)
     child.error("first\nsecond")
     logging.getLogger("demo_library").warning("third")
-    assert count.lines == 3
+    assert counts == [2, 1]
     assert capsys.readouterr().err == ""
 
 
@@ -162,16 +150,44 @@ def test_a_signal_is_raised_only_where_asked() -> None:
 
 def test_an_ignored_signal_stays_ignored() -> None:
     """A background job of a shell that ignores SIGINT (or nohup's SIGHUP) is not ended by it."""
-    script = (
-        "import os, signal\n"
-        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
-        "from milvus_lifecycle.demo.signals import Signals\n"
-        "with Signals() as signals:\n"
-        "    os.kill(os.getpid(), signal.SIGHUP)\n"
-        "    signals.check()\n"
-        "print('alive')\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert done.stdout == "alive\n"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            signals.check()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_the_topology_service_names_one_primary_at_a_time() -> None:
+    """Its answer is a topology; a new primary is a new version, and it knows who was told when."""
+    endpoints = ["http://127.0.0.1:1", "http://127.0.0.1:2"]
+    with contextlib.closing(TopologyService(endpoints)) as service:
+        url = service.uri.replace("demo.global-cluster.localhost", "127.0.0.1")
+        assert service.find_first_served(1) is None
+
+        def fetch() -> Any:
+            with urllib.request.urlopen(f"{url}/global-cluster/topology", timeout=10) as answer:
+                return parse_topology(answer.read())
+
+        assert fetch().primary.endpoint == endpoints[0]
+        named_at = service.name_primary(endpoints[1])
+        assert service.find_first_served(2) is None
+        topology = fetch()
+        assert (topology.version, topology.primary.endpoint) == (2, endpoints[1])
+        told = service.find_first_served(2)
+        assert told is not None
+        assert told >= named_at
+        with pytest.raises(urllib.error.HTTPError):
+            urllib.request.urlopen(f"{url}/other", timeout=10)
+
+
+def test_localhost_names_are_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every name below .localhost, as text or bytes, and no other name."""
+    asked: list[Any] = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *rest, **named: asked.append(host))
+    resolve_localhost_names()
+    for host in ("a.localhost", b"A.LOCALHOST", "x.localhost.", "localhost.example.com", None):
+        socket.getaddrinfo(host, 80)
+    assert asked == ["127.0.0.1"] * 3 + ["localhost.example.com", None]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
+import time
 
-import pytest
 from rich.console import Console
 
 from milvus_lifecycle.demo.child import Heard
-from milvus_lifecycle.demo.measure import Figures, OutageFigures
-from milvus_lifecycle.demo.summary import Run, print_summary
-from milvus_lifecycle.demo.view import View
+from milvus_lifecycle.demo.figures import Figures, OutageFigures, Run
+from milvus_lifecycle.demo.screen import View, print_summary
 
 
 def make_console(*, terminal: bool = False) -> Console:
@@ -38,7 +37,6 @@ def make_record(trigger: str, source: str, dest: str, **fields: object) -> dict[
         "generation": 1,
         "attempt": 0,
         "clients": 8,
-        "in_flight": 0,
         **fields,
     }
 
@@ -59,23 +57,29 @@ def make_run(title: str, *, failed: int) -> Run:
         transitions_by_trigger={} if failed else {"fail": 1, "recovered": 1},
         errors={"MilvusException: [gone]": failed} if failed else {},
         outages=[outage],
+        moves=[],
+        placement=None,
+        clean_exit=True,
     )
-    return Run(title, not failed, "module", figures, 7 * failed, clean_exit=True)
+    return Run(title, not failed, "module", 7 * failed, figures)
 
 
 def test_transitions_are_lines_without_escapes_off_a_terminal() -> None:
-    """A pipe gets one plain line for each transition, retries aside."""
+    """A pipe gets one plain line for each transition, retries aside, and no live table."""
     console, heard = make_console(), Heard()
     heard.records += [
         make_record("fail", "ACTIVE", "RECOVERING", error_code="UNAVAILABLE"),
         make_record("retry", "RECOVERING", "RECOVERING"),
         make_record("recovered", "RECOVERING", "ACTIVE", reason="after [2] attempts"),
     ]
-    with View(console) as view:
-        view.draw(heard, "regular work")
-        view.draw(heard, "regular work")
+    view = View(console)
+    view.begin_run("a run", heard)
+    with view.live():
+        view.show("regular work")
+        view.show("regular work")
         view.say("killed [for] 1 s")
-    lines = read(console).splitlines()
+    title, *lines = read(console).splitlines()
+    assert title == "a run"
     assert len(lines) == 3
     assert "ACTIVE -> RECOVERING fail UNAVAILABLE" in lines[0]
     assert "after [2] attempts" in lines[1]
@@ -84,16 +88,25 @@ def test_transitions_are_lines_without_escapes_off_a_terminal() -> None:
 
 
 def test_a_terminal_shows_the_states_live() -> None:
-    """A terminal gets a table of the connections' states and the counts below the lines."""
+    """80 columns of a terminal have room for the connections' states, below them the counts."""
     console, heard = make_console(terminal=True), Heard()
-    heard.records.append(make_record("fail", "ACTIVE", "RECOVERING", attempt=3))
-    heard.add_rows([[0, "insert", 1.0, 2.0, None], [0, "search", 2.0, 3.0, "gone"]])
-    with View(console) as view:
-        view.draw(heard, "the server is down")
+    record = make_record("probe_passed", "ACTIVE", "RECOVERING", attempt=3)
+    heard.records.append({**record, "address": "127.0.0.1:65535"})
+    now = time.monotonic()
+    heard.add_call([0, "insert", now - 9, now - 8, None])
+    heard.add_call([0, "search", now - 0.1, now, "gone"])
+    view = View(console)
+    view.begin_run("a run", heard)
+    with view.live():
+        view.show("the server is down")
+        deadline = time.monotonic() + 20
+        while "last step" not in read(console):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
     said = read(console)
-    assert "RECOVERING" in said
+    assert "connection-1 127.0.0.1:65535 RECOVERING 1          3       8       probe_passed" in said
+    assert "calls 2 (0/s)   failed 1 " in said
     assert "the server is down" in said
-    assert "failed 1" in said
 
 
 def test_the_summary_puts_both_runs_side_by_side() -> None:
@@ -116,11 +129,3 @@ def test_the_summary_puts_both_runs_side_by_side() -> None:
     assert "pymilvus alone: 249 of 1234 calls failed" in said
     assert "249 x MilvusException: [gone]" in said
     assert "recovered" in said
-
-
-@pytest.mark.parametrize("clean", [True, False])
-def test_a_program_that_had_to_be_killed_is_a_fault(clean: bool) -> None:
-    """A program that does not end by itself is not passed off as unharmed."""
-    run = make_run("with the engine", failed=0)
-    run = Run(run.title, True, run.manager, run.figures, 0, clean_exit=clean)
-    assert bool(run.faults) is not clean
