@@ -399,7 +399,12 @@ class Lifecycle:
             wire, flight.candidate = flight.candidate, None
             if wire is not None:
                 self._retire(wire)
-            return self.result
+            return self._left()
+
+    def _left(self) -> StepResult:
+        """What the change under way leaves to do."""
+        result, self.result = self.result, _NOTHING
+        return result
 
     def recall(self) -> StepResult:
         """Take a channel away that still connects: the leader of its flight makes another one."""
@@ -411,7 +416,7 @@ class Lifecycle:
                 self._take_away(flight.candidate)
                 if flight.candidate.recalled:
                     flight.candidate = None
-            return self.result
+            return self._left()
 
     def redirect(self) -> StepResult:
         """The target has moved: take away what a flight asks elsewhere. Its leader starts anew.
@@ -430,7 +435,7 @@ class Lifecycle:
                     flight.not_before = flight.began
                     if flight.nudge is not None:
                         self.result.wakes.append(flight.nudge)
-            return self.result
+            return self._left()
 
     def _take_away(self, wire: Wire) -> None:
         if not wire.validated:  # else it has answered, and its leader is about to say so
@@ -450,7 +455,7 @@ class Lifecycle:
             wire, flight.standby = flight.standby, None
             if wire is not None and self.flight is flight:
                 self._retire(wire)
-            return self.result
+            return self._left()
 
     # -- the step --------------------------------------------------------------------------
 
@@ -511,6 +516,7 @@ class Lifecycle:
             self.state_since = facts.now
         result.moved = moved
         result.decided = True
+        self.result = _NOTHING
 
     def _press_optional(self, facts: Facts) -> None:
         """A failure during reroute or recycle: the flight becomes mandatory."""

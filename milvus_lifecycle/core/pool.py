@@ -71,6 +71,7 @@ class Pool:
         self.registry = Registry()
         self.audit = Audit(flavour, sinks)
         self.maintenance = Maintenance(self)
+        self._on_lost = _notes_to(weakref.ref(self))
 
     # -- connections -----------------------------------------------------------------------
 
@@ -104,7 +105,7 @@ class Pool:
             self.audit,
             self.seams,
             dedicated=dedicated,
-            on_lost=self._on_lost(),
+            on_lost=self._on_lost,
         )
 
     def register(self, connection: ManagedConnection) -> ManagedConnection:
@@ -133,16 +134,6 @@ class Pool:
         if dedicated and client is not None:
             connection.owner = weakref.ref(client)
         return self.register(connection)
-
-    def _on_lost(self) -> Callable[[ManagedConnection], None]:
-        pool_ref = weakref.ref(self)
-
-        def lost(connection: ManagedConnection) -> None:
-            pool = pool_ref()
-            if pool is not None:
-                pool.driver.post(partial(pool._lost, connection))
-
-        return lost
 
     def _lost(self, connection: ManagedConnection) -> None:
         connection.leases.loss_noted = False
@@ -403,3 +394,14 @@ class Pool:
             ) = False
             connection.lifecycle.recycle_planned = 0
             self.step(connection, Trigger.FORKED)
+
+
+def _notes_to(pool_ref: weakref.ref[Pool]) -> Callable[[ManagedConnection], None]:
+    """What a connection of the pool calls inside the collector, when its last client was lost."""
+
+    def lost(connection: ManagedConnection) -> None:
+        pool = pool_ref()
+        if pool is not None:
+            pool.driver.post(partial(pool._lost, connection))
+
+    return lost

@@ -342,7 +342,7 @@ MUTANTS: tuple[Mutant, ...] = (
         Line(
             Recovery,
             "_candidate",
-            "self.pool.finish(self.connection, self.connection.lifecycle.withdraw(self.flight))",
+            "self.pool.finish(self.connection, self.life.withdraw(self.flight))",
             "self.flight.candidate = None",
         ),
         Setup("late answers", (READY,), faults=3, policy={"recovery_budget": 4.0}),

@@ -181,7 +181,8 @@ def check_call(
     if isinstance(error, ConnectFailed) and not (
         took >= patience - 1e-6  # it may have landed in the very moment in which its caller left
         or any(
-            c.closed_by in (Trigger.PROBE_FAILED, Trigger.ABANDONED) or not c.validated
+            c.lifecycle.closed_by in (Trigger.PROBE_FAILED, Trigger.ABANDONED)
+            or not c.lifecycle.validated
             for c in world.connections
         )
     ):
@@ -264,7 +265,7 @@ def _check_flight(world: World, connection: Any) -> None:
             continue
         if pending.about.outcome is not None:
             raise Broken(4, f"{process.name} was not woken by the end of its flight")
-        if all(pending.about is not known.flight for known in world.connections):
+        if all(pending.about is not known.lifecycle.flight for known in world.connections):
             raise Broken(4, f"{process.name} waits for a flight that nobody flies")
         waiting += pending.about is flight
     if flight is not None and len(flight.waiters) > waiting + _ripe(world, flight):
@@ -354,7 +355,7 @@ def check_leases(world: World) -> None:
         if not actor.holds or actor.busy:
             continue
         connection = actor.face.connection
-        if connection.state is not State.CLOSED and actor.lease not in connection.leases:
+        if connection.state is not State.CLOSED and actor.lease not in connection.leases.held:
             raise Broken(12, f"the lease of {actor.name} was lost")
     if busy:
         return
@@ -362,7 +363,7 @@ def check_leases(world: World) -> None:
     for connection in world.connections:
         if connection.state is State.CLOSED:
             continue
-        if any(key not in holders for key in connection.leases):
+        if any(key not in holders for key in connection.leases.held):
             raise Broken(12, "a lease outlives its client")
         if connection.dedicated and not connection.leases and connection.lifecycle.flight is None:
             raise Broken(12, "a dedicated connection outlives its client")

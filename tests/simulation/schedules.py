@@ -262,7 +262,7 @@ class World:
         """What a user's ``__del__`` does: give back what it holds."""
         client.on_end = None
         for connection in self.connections:
-            if 0 in connection.leases:
+            if 0 in connection.leases.held:
                 self.pool.release(connection, None)
 
     def checked(self, user: Any, call: Call, began: float, error: BaseException | None) -> None:

@@ -286,7 +286,7 @@ _OWN = """
 import milvus_lifecycle as ml
 ml.install(policy=ml.LifecyclePolicy(recovery_budget=9))
 from pymilvus.client.connection_manager import ConnectionManager
-print(ConnectionManager.get_instance().policy.recovery_budget)
+print(ConnectionManager.get_instance()._pool.policy.recovery_budget)
 try:
     ml.install(policy=ml.LifecyclePolicy(recovery_budget=8))
 except RuntimeError:
