@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from milvus_lifecycle.replay.problems import Kind
-from milvus_lifecycle.replay.synthetic import synthetic_records
+from milvus_lifecycle.replay.findings import Kind
+from tests.made_up import synthetic_records
 
 Fields = dict[str, Any]
 TRANSITION = "connection.transition"

@@ -27,6 +27,8 @@ PROGRAM = "milvus-lifecycle"
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
+#: Packages that extras bring; whoever misses one names the extra in its ImportError.
+_OF_EXTRAS = ("msgspec", "bokeh")
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _execute(words)
     except KeyboardInterrupt:
         return INTERRUPTED
+    except ImportError as error:
+        if error.name not in _OF_EXTRAS:
+            raise
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return USAGE_ERROR
 
 
 def _execute(words: list[str]) -> int:

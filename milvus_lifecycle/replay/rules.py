@@ -10,21 +10,20 @@ A record of an unknown connection starts a track. Whether it may start one depen
 read before: ``Verifier`` judges at once when it reads a log from its beginning, and keeps it
 as a *head* when it reads a later piece of one (``--jobs``); ``merge`` then judges the heads.
 
-Memory is bounded, see ``recent.py``: a connection that was not heard of while 100,000 others
+Memory is bounded, see ``tracks``: a connection that was not heard of while 100,000 others
 were is forgotten and, should it come back, starts late.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 
+from ..audit.records import SCHEMA
 from ..table import IGNORED, IMPOSSIBLE, REFUSED, TRANSITIONS, State, Trigger
-from .decoding import clean
-from .gaps import Gap, LossBook
-from .problems import Kind, Problem, Problems
-from .recent import CAPACITY, Recent
-from .records import SCHEMA, Created, Record, RecordsLost, Refused, Transition, Waiting
-from .tracks import STATES, Identity, Key, Track, identity_of
+from .findings import Kind, Problem, Problems, clean
+from .records import Created, Record, RecordsLost, Refused, Transition, Waiting
+from .tracks import CAPACITY, STATES, Identity, Key, Recent, Track, identity_of
 
 _ROWS = frozenset((str(row.trigger), str(row.source), str(row.dest)) for row in TRANSITIONS)
 _REFUSED = frozenset((str(trigger), str(state)) for state, trigger in REFUSED)
@@ -36,6 +35,60 @@ _WHY_NOT = {
 _TRIGGERS = frozenset(str(trigger) for trigger in Trigger)
 _IDLE, _CLOSED = str(State.IDLE), str(State.CLOSED)
 _FORKED = str(Trigger.FORKED)
+#: Gaps that wait for a confession; beyond that they are judged by what was confessed so far.
+_PENDING = 10_000
+
+
+@dataclass(frozen=True)
+class _Gap:
+    """``missing`` records of one connection; ``problem`` is the violation unless it is covered."""
+
+    problem: Problem
+    pid: int | None
+    missing: int
+
+
+class LossBook:
+    """Gaps in ``seq``, and which of them the sink has confessed to.
+
+    A sink that could not write says so later (``connection.records_lost``, with a count for its
+    process). Since the confession comes after the loss, gaps wait here until the log is read.
+    """
+
+    def __init__(self) -> None:
+        self.lost_records = 0
+        self._gaps: list[_Gap] = []
+        #: by pid: records that may be missing
+        self._allowed: Counter[int | None] = Counter()
+
+    def miss(self, problem: Problem, pid: int | None, missing: int, problems: Problems) -> None:
+        """``missing`` records of a connection of ``pid`` are not there; ``settle`` judges it."""
+        self._gaps.append(_Gap(problem, pid, missing))
+        if len(self._gaps) >= _PENDING:
+            self.settle(problems)
+
+    def confess(self, record: RecordsLost) -> None:
+        """The sink says that it lost ``record.count`` records."""
+        count = max(0, record.count)
+        self.lost_records += count
+        self._allowed[record.pid] += count
+
+    def absorb(self, other: LossBook, lines: int) -> None:
+        """Take over the book of a later piece, whose lines count from ``lines`` on."""
+        self._gaps += [replace(gap, problem=gap.problem.moved(lines)) for gap in other._gaps]
+        self._allowed.update(other._allowed)
+        self.lost_records += other.lost_records
+
+    def settle(self, problems: Problems) -> None:
+        """Turn each waiting gap into a note, if it was confessed to, or into a violation."""
+        for gap in self._gaps:
+            problem = gap.problem
+            if self._allowed[gap.pid] >= gap.missing:
+                self._allowed[gap.pid] -= gap.missing
+                message = f"{problem.message}; the sink had said so (records_lost)"
+                problem = replace(problem, kind=Kind.COVERED_GAP, message=message)
+            problems.add(problem)
+        self._gaps.clear()
 
 
 @dataclass
@@ -126,10 +179,8 @@ class Verifier:
             )
         if isinstance(record, RecordsLost):
             self.losses.confess(record)
-            whose = f" of connection {clean(record.connection_id)}" if record.connection_id else ""
-            self._report(
-                Kind.RECORDS_LOST, record, line, f"the sink lost {record.count:,} records{whose}"
-            )
+            what = f"the sink lost {record.count:,} records"
+            self._report(Kind.RECORDS_LOST, record, line, what)
         elif isinstance(record, Refused):
             self._refused(record, line)
         elif not isinstance(record, Waiting):  # which changes nothing
@@ -255,7 +306,7 @@ class Verifier:
         if track.file == self._file and track.line < self._damaged < line:
             message += ", perhaps in the damaged line before"
         problem = self._problem(Kind.SEQ_GAP, record, line, message, track)
-        self.losses.miss(Gap(problem, record.pid, missing), self.problems)
+        self.losses.miss(problem, record.pid, missing, self.problems)
 
     def _row(self, record: Transition, line: int) -> None:
         trigger, source, dest = record.trigger, record.source, record.dest

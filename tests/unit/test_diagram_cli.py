@@ -17,7 +17,7 @@ import pytest
 from milvus_lifecycle.cli import diagram as diagram_cli
 from milvus_lifecycle.diagram import formats as diagram_render
 from milvus_lifecycle.diagram.drawing import draw
-from milvus_lifecycle.diagram.text import to_dot, to_mermaid
+from milvus_lifecycle.diagram.formats import to_dot, to_mermaid
 
 DIAGRAMS = Path(__file__).parents[2] / "diagrams"
 

@@ -8,17 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from milvus_lifecycle.replay import incidents as incidents_module
+from milvus_lifecycle.replay import outages as incidents_module
 from milvus_lifecycle.replay import stats as stats_module
 from milvus_lifecycle.replay.outages import NOT_OVER, UNFINISHED
-from milvus_lifecycle.replay.recent import Recent
 from milvus_lifecycle.replay.records import convert
 from milvus_lifecycle.replay.stats import Stats, fold_stats, quantile
-from milvus_lifecycle.replay.synthetic import synthetic_records
-from milvus_lifecycle.report.stats_tables import stats_tables
-from milvus_lifecycle.report.tables import Table, print_tables
+from milvus_lifecycle.replay.tracks import Recent
+from milvus_lifecycle.report.tables import Table, print_tables, stats_tables
 from milvus_lifecycle.table import TRANSITIONS
 from tests.audit_logs import Story, decoded
+from tests.made_up import synthetic_records
 
 
 def figures(*stories: Story) -> Stats:

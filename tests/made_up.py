@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
-from ..table import TRANSITIONS, Row, State, Trigger
+from milvus_lifecycle.table import TRANSITIONS, Row, State, Trigger
 
 #: Relative frequency of what a healthy connection does next, and the mean wait for it (s).
 _HEALTHY: dict[tuple[State, Trigger], tuple[float, float]] = {
