@@ -10,7 +10,6 @@ from itertools import count
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from milvus_lifecycle.diagram.figures import UnknownConnection
 
 from milvus_lifecycle.diagram.drawing import Drawing, draw, show_count, show_seconds, show_share
 from milvus_lifecycle.diagram.formats import to_dot, to_mermaid
