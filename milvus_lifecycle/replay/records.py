@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, get_type_hints
 
 from ..audit import records as schema
+from ..audit.records import RecordsLost as LossRecord
 
 try:
     import msgspec
@@ -21,34 +22,36 @@ except ImportError as error:
     ) from error
 
 if TYPE_CHECKING:
+    # What is made below, for type checkers. Numbers are None where a record lacks them.
 
-    class _Read(schema.TransitionRecord):
-        # Numbers may be None as well, where a record lacks them.
-        ts: datetime  # type: ignore[assignment]
-
-    class Transition(_Read):
+    class Transition(schema.TransitionRecord):
         """One state change. ``seq`` counts a connection's changes from 1 without gaps."""
 
+        ts: datetime  # type: ignore[assignment]
         seq: int
         trigger: str
         source: str
 
-    class Created(_Read):
+    class Created(schema.TransitionRecord):
         """A connection came to be, in IDLE. Its ``seq`` is 0 and counts as no change."""
 
-    class Refused(_Read):
+        ts: datetime  # type: ignore[assignment]
+
+    class Refused(schema.TransitionRecord):
         """A trigger was refused: nothing changed, hence no ``seq``."""
 
+        ts: datetime  # type: ignore[assignment]
         trigger: str
         source: str
 
-    class Waiting(_Read):
+    class Waiting(schema.TransitionRecord):
         """Calls wait for a collection to be loaded again, or have waited ``dwell_s``: no change."""
 
+        ts: datetime  # type: ignore[assignment]
         trigger: str
         source: str
 
-    class RecordsLost(schema.RecordsLost):
+    class RecordsLost(LossRecord):
         """The sink of process ``pid`` could not write ``count`` records."""
 
         ts: datetime  # type: ignore[assignment]
@@ -83,7 +86,7 @@ else:
     Created = _struct("Created", schema.CREATED, connection_id=str, dest=str)
     Refused = _struct("Refused", schema.REFUSED, **_step)
     Waiting = _struct("Waiting", schema.WAITING, **_step)
-    RecordsLost = _struct("RecordsLost", schema.RECORDS_LOST, schema.RecordsLost, count=int)
+    RecordsLost = _struct("RecordsLost", schema.RECORDS_LOST, LossRecord, count=int)
 
 Record: TypeAlias = Transition | Created | Refused | Waiting | RecordsLost
 

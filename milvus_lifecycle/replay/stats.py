@@ -13,7 +13,7 @@ import statistics
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 
 from ..table import LIVE, TRANSITIONS, State, Trigger
@@ -170,20 +170,7 @@ class Figures:
         }
 
 
-_COUNTS = (
-    "connections",
-    "created",
-    "transitions",
-    "unfinished",
-    "recoveries",
-    "moves",
-    "attempts",
-    "give_ups",
-    "failed_connects",
-    "flapping",
-    "refused",
-    "waits",
-)
+_COUNTS = tuple(each.name for each in fields(Figures) if each.type == "int")
 
 
 @dataclass(frozen=True)

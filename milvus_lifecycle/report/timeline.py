@@ -23,7 +23,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -200,94 +200,55 @@ class _Texts:
 def timeline_data(lanes: Sequence[Lane], since: datetime, until: datetime) -> dict[str, object]:
     """The columns. Times are milliseconds, of stays since ``since``, and of that since 1970."""
     texts = _Texts()
-    lane_columns: dict[str, list[object]] = {name: [] for name in _LANE_COLUMNS}
-    stay_columns: dict[str, list[object]] = {name: [] for name in _STAY_COLUMNS}
+    lane_rows: list[dict[str, object]] = []
+    stay_rows: list[dict[str, object]] = []
     for lane in lanes:
-        row: tuple[object, ...] = (
-            lane.life.connection_id,
-            texts(lane.life.address),
-            texts(lane.strategy),
-            texts(lane.flavour),
-            lane.pid,
-            round(lane.life.outage_s, 3),
-            lane.life.outages,
-            lane.life.records,
-            len(stay_columns["start"]),
+        lane_rows.append(
+            {
+                "id": lane.life.connection_id,
+                "address": texts(lane.life.address),
+                "strategy": texts(lane.strategy),
+                "flavour": texts(lane.flavour),
+                "pid": lane.pid,
+                "outage_s": round(lane.life.outage_s, 3),
+                "outages": lane.life.outages,
+                "records": lane.life.records,
+                "first": len(stay_rows),
+            }
         )
-        _append(lane_columns, row)
-        for stay in lane.stays:
-            _append(stay_columns, _stay_row(stay, since, texts))
+        stay_rows += (_stay_row(stay, since, texts) for stay in lane.stays)
     return {
         "since": since.timestamp() * 1000,
         "span": max(1.0, (until - since).total_seconds() * 1000),
         "states": STATES,
         "texts": texts.table,
-        "lanes": lane_columns,
-        "stays": stay_columns,
+        "lanes": _columns(lane_rows),
+        "stays": _columns(stay_rows),
     }
 
 
-_LANE_COLUMNS = (
-    "id",
-    "address",
-    "strategy",
-    "flavour",
-    "pid",
-    "outage_s",
-    "outages",
-    "records",
-    "first",
-)
-_STAY_COLUMNS = (
-    "start",
-    "state",
-    "merged",
-    "seq",
-    "trigger",
-    "source",
-    "reason",
-    "error_code",
-    "address",
-    "generation",
-    "attempt",
-    "clients",
-    "in_flight",
-    "dwell_s",
-    "topology_version",
-    "thread_name",
-)
+def _columns(rows: Sequence[Mapping[str, object]]) -> dict[str, list[object]]:
+    return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
 
 
-def _append(columns: dict[str, list[object]], row: tuple[object, ...]) -> None:
-    for column, value in zip(columns.values(), row, strict=True):
-        column.append(value)
-
-
-def _stay_row(stay: Stay, since: datetime, texts: _Texts) -> tuple[object, ...]:
-    state = STATES.index(stay.state) if stay.state in STATES else -1
-    start = round((stay.start - since).total_seconds() * 1000, 3)
+def _stay_row(stay: Stay, since: datetime, texts: _Texts) -> dict[str, object]:
     record = stay.record
-    if record is None:
-        return (start, state, 0, None, *(0,) * 5, *(None,) * 6, 0)
-    trigger = record.trigger if isinstance(record, Transition) else "created"
-    return (
-        start,
-        state,
-        stay.records,
-        record.seq,
-        texts(trigger),
-        texts(record.source),
-        texts(record.reason),
-        texts(record.error_code),
-        texts(record.address),
-        record.generation,
-        record.attempt,
-        record.clients,
-        record.in_flight,
-        record.dwell_s,
-        record.topology_version,
-        texts(record.thread_name),
-    )
+    trigger = "created" if isinstance(record, Created) else getattr(record, "trigger", None)
+    row: dict[str, object] = {
+        "start": round((stay.start - since).total_seconds() * 1000, 3),
+        "state": STATES.index(stay.state) if stay.state in STATES else -1,
+        "merged": stay.records if record is not None else 0,
+        "trigger": texts(trigger),
+    }
+    for name in _NUMBERS:
+        row[name] = getattr(record, name, None)
+    for name in _TEXTS:
+        row[name] = texts(getattr(record, name, None))
+    return row
+
+
+_NUMBERS = ("seq", "generation", "attempt", "clients", "in_flight", "dwell_s", "topology_version")
+_TEXTS = ("source", "reason", "error_code", "address", "thread_name")
 
 
 def pack(data: object) -> str:

@@ -291,7 +291,7 @@ def test_tail_follows(
 def test_reading_without_msgspec_names_the_extra(words: list[str], log: str) -> None:
     """A log cannot be read without the extra, and one line says how to get it; help can be had."""
     script = "import sys; sys.modules['msgspec'] = None; from milvus_lifecycle.cli import main; "
-    for line, code in ((words, 2), ([*words[:-1], "x", "--help"], 0)):
+    for line, code in ((words, 2), ([*words[:-1], "x", "--help"], 0), (["diagram"], 0)):
         done = subprocess.run(
             [sys.executable, "-c", script + "sys.exit(main(sys.argv[1:]))"]
             + [word.format(log=log) for word in line],
