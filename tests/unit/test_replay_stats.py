@@ -266,12 +266,6 @@ def test_totals_of_a_large_log_add_up() -> None:
     assert stats.total.attempts == sum(stats.edges[edge] for edge in ended)
 
 
-def test_a_made_up_parent_goes_on_after_a_fork() -> None:
-    """Its connections do not fall silent, as if they were down until the log ends."""
-    made_up = synthetic_records(16_000, seed=2, connections=20)
-    assert fold_stats(convert(record) for record in made_up).total.unfinished == 0
-
-
 def test_plain_tables_line_up(tmp_path: Path) -> None:
     """Without a terminal the columns are padded, numbers to the right."""
     path = tmp_path / "out.txt"
