@@ -289,6 +289,7 @@ inserted(
     lambda log, _: log.chance.choice((b"[1, 2]", b"17", b'"text"', b"null", b"true")),
     after=0,
 )
+inserted("json_that_is_too_deep", _FOREIGN, lambda *_: b"[" * 100_000, after=0)
 edited("schema_of_tomorrow", Kind.UNKNOWN_SCHEMA, {"schema": 2})
 edited(
     "missing_field",

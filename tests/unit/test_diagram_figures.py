@@ -86,14 +86,6 @@ def test_counts_medians_and_shares() -> None:
     assert notes["ACTIVE"] == ("70.0 % of the time",)
 
 
-def test_a_state_that_lasts_until_the_log_ends_counts() -> None:
-    """A healthy connection writes nothing: its time counts until the log's last moment."""
-    stats = fold_stats([*OUTAGE[:3], created(102, "other")])
-    assert stats.total.state_shares() == pytest.approx(
-        {"IDLE": 1 / 102, "PROBING": 1 / 102, "ACTIVE": 100 / 102, "RECOVERING": 0, "CLOSED": 0}
-    )
-
-
 def test_a_closed_connection_spends_no_more_time() -> None:
     """CLOSED is not counted, however long the log goes on."""
     closed = step(1, "close", "IDLE", "CLOSED")
