@@ -242,7 +242,7 @@ def _configure_tail(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-n",
         "--lines",
-        type=lambda text: -1 if text == "all" else _natural(text),
+        type=_lines,
         metavar="N",
         help=f"how many lines, or 'all' (default: {LINES}; all with --since)",
     )
@@ -267,6 +267,11 @@ def _configure_tail(parser: argparse.ArgumentParser) -> None:
         help="an age (15m, 2h) or a time (ISO 8601)",
     )
     parser.add_argument("--json", action="store_true", help="print the lines as they stand")
+
+
+def _lines(text: str) -> int:
+    """A number of lines; -1 for all."""
+    return -1 if text == "all" else _natural(text)
 
 
 def parse_since(text: str, now: datetime | None = None) -> datetime:
