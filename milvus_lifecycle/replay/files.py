@@ -68,10 +68,6 @@ class Batch:
     complete: bool = True
 
 
-#: Reads up to so many bytes; nothing at the end.
-_Read = Callable[[int], bytes]
-
-
 def open_log(path: str) -> BinaryIO:
     """Open ``path`` for reading bytes; OSError with a reason in plain words if that fails."""
     if path == STDIN:
@@ -87,12 +83,17 @@ def why(error: OSError) -> str:
 
 
 class _Counted:
-    """Reads from a raw stream and counts: for progress, and to give back sniffed bytes."""
+    """Reads from a raw stream and counts, for progress; its first bytes can be looked at."""
 
-    def __init__(self, raw: BinaryIO, head: bytes) -> None:
+    def __init__(self, raw: BinaryIO) -> None:
         self._raw = raw
-        self._head = head
+        self._head = b""
         self.count = 0
+
+    def peek(self, size: int) -> bytes:
+        """The first bytes, which are read again afterwards."""
+        self._head = self._raw.read(size)
+        return self._head
 
     def read(self, size: int, /) -> bytes:
         data, self._head = self._head[:size], self._head[size:]
@@ -146,7 +147,19 @@ class LineReader:
         return Problem(kind, self.path, line, f"{what}; nothing after this place was read")
 
     def _read(self, raw: BinaryIO) -> Iterator[Batch | Problem]:
-        read, counted, left = self._unpack(raw)
+        span = self._span or Span()
+        left = None if span.end is None else span.end - span.start
+        if span.start:
+            raw.seek(span.start)
+        counted = _Counted(raw)
+        read: Callable[[int], bytes] = counted.read
+        head = b"" if span.start else counted.peek(len(_BOM))
+        if head.startswith(_GZIP):
+            # read1: of a damaged file, what came before the damage is not lost.
+            read = gzip.GzipFile(fileobj=counted).read1
+        elif head == _BOM:
+            counted.read(len(_BOM))
+            left = None if left is None else left - len(_BOM)
         pending = b""
         reported = 0
         while True:
@@ -160,24 +173,6 @@ class LineReader:
                 break
             pending = yield from self._split(pending, chunk)
         yield from self._finish(pending)
-
-    def _unpack(self, raw: BinaryIO) -> tuple[_Read, _Counted, int | None]:
-        """What reads plain bytes, the raw counter, and how many bytes to take (None: all)."""
-        if self._span is not None:
-            raw.seek(self._span.start)
-            end = self._span.end
-            if self._span.start:
-                counted = _Counted(raw, b"")
-                return counted.read, counted, None if end is None else end - self._span.start
-        head = raw.read(len(_BOM))
-        if head.startswith(_GZIP):
-            counted = _Counted(raw, head)
-            # read1: of a damaged file, what came before the damage is not lost.
-            return gzip.GzipFile(fileobj=counted).read1, counted, None
-        end = None if self._span is None else self._span.end
-        counted = _Counted(raw, b"" if head == _BOM else head)
-        left = None if end is None else end - (len(head) if head == _BOM else 0)
-        return counted.read, counted, left
 
     def _split(self, pending: bytes, chunk: bytes) -> Generator[Batch | Problem, None, bytes]:
         """Yield the complete lines of ``pending + chunk``; return what is left over."""
