@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from milvus_lifecycle.replay.problems import Kind
-from milvus_lifecycle.replay.synthetic import synthetic_records
+from milvus_lifecycle.replay.findings import Kind
+from tests.made_up import synthetic_records
 
 Fields = dict[str, Any]
 TRANSITION = "connection.transition"
@@ -96,53 +96,104 @@ def corruption(make: Corruption) -> Corruption:
     return make
 
 
+def _is(**wanted: object) -> Callable[[Victim, int], bool]:
+    return lambda log, i: wanted.items() <= log.records[i].items()
+
+
+def _any(log: Victim, index: int) -> bool:
+    return log.inner(index)
+
+
+def edited(
+    name: str,
+    kind: Kind,
+    changes: Fields | Callable[[Victim, Fields], Fields],
+    fits: Callable[[Victim, int], bool] = _any,
+) -> None:
+    """Register: ``changes`` are made to the fields of an inner step for which ``fits``."""
+
+    def make(log: Victim) -> Damage:
+        index = log.pick(lambda i: log.inner(i) and fits(log, i))
+        fields = changes(log, log.records[index]) if callable(changes) else changes
+        log.edit(index, **fields)
+        return log.damage(kind, index)
+
+    CORRUPTIONS[name] = make
+
+
+def inserted(name: str, kind: Kind, line: Callable[[Victim, Fields], bytes], after: int) -> None:
+    """Register: a line beside a step's (``after`` it: 1, before it: 0)."""
+
+    def make(log: Victim) -> Damage:
+        index = log.step()
+        log.lines.insert(index + after, line(log, log.records[index]))
+        return log.damage(kind, index + after)
+
+    CORRUPTIONS[name] = make
+
+
+def mangled(
+    name: str, kind: Kind, mangle: Callable[[Victim, bytes, bytes], bytes], *, both: bool = False
+) -> None:
+    """Register: other bytes for the line of a step (``both``: for it and the next line)."""
+
+    def make(log: Victim) -> Damage:
+        index = log.step()
+        changed = mangle(log, log.lines[index], log.lines[index + 1])
+        log.lines[index : index + 1 + both] = [changed]
+        return log.damage(kind, index)
+
+    CORRUPTIONS[name] = make
+
+
 # -- the log contradicts the table or a law ----------------------------------------------------
 
-
-@corruption
-def illegal_destination(log: Victim) -> Damage:
-    index = log.pick(lambda i: log.inner(i) and log.records[i]["trigger"] == "release")
-    log.edit(index, dest="PROBING")
-    return log.damage(Kind.ILLEGAL_TRANSITION, index)
-
-
-@corruption
-def illegal_trigger(log: Victim) -> Damage:
-    index = log.pick(lambda i: log.inner(i) and log.records[i]["source"] == "IDLE")
-    log.edit(index, trigger="recovered")
-    return log.damage(Kind.ILLEGAL_TRANSITION, index)
-
-
-@corruption
-def unknown_trigger(log: Victim) -> Damage:
-    index = log.step()
-    log.edit(index, trigger="explode")
-    return log.damage(Kind.ILLEGAL_TRANSITION, index)
-
-
-@corruption
-def unknown_state(log: Victim) -> Damage:
-    index = log.step()
-    log.edit(index, dest="LIMBO")
-    return log.damage(Kind.ILLEGAL_TRANSITION, index)
-
-
-@corruption
-def lower_case_state(log: Victim) -> Damage:
-    index = log.step()
-    log.edit(index, dest=log.records[index]["dest"].lower())
-    return log.damage(Kind.ILLEGAL_TRANSITION, index)
-
-
-@corruption
-def another_source(log: Victim) -> Damage:
-    def fits(index: int) -> bool:
-        return log.inner(index) and log.records[index]["source"] == "ACTIVE"
-
-    index = log.pick(fits)
-    # A legal row by itself, but the connection was not left in IDLE.
-    log.edit(index, source="IDLE", trigger="acquire", dest="PROBING")
-    return log.damage(Kind.SOURCE_MISMATCH, index)
+_ILLEGAL = Kind.ILLEGAL_TRANSITION
+edited("illegal_destination", _ILLEGAL, {"dest": "PROBING"}, _is(trigger="release"))
+edited("illegal_trigger", _ILLEGAL, {"trigger": "recovered"}, _is(source="IDLE"))
+edited("unknown_trigger", _ILLEGAL, {"trigger": "explode"})
+edited("unknown_state", _ILLEGAL, {"dest": "LIMBO"})
+edited("lower_case_state", _ILLEGAL, lambda log, record: {"dest": record["dest"].lower()})
+edited(
+    "another_source",  # a legal row by itself, but the connection was not left in IDLE
+    Kind.SOURCE_MISMATCH,
+    {"source": "IDLE", "trigger": "acquire", "dest": "PROBING"},
+    _is(source="ACTIVE"),
+)
+edited("seq_falls_to_zero", Kind.SEQ_REPEAT, {"seq": 0})
+edited(
+    "generation_falls",
+    Kind.GENERATION_FALLS,
+    {"generation": 0},
+    lambda log, i: log.records[log.previous_of(i) or 0]["generation"] > 0,
+)
+edited(
+    "topology_falls",
+    Kind.TOPOLOGY_FALLS,
+    {"topology_version": 0},
+    lambda log, i: log.records[i]["topology_version"] is not None,
+)
+edited(
+    "another_process_with_the_id",
+    Kind.SHARED_ID,
+    lambda log, record: {"pid": record["pid"] + 1},
+)
+edited("another_flavour_with_the_id", Kind.SHARED_ID, {"flavour": "trio"})
+inserted(
+    "refused_while_alive",
+    Kind.ILLEGAL_REFUSAL,
+    lambda log, record: encode(
+        {
+            **record,
+            "event": "connection.refused",
+            "seq": None,
+            "trigger": "acquire",
+            "source": "IDLE",
+            "dest": "IDLE",
+        }
+    ),
+    after=1,
+)
 
 
 @corruption
@@ -160,6 +211,15 @@ def created_elsewhere(log: Victim) -> Damage:
     index = log.pick(lambda i: log.records[i]["event"] == "connection.created")
     log.edit(index, dest="ACTIVE")
     return log.damage(Kind.BAD_START, index)
+
+
+@corruption
+def created_twice(log: Victim) -> Damage:
+    index = log.pick(lambda i: log.records[i]["event"] == "connection.created")
+    after = log.next_of(index)
+    assert after is not None
+    log.lines.insert(after + 1, log.lines[index])
+    return log.damage(Kind.SHARED_ID, after + 1)
 
 
 @corruption
@@ -188,13 +248,6 @@ def swapped_lines(log: Victim) -> Damage:
 
 
 @corruption
-def seq_falls_to_zero(log: Victim) -> Damage:
-    index = log.step()
-    log.edit(index, seq=0)
-    return log.damage(Kind.SEQ_REPEAT, index)
-
-
-@corruption
 def record_after_closed(log: Victim) -> Damage:
     index = log.pick(lambda i: log.is_step(i) and log.records[i]["dest"] == "CLOSED")
     back = {**log.records[index], "seq": log.records[index]["seq"] + 1}
@@ -204,65 +257,14 @@ def record_after_closed(log: Victim) -> Damage:
 
 
 @corruption
-def generation_falls(log: Victim) -> Damage:
-    def fits(index: int) -> bool:
-        before = log.previous_of(index)
-        return log.inner(index) and before is not None and log.records[before]["generation"] > 0
-
-    index = log.pick(fits)
-    log.edit(index, generation=0)
-    return log.damage(Kind.GENERATION_FALLS, index)
-
-
-@corruption
-def topology_falls(log: Victim) -> Damage:
-    index = log.pick(lambda i: log.inner(i) and log.records[i]["topology_version"] is not None)
-    log.edit(index, topology_version=0)
-    return log.damage(Kind.TOPOLOGY_FALLS, index)
-
-
-@corruption
-def another_process_with_the_id(log: Victim) -> Damage:
-    index = log.step()
-    log.edit(index, pid=log.records[index]["pid"] + 1)
-    return log.damage(Kind.SHARED_ID, index)
-
-
-@corruption
-def another_flavour_with_the_id(log: Victim) -> Damage:
-    index = log.step()
-    other = "asyncio" if log.records[index]["flavour"] == "threads" else "threads"
-    log.edit(index, flavour=other)
-    return log.damage(Kind.SHARED_ID, index)
-
-
-@corruption
-def created_twice(log: Victim) -> Damage:
-    index = log.pick(lambda i: log.records[i]["event"] == "connection.created")
-    after = log.next_of(index)
-    assert after is not None
-    log.lines.insert(after + 1, log.lines[index])
-    return log.damage(Kind.SHARED_ID, after + 1)
-
-
-@corruption
-def refused_while_alive(log: Victim) -> Damage:
-    index = log.step()
-    fields = {**log.records[index], "event": "connection.refused", "seq": None}
-    fields.update(source="IDLE", dest="IDLE", trigger="acquire")
-    log.lines.insert(index + 1, encode(fields))
-    return log.damage(Kind.ILLEGAL_REFUSAL, index + 1)
-
-
-@corruption
 def losses_confessed_too_few(log: Victim) -> Damage:
     index = log.pick(lambda i: log.inner(i) and log.inner(log.next_of(i) or i))
     dropped = [index, log.next_of(index)]
     after = log.next_of(dropped[1] or 0)
     assert after is not None
-    ts = log.records[after]["ts"]
-    confession = {"event": "connection.records_lost", "ts": ts, "connection_id": None, "count": 1}
-    log.lines.insert(after, encode(confession))
+    record = log.records[after]
+    confession = {"event": "connection.records_lost", "connection_id": None, "count": 1}
+    log.lines.insert(after, encode({**confession, "ts": record["ts"], "pid": record["pid"]}))
     for gone in sorted((one for one in dropped if one is not None), reverse=True):
         del log.lines[gone]
     return log.damage(Kind.SEQ_GAP, after - 1)
@@ -270,49 +272,50 @@ def losses_confessed_too_few(log: Victim) -> Damage:
 
 # -- the log itself is damaged -----------------------------------------------------------------
 
-
-@corruption
-def cut_last_line(log: Victim) -> Damage:
-    last = len(log.lines) - 1
-    data = join(log.lines)[: -log.chance.randint(20, 200)]
-    return Damage(data, Kind.CUT_LINE, last + 1)
-
-
-@corruption
-def cut_line_in_the_middle(log: Victim) -> Damage:
-    index = log.step()
-    log.lines[index] = log.lines[index][: log.chance.randint(1, 200)]
-    return log.damage(Kind.BROKEN_LINE, index)
-
-
-@corruption
-def next_record_glued_to_a_cut_one(log: Victim) -> Damage:
-    index = log.step()
-    log.lines[index : index + 2] = [log.lines[index][:99] + log.lines[index + 1]]
-    return log.damage(Kind.BROKEN_LINE, index)
-
-
-@corruption
-def two_records_on_one_line(log: Victim) -> Damage:
-    index = log.step()
-    log.lines[index : index + 2] = [log.lines[index] + log.lines[index + 1]]
-    return log.damage(Kind.BROKEN_LINE, index)
-
-
-@corruption
-def flipped_bit(log: Victim) -> Damage:
-    index = log.step()
-    line = bytearray(log.lines[index])
-    line[line.index(b'":')] ^= 0x08  # a quotation mark becomes an asterisk
-    log.lines[index] = bytes(line)
-    return log.damage(Kind.BROKEN_LINE, index)
-
-
-@corruption
-def not_utf8(log: Victim) -> Damage:
-    index = log.step()
-    log.lines[index] = log.lines[index].replace(b'"reason":"', b'"reason":"\xff\xfe')
-    return log.damage(Kind.BROKEN_LINE, index)
+_BROKEN, _FOREIGN = Kind.BROKEN_LINE, Kind.FOREIGN_LINE
+mangled("cut_line_in_the_middle", _BROKEN, lambda log, a, _: a[: log.chance.randint(1, 200)])
+mangled("next_record_glued_to_a_cut_one", _BROKEN, lambda log, a, b: a[:99] + b, both=True)
+mangled("two_records_on_one_line", _BROKEN, lambda log, a, b: a + b, both=True)
+# A quotation mark becomes an asterisk.
+mangled("flipped_bit", _BROKEN, lambda log, a, _: a.replace(b'":', b"*:", 1))
+mangled("not_utf8", _BROKEN, lambda log, a, _: a.replace(b'"reason":"', b'"reason":"\xff\xfe'))
+mangled("hole_of_nul_bytes", Kind.NUL_BYTES, lambda log, a, _: bytes(4096) + a)
+inserted("line_of_ten_megabytes", Kind.LONG_LINE, lambda *_: b"x" * 10_000_000, after=0)
+inserted("foreign_event", _FOREIGN, lambda *_: b'{"event": "request served", "ms": 12}', after=0)
+inserted("foreign_text", _FOREIGN, lambda *_: b"Traceback (most recent call last):", after=0)
+inserted(
+    "json_that_is_no_object",
+    _FOREIGN,
+    lambda log, _: log.chance.choice((b"[1, 2]", b"17", b'"text"', b"null", b"true")),
+    after=0,
+)
+inserted("json_that_is_too_deep", _FOREIGN, lambda *_: b"[" * 100_000, after=0)
+edited("schema_of_tomorrow", Kind.UNKNOWN_SCHEMA, {"schema": 2})
+edited(
+    "missing_field",
+    Kind.BAD_RECORD,
+    lambda log, _: {log.chance.choice(("seq", "trigger", "source", "dest", "ts")): ...},
+)
+edited(
+    "field_of_another_type",
+    Kind.BAD_RECORD,
+    lambda log, _: dict(
+        [
+            log.chance.choice(
+                (("seq", "7"), ("generation", None), ("dest", 3), ("pid", "1"), ("clients", 1.5))
+            )
+        ]
+    ),
+)
+edited(
+    "no_moment",
+    Kind.BAD_RECORD,
+    lambda log, _: {
+        "ts": log.chance.choice(
+            ("yesterday", "2026-03-01T09:00:00", "2026-13-41T09:00:00Z", "1772355600")
+        )
+    },
+)
 
 
 @corruption
@@ -324,67 +327,7 @@ def nul_bytes_in_a_line(log: Victim) -> Damage:
 
 
 @corruption
-def hole_of_nul_bytes(log: Victim) -> Damage:
-    index = log.step()
-    log.lines[index] = bytes(4096) + log.lines[index]
-    return log.damage(Kind.NUL_BYTES, index)
-
-
-@corruption
-def line_of_ten_megabytes(log: Victim) -> Damage:
-    index = log.step()
-    log.lines.insert(index, b"x" * 10_000_000)
-    return log.damage(Kind.LONG_LINE, index)
-
-
-@corruption
-def foreign_event(log: Victim) -> Damage:
-    index = log.step()
-    log.lines.insert(index, b'{"event": "request served", "path": "/search", "ms": 12}')
-    return log.damage(Kind.FOREIGN_LINE, index)
-
-
-@corruption
-def foreign_text(log: Victim) -> Damage:
-    index = log.step()
-    log.lines.insert(index, b"Traceback (most recent call last):")
-    return log.damage(Kind.FOREIGN_LINE, index)
-
-
-@corruption
-def json_that_is_no_object(log: Victim) -> Damage:
-    index = log.step()
-    log.lines.insert(index, log.chance.choice((b"[1, 2]", b"17", b'"text"', b"null", b"true")))
-    return log.damage(Kind.FOREIGN_LINE, index)
-
-
-@corruption
-def schema_of_tomorrow(log: Victim) -> Damage:
-    index = log.step()
-    log.edit(index, schema=2)
-    return log.damage(Kind.UNKNOWN_SCHEMA, index)
-
-
-@corruption
-def missing_field(log: Victim) -> Damage:
-    index = log.step()
-    log.edit(index, **{log.chance.choice(("seq", "trigger", "source", "dest", "ts")): ...})
-    return log.damage(Kind.BAD_RECORD, index)
-
-
-@corruption
-def field_of_another_type(log: Victim) -> Damage:
-    index = log.step()
-    name, value = log.chance.choice(
-        (("seq", "7"), ("generation", None), ("dest", 3), ("pid", "1"), ("clients", 1.5))
-    )
-    log.edit(index, **{name: value})
-    return log.damage(Kind.BAD_RECORD, index)
-
-
-@corruption
-def no_moment(log: Victim) -> Damage:
-    index = log.step()
-    moments = ("yesterday", "2026-03-01T09:00:00", "2026-13-41T09:00:00Z", "1772355600")
-    log.edit(index, ts=log.chance.choice(moments))
-    return log.damage(Kind.BAD_RECORD, index)
+def cut_last_line(log: Victim) -> Damage:
+    last = len(log.lines) - 1
+    data = join(log.lines)[: -log.chance.randint(20, 200)]
+    return Damage(data, Kind.CUT_LINE, last + 1)

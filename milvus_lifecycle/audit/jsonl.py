@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from datetime import datetime, timezone
 
 from ..errors import ConfigError
 from ..fork import on_fork_in_child
-from .records import RECORDS_LOST, SCHEMA, Sink, TransitionRecord
+from .records import RECORDS_LOST, RecordsLost, Sink, TransitionRecord
 
 ENVIRONMENT = "MILVUS_LIFECYCLE_AUDIT"
 # Built once: json.dumps with separators builds an encoder for each line.
@@ -114,15 +115,9 @@ class JsonLines(Sink):
             os.close(fd)
 
     def _confession(self) -> bytes:
-        fields = {
-            "event": RECORDS_LOST,
-            "ts": datetime.now(timezone.utc).isoformat(timespec="microseconds"),
-            "connection_id": None,
-            "count": self.lost,
-            "pid": os.getpid(),
-            "schema": SCHEMA,
-        }
-        return _encode(fields).encode() + b"\n"
+        now = datetime.now(timezone.utc).isoformat(timespec="microseconds")
+        record = RecordsLost(RECORDS_LOST, now, None, self.lost, os.getpid())
+        return _encode(asdict(record)).encode() + b"\n"
 
     def _reopen_if_moved(self) -> None:
         if self._fd >= 0:

@@ -16,11 +16,12 @@ CREATED = "connection.created"
 REFUSED = "connection.refused"
 WAITING = "connection.waiting"
 RECORDS_LOST = "connection.records_lost"
+EVENTS = (TRANSITION, CREATED, REFUSED, WAITING, RECORDS_LOST)
 
 
 @dataclass(frozen=True, slots=True)
 class TransitionRecord:
-    """One state change of one connection (design: the audit schema, version 1).
+    """One state change of one connection (the audit schema, version 1: ``docs/audit.md``).
 
     ``seq`` is gap-free per connection and starts at 1 (0: the connection was created; null: a
     refused trigger or a wait, which change nothing). ``ts`` is UTC, ISO 8601. ``dwell_s`` is the
@@ -57,6 +58,18 @@ class TransitionRecord:
 
 # Not dataclasses.asdict: it copies every value deeply, for 10 us a record.
 _FIELDS = tuple(field.name for field in fields(TransitionRecord))
+
+
+@dataclass(frozen=True, slots=True)
+class RecordsLost:
+    """A line of a log whose sink could not write ``count`` records of process ``pid``."""
+
+    event: str
+    ts: str
+    connection_id: str | None
+    count: int
+    pid: int
+    schema: int = SCHEMA
 
 
 class Sink:

@@ -27,6 +27,8 @@ PROGRAM = "milvus-lifecycle"
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
+#: Packages that extras bring; whoever misses one names the extra in its ImportError.
+_OF_EXTRAS = ("msgspec", "bokeh")
 
 
 @dataclass(frozen=True)
@@ -79,42 +81,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _execute(words)
     except KeyboardInterrupt:
         return INTERRUPTED
+    except ImportError as error:
+        if error.name not in _OF_EXTRAS:
+            raise
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return USAGE_ERROR
 
 
 def _execute(words: list[str]) -> int:
-    chosen = _choose(words)
-    subcommand = None if chosen is None else _load(chosen)
-    parser = _build_parser(chosen, subcommand)
-    options = parser.parse_args(words)
-    if subcommand is None:
-        parser.print_help(sys.stderr)
-        return USAGE_ERROR
-    return subcommand.execute(options)
-
-
-def _choose(words: Sequence[str]) -> Command | None:
-    """The subcommand that the first word names; None lets argparse explain what there is."""
-    first = next((word for word in words if not word.startswith("-")), None)
-    return next((command for command in COMMANDS if command.name == first), None)
-
-
-def _load(command: Command) -> Subcommand:
-    # A module is the object that the protocol describes; no type can say so of an import by name.
-    return cast(Subcommand, importlib.import_module(command.module))
-
-
-def _build_parser(chosen: Command | None, subcommand: Subcommand | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM, description="Connection lifecycle engine for the Milvus Python SDK."
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     children = parser.add_subparsers(title="subcommands", metavar="COMMAND")
+    first = next((word for word in words if not word.startswith("-")), None)
+    chosen: Subcommand | None = None
     for command in COMMANDS:
+        summary = command.summary
         child = children.add_parser(
-            command.name,
-            help=command.summary,
-            description=command.summary[0].upper() + command.summary[1:] + ".",
+            command.name, help=summary, description=summary[0].upper() + summary[1:] + "."
         )
-        if command is chosen and subcommand is not None:
-            subcommand.configure(child)
-    return parser
+        if command.name == first:
+            # A module is what the protocol describes; no type can say so of an import by name.
+            chosen = cast(Subcommand, importlib.import_module(command.module))
+            chosen.configure(child)
+    options = parser.parse_args(words)  # which explains what there is, for any other word
+    if chosen is None:
+        parser.print_help(sys.stderr)
+        return USAGE_ERROR
+    return chosen.execute(options)

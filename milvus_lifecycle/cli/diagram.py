@@ -6,16 +6,18 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..diagram.drawing import draw
+from ..diagram.drawing import Drawing, draw, plural
 from ..diagram.drift import find_drift, write_diagrams
-from ..diagram.figures import Figures, UnknownConnection, annotate
-from ..diagram.formats import RendererMissing, finds_fonts, render_png, render_svg
-from ..diagram.text import to_dot, to_mermaid
-from ..replay.problems import Problems
-from ..replay.reading import read_records
-from ..replay.sources import find_sources
-from ..report.tables import plural
-from .stats import explain_nothing
+from ..diagram.formats import (
+    RendererMissing,
+    finds_fonts,
+    render_png,
+    render_svg,
+    to_dot,
+    to_mermaid,
+)
+from ..replay.findings import Problems
+from .audit import explain_nothing
 
 FORMATS = ("mermaid", "dot", "svg", "png")
 _SUFFIXES = {".mmd": "mermaid", ".md": "mermaid", ".dot": "dot", ".gv": "dot"}
@@ -62,9 +64,8 @@ def execute(options: argparse.Namespace) -> int:
         if options.check is not None or options.write is not None:
             return _keep(options)
         form = _format(options)
-        figures = _figures(options)
-        _put(options.output, _picture(form, figures))
-    except (_Refused, RendererMissing, UnknownConnection) as error:
+        _put(options.output, _picture(form, _drawing(options)))
+    except (_Refused, RendererMissing) as error:
         return _complain(str(error))
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
@@ -105,8 +106,7 @@ def _format(options: argparse.Namespace) -> str:
     return _SUFFIXES[suffix]
 
 
-def _picture(form: str, figures: Figures | None) -> bytes:
-    drawing = draw(figures=figures)
+def _picture(form: str, drawing: Drawing) -> bytes:
     if form == "png":
         if not finds_fonts():
             print(
@@ -129,18 +129,28 @@ def _put(output: str | None, data: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-def _figures(options: argparse.Namespace) -> Figures | None:
+def _drawing(options: argparse.Namespace) -> Drawing:
     if options.audit is None:
         if options.connection is not None:
             raise _Refused("--connection needs the log that the connection is in: --audit LOG")
-        return None
+        return draw()
+    from ..replay.files import find_sources, read_records
+    from ..replay.stats import UnknownConnection, fold_connection, fold_stats
+
     sources, problems = find_sources(options.audit), Problems(0)
     if sources.problems:  # half a picture is none
         first = sources.problems[0]
         raise _Refused(f"{first.place}: {first.message}")
-    figures = annotate(read_records(sources, problems), options.connection)
+    records, path = read_records(sources, problems), None
+    if options.connection is None:
+        stats = fold_stats(records)
+    else:
+        try:
+            stats, path = fold_connection(records, options.connection)
+        except UnknownConnection as error:
+            raise _Refused(str(error)) from None
     lost = problems.counts.total()
-    if lost and figures.since is None:
+    if lost and stats.since is None:
         raise _Refused(explain_nothing(sources, problems))
     if lost:
         print(
@@ -148,4 +158,4 @@ def _figures(options: argparse.Namespace) -> Figures | None:
             f"{plural(lost, 'finding')}; milvus-lifecycle audit verify has them",
             file=sys.stderr,
         )
-    return figures
+    return draw(stats=stats, path=path)

@@ -1,78 +1,172 @@
-"""``milvus-lifecycle audit tail``: its options, and the loop that follows a growing log."""
+"""``milvus-lifecycle audit tail``: which records to show, how, and following a growing log."""
 
 from __future__ import annotations
 
 import argparse
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
+from fnmatch import fnmatchcase
 from time import sleep
 
+from ..diagram.drawing import show_seconds
+from ..replay.files import STDIN, decode_or_explain, why
+from ..replay.findings import Kind, clean
 from ..replay.follow import Follower, last_matches
-from ..replay.lines import STDIN, why
-from ..replay.tail import LineWriter, Shown, Wanted, look_at, parse_since
-from ..table import Trigger
-from .colour import Paint, add_colour_option
+from ..replay.records import Created, Record, RecordsLost, Refused, Transition, Waiting
+from ..table import State
+from .console import Paint
 
-SUMMARY = "show the last transitions, one line each, and follow the log"
-
-#: Lines without -n, and seconds between two looks at the file.
-LINES = 20
+#: Seconds between two looks at the file.
 PAUSE = 0.2
+_STYLES = {
+    str(State.IDLE): "dim",
+    str(State.ACTIVE): "green",
+    str(State.PROBING): "blue",
+    str(State.RECOVERING): "yellow",
+    str(State.CLOSED): "bold",
+}
+_ALARMS = frozenset({"give_up", "probe_failed"})
+_STATE_WIDTH = max(len(state) for state in _STYLES)
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``audit tail``."""
-    parser.add_argument("log", metavar="LOG", help="a file, .gz, or - (stdin)")
-    parser.add_argument("-f", "--follow", action="store_true", help="go on as the log grows")
-    parser.add_argument(
-        "-n",
-        "--lines",
-        type=_lines,
-        metavar="N",
-        help=f"how many lines, or 'all' (default: {LINES}; all with --since)",
-    )
-    parser.add_argument(
-        "--address", action="append", default=[], metavar="TEXT", help="substring or glob"
-    )
-    parser.add_argument(
-        "--connection", action="append", default=[], metavar="ID", help="an id or its beginning"
-    )
-    parser.add_argument(
-        "--trigger",
-        action="append",
-        default=[],
-        metavar="NAME",
-        choices=[str(trigger) for trigger in Trigger],
-        help="e.g. give_up",
-    )
-    parser.add_argument(
-        "--since", type=_since, metavar="WHEN", help="an age (15m, 2h, 1d) or a time (ISO 8601)"
-    )
-    parser.add_argument("--json", action="store_true", help="print the lines as they stand")
-    add_colour_option(parser)
+@dataclass(frozen=True)
+class Wanted:
+    """Which records to show; an empty condition lets everything pass.
+
+    ``addresses`` are substrings or globs, ``connections`` beginnings of an id.
+    """
+
+    addresses: Sequence[str] = ()
+    connections: Sequence[str] = ()
+    triggers: Sequence[str] = ()
+    since: datetime | None = None
+
+    @property
+    def everything(self) -> bool:
+        """No condition at all."""
+        return not (self.addresses or self.connections or self.triggers or self.since)
+
+    def admits(self, record: Record) -> bool:
+        """Does ``record`` meet every condition?"""
+        if self.since is not None and record.ts < self.since:
+            return False
+        if isinstance(record, RecordsLost):
+            return not (self.addresses or self.connections or self.triggers)
+        if self.triggers and record.trigger not in self.triggers:
+            return False
+        if self.connections and not record.connection_id.startswith(tuple(self.connections)):
+            return False
+        return not self.addresses or any(
+            wish in record.address or fnmatchcase(record.address, wish) for wish in self.addresses
+        )
 
 
-def _lines(text: str) -> int:
-    """A number of lines; -1 for all."""
-    if text == "all":
-        return -1
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError("must not be negative")
-    return number
+@dataclass(frozen=True)
+class Shown:
+    """A line of the log that is wanted: its record, or what is wrong with it."""
+
+    raw: bytes
+    record: Record | None
+    trouble: str = ""
 
 
-def _since(text: str) -> datetime:
-    try:
-        return parse_since(text, datetime.now(timezone.utc))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+def look_at(line: bytes, wanted: Wanted) -> Shown | None:
+    """What to show of ``line``; None if nothing. Foreign lines are only shown without filters."""
+    records, findings = decode_or_explain(line)
+    if records:
+        record = records[-1]
+        return Shown(line, record) if wanted.admits(record) else None
+    troubles = [message for kind, message in findings if kind is not Kind.FOREIGN_LINE]
+    if troubles and wanted.everything:
+        return Shown(line, None, "; ".join(troubles))
+    return None
 
 
-def execute(options: argparse.Namespace) -> int:
-    """Show, and follow if asked; returns the exit code (Ctrl-C is raised)."""
+class LineWriter:
+    """Turns records into lines; says the day when it changes."""
+
+    def __init__(self, paint: Paint, width: int | None = None) -> None:
+        self._paint = paint
+        self._width = width
+        self._day = ""
+
+    def lines(self, shown: Shown) -> list[str]:
+        """One line, after one for the day if that is a new one. Times are UTC."""
+        record = shown.record
+        if record is None:
+            return [self._paint(f"--- {clean(shown.trouble, 200)}", "red")]
+        moment = record.ts.astimezone(timezone.utc)
+        day = f"{moment:%A %Y-%m-%d} (UTC)"
+        lines = [] if day == self._day else [self._paint(day, "bold")]
+        self._day = day
+        clock = f"{moment:%H:%M:%S}.{moment.microsecond // 1000:03d}"
+        return [*lines, self._fit([(clock, "dim"), *self._parts(record)])]
+
+    def _fit(self, parts: list[tuple[str, str]]) -> str:
+        """Join the parts, cut at the width of the terminal."""
+        left = self._width
+        words = []
+        for text, style in parts:
+            if left is not None:
+                if left <= 0:
+                    break
+                text = text if len(text) <= left else text[: max(0, left - 1)] + "…"
+                left -= len(text) + 2
+            words.append(self._paint(text, style) if style else text)
+        return "  ".join(words).rstrip()
+
+    def _parts(self, record: Record) -> list[tuple[str, str]]:
+        if isinstance(record, RecordsLost):
+            return [(f"{record.count:,} records were lost by the sink", "red")]
+        if isinstance(record, Transition):
+            source, trigger, dest = record.source, record.trigger, record.dest
+        elif isinstance(record, Created):
+            source, trigger, dest = "", "created", record.dest
+        elif isinstance(record, Waiting):
+            source, trigger, dest = record.source, record.trigger, record.source
+        else:
+            source, trigger, dest = record.source, f"{record.trigger} refused", record.source
+        style = "alarm" if trigger in _ALARMS else _STYLES.get(dest, "")
+        return [
+            (f"{clean(source):>{_STATE_WIDTH}} → {clean(dest):<{_STATE_WIDTH}}", style),
+            (f"{clean(trigger):<12}", "alarm" if trigger in _ALARMS else ""),
+            (f"{_dwell(record):>8}", "dim"),
+            (clean(record.address), "blue"),
+            (f"{clean(record.connection_id)[:8]} #{_number(record)}", "dim"),
+            (_details(record), ""),
+        ]
+
+
+def _number(record: Transition | Created | Refused | Waiting) -> str:
+    return "-" if record.seq is None else str(record.seq)
+
+
+def _dwell(record: Transition | Created | Refused | Waiting) -> str:
+    if not isinstance(record, (Transition, Waiting)) or record.dwell_s is None:
+        return ""
+    return show_seconds(record.dwell_s)
+
+
+def _details(record: Transition | Created | Refused | Waiting) -> str:
+    details = [f"g{record.generation}"]
+    if record.attempt:
+        details.append(f"try {record.attempt}")
+    if record.error_code and record.error_code not in record.reason:
+        details.append(clean(record.error_code))
+    return " ".join([*details, clean(record.reason, 200)])
+
+
+# -- the command ---------------------------------------------------------------------------------
+
+
+def show_tail(options: argparse.Namespace, count: int | None) -> int:
+    """Show the last ``count`` lines (None: all), and follow if asked; returns the exit code.
+
+    Ctrl-C is raised.
+    """
     wanted = Wanted(options.address, options.connection, options.trigger, options.since)
     show = _printer(options)
 
@@ -84,20 +178,17 @@ def execute(options: argparse.Namespace) -> int:
         foreign = foreign or (shown is None and bool(line.strip()))
         return shown
 
-    count = options.lines
-    if count is None:
-        count = -1 if options.since else LINES
     follower, end = None, None
     try:
         if options.follow and options.log != STDIN:
             follower = Follower(options.log)
             end = follower.seek_end()
-        found = last_matches(options.log, None if count < 0 else count, match, end)
+        found = last_matches(options.log, count, match, end)
         show(found)
     except OSError as error:
         print(f"{options.log}: cannot be opened: {why(error)}", file=sys.stderr)
         return 2
-    if foreign and not found and wanted.everything and follower is None and count:
+    if foreign and not found and wanted.everything and follower is None and count != 0:
         print(f"{options.log}: no audit record in it; audit verify says why", file=sys.stderr)
         return 2
     if follower is not None:

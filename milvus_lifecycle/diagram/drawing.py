@@ -1,7 +1,6 @@
 """The lifecycle as a drawing: what is shown of the table (and of a log's figures), and its look.
 
-    TRANSITIONS (+ Figures) --draw()--> Drawing --diagram_text--> Mermaid, DOT
-                                                --formats--> SVG, PNG
+    TRANSITIONS (+ Stats) --draw()--> Drawing --formats--> Mermaid, DOT, SVG, PNG
 
 Nothing here is known of the lifecycle beyond the table, except the states' colours: a changed
 row changes the drawing, and a state without a colour of its own is drawn in a plain one. All
@@ -18,9 +17,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from ..table import TRANSITIONS, Row, State
-from .figures import Figures, row_key
+
+if TYPE_CHECKING:  # reading logs asks for an extra, and drawing the table does not
+    from ..replay.stats import Edge as Key
+    from ..replay.stats import Path, Stats
 
 INITIAL = State.IDLE
 START = "start"
@@ -111,8 +114,14 @@ class Drawing:
     caption: tuple[str, ...]
 
 
-def draw(rows: Iterable[Row] = TRANSITIONS, figures: Figures | None = None) -> Drawing:
-    """The drawing of a table, annotated if there are ``figures``."""
+def draw(
+    rows: Iterable[Row] = TRANSITIONS, stats: Stats | None = None, path: Path | None = None
+) -> Drawing:
+    """The drawing of a table, annotated with the figures of some logs if there are ``stats``.
+
+    With a ``path`` these are the figures of one connection, whose way is marked.
+    """
+    figures = _Figures(stats, path) if stats is not None else None
     table = tuple(rows)
     ends = (name for row in table for name in (row.source.value, row.dest.value))
     names = list(dict.fromkeys((INITIAL.value, *ends)))
@@ -136,6 +145,33 @@ def draw(rows: Iterable[Row] = TRANSITIONS, figures: Figures | None = None) -> D
     )
 
 
+class _Figures:
+    """What logs say of the table's rows."""
+
+    def __init__(self, stats: Stats, path: Path | None) -> None:
+        self.stats, self.path = stats, path
+        self.shares = stats.total.state_shares()
+        self.recoveries = stats.total.recoveries
+
+    def count(self, rows: Iterable[Row]) -> int:
+        """How often any of ``rows`` was taken."""
+        return sum(self.stats.edges.get(_key(row), 0) for row in rows)
+
+    def median(self, row: Row) -> float | None:
+        """The median time in the row's source before it was taken (seconds)."""
+        return self.stats.medians.get(_key(row))
+
+    def steps(self, rows: Iterable[Row]) -> list[int]:
+        """The first numbers of the marked path's steps that took any of ``rows``."""
+        if self.path is None:
+            return []
+        return sorted(step for row in rows for step in self.path.steps.get(_key(row), ()))
+
+
+def _key(row: Row) -> Key:
+    return row.trigger.value, row.source.value, row.dest.value
+
+
 # -- edges ------------------------------------------------------------------------------------
 
 
@@ -153,7 +189,7 @@ def _edges(
     table: tuple[Row, ...],
     grouped: set[tuple[str, str]],
     looks: dict[str, Look],
-    figures: Figures | None,
+    figures: _Figures | None,
 ) -> Iterable[Edge]:
     bundles: dict[tuple[str, str], list[Row]] = {}
     for row in table:
@@ -171,7 +207,7 @@ def _group_id(dest: str) -> str:
     return f"any_{dest}"
 
 
-def _lines(rows: list[Row], figures: Figures | None) -> Iterable[Line]:
+def _lines(rows: list[Row], figures: _Figures | None) -> Iterable[Line]:
     """One line for each (trigger, guard) of an edge's rows, in the order of the table."""
     merged: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -182,24 +218,22 @@ def _lines(rows: list[Row], figures: Figures | None) -> Iterable[Line]:
         yield line if figures is None else _annotated(line, same, figures)
 
 
-def _annotated(line: Line, rows: list[Row], figures: Figures) -> Line:
-    taken = [figures.rows[key] for key in map(row_key, rows) if key in figures.rows]
-    count = sum(figure.count for figure in taken)
+def _annotated(line: Line, rows: list[Row], figures: _Figures) -> Line:
+    count = figures.count(rows)
     if not count:
         return replace(line, dim=True)
-    medians = [figure.median_s for figure in taken if figure.median_s is not None]
+    medians = [median for median in map(figures.median, rows) if median is not None]
     parts = ["\u00d7" + show_count(count)]
     if len(medians) == 1:
         # Several rows (from every live state) have no common median.
         parts.append(show_seconds(medians[0]))
-    steps = sorted(step for figure in taken for step in figure.steps)
-    if steps:
+    if steps := figures.steps(rows):
         more = ", \u2026" if count > len(steps) else ""
         parts.append("#" + ", ".join(map(str, steps)) + more)
     return replace(line, figures=tuple(parts), heat=_heat(line.trigger, count, figures))
 
 
-def _heat(trigger: str, count: int, figures: Figures) -> int:
+def _heat(trigger: str, count: int, figures: _Figures) -> int:
     """0: not a trigger that hurts. 1 to 3: how often it came for each recovery."""
     if trigger not in HEAT:
         return 0
@@ -207,7 +241,7 @@ def _heat(trigger: str, count: int, figures: Figures) -> int:
     return 1 + sum(rate >= limit for limit in HEAT[trigger])
 
 
-def _weighted(edge: Edge, count: int, figures: Figures) -> Edge:
+def _weighted(edge: Edge, count: int, figures: _Figures) -> Edge:
     """Line width by the count, or dim if nothing ever travelled there."""
     if not count:
         return replace(
@@ -215,7 +249,7 @@ def _weighted(edge: Edge, count: int, figures: Figures) -> Edge:
         )
     # A group's dots say "never" here; that it is a group its mark says.
     style = "solid" if edge.look.style == "dotted" else edge.look.style
-    width = 3.0 if figures.connection else min(5.0, round(1.0 + 0.5 * len(str(count)), 1))
+    width = 3.0 if figures.path else min(5.0, round(1.0 + 0.5 * len(str(count)), 1))
     return replace(edge, look=replace(edge.look, width=width, style=style))
 
 
@@ -228,17 +262,17 @@ def _hint(row: Row) -> str:
 # -- nodes and words --------------------------------------------------------------------------
 
 
-def _state_node(name: str, look: Look, figures: Figures | None) -> Node:
+def _state_node(name: str, look: Look, figures: _Figures | None) -> Node:
     if figures is None:
         return Node(name, name, look)
     notes = []
     share = figures.shares.get(name, 0.0)
     if share > 0:
         notes.append(f"{show_share(share)} of the time")
-    marked = figures.last_state == name and figures.connection is not None
+    marked = figures.path is not None and figures.path.last_state == name
     if marked:
         notes.append("the path ends here")
-    reached = any(name in (source, dest) for _, source, dest in figures.rows)
+    reached = any(name in (source, dest) for _, source, dest in figures.stats.edges)
     return Node(name, name, look, tuple(notes), dim=not (reached or share), marked=marked)
 
 
@@ -252,46 +286,47 @@ _PLAIN_CAPTION = (
 )
 
 
-def _title(figures: Figures | None) -> str:
+def _title(figures: _Figures | None) -> str:
     if figures is None:
         return "The lifecycle of a pooled connection"
-    if figures.connection is None:
+    if figures.path is None:
         return "What the connections did"
     # An id comes from a log: it may hold anything, and must not break the picture.
-    shown = "".join(letter if letter.isprintable() else "?" for letter in figures.connection)
+    shown = "".join(letter if letter.isprintable() else "?" for letter in figures.path.connection)
     return f"What connection {shown[:60]} did"
 
 
-def _figures_caption(figures: Figures) -> tuple[str, ...]:
+def _figures_caption(figures: _Figures) -> tuple[str, ...]:
     """What was counted, and how to read it."""
-    many = _plural(figures.transitions, "transition")
-    if figures.connection is None:
-        created = f" ({figures.created:,} of them created)" if figures.created else ""
-        many = f"{_plural(figures.connections, 'connection')}{created}, {many}"
+    stats, total = figures.stats, figures.stats.total
+    many = plural(sum(stats.edges.values()), "transition")
+    if figures.path is None:
+        created = f" ({total.created:,} of them created)" if total.created else ""
+        many = f"{plural(total.connections, 'connection')}{created}, {many}"
     span = ""
-    if figures.since is not None and figures.until is not None:
-        span = f", {figures.since:%Y-%m-%d %H:%M:%S} to {figures.until:%Y-%m-%d %H:%M:%S} UTC"
-    numbered = "" if figures.connection is None else ", then the numbers of its steps"
+    if stats.since is not None and stats.until is not None:
+        span = f", {stats.since:%Y-%m-%d %H:%M:%S} to {stats.until:%Y-%m-%d %H:%M:%S} UTC"
+    numbered = "" if figures.path is None else ", then the numbers of its steps"
     caption = [
         f"{many}{span}.",
         f"\u00d7: how often; then the median time in the state before it{numbered}. "
         "Grey and dotted: never.",
     ]
-    recoveries = figures.recoveries
-    if any(trigger in HEAT for trigger, _, _ in figures.rows):
+    if any(trigger in HEAT for trigger, _, _ in stats.edges):
         caption.append(
             "Boxed: failed attempts and recoveries given up; the darker, the more of them for "
-            f"each of the {_plural(recoveries, 'recovery', 'recoveries')}."
+            f"each of the {plural(figures.recoveries, 'recovery', 'recoveries')}."
         )
-    if figures.strays:
+    if stats.strays:
         caption.append(
-            f"{_plural(figures.strays, 'transition')} left out that no row of the table allows: "
+            f"{plural(stats.strays, 'transition')} left out that no row of the table allows: "
             "see milvus-lifecycle audit verify."
         )
     return tuple(caption)
 
 
-def _plural(count: int, word: str, words: str = "") -> str:
+def plural(count: int, word: str, words: str = "") -> str:
+    """``1 record``, ``2,000 records``; ``words`` is the plural where that is another one."""
     return f"{count:,} {word if count == 1 else words or word + 's'}"
 
 

@@ -1,30 +1,23 @@
 """The checked-in drawings of the table: write them, and tell when they no longer show it.
 
 Mermaid is compared byte by byte. An SVG cannot be: its coordinates depend on Graphviz' release
-and on the fonts of the machine that drew it. Its stamp says what it was drawn from, and its
-arrows and labels are read back and compared with the table's, so that a patch release of
-Graphviz changes nothing here and a changed row does. Checking needs no pygraphviz.
+and on the fonts of the machine that drew it. Its stamp says what it was drawn from, so that a
+patch release of Graphviz changes nothing here and a changed row does. Checking needs no
+pygraphviz.
 """
 
 from __future__ import annotations
 
-import re
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..table import TRANSITIONS, Row
-from .drawing import START, Drawing, draw
-from .formats import Stamp, digest, read_stamp, render_svg, table_digest
-from .text import to_dot, to_mermaid
+from .drawing import Drawing, draw
+from .formats import Stamp, digest, read_stamp, render_svg, table_digest, to_dot, to_mermaid
 
 MERMAID_NAME = "lifecycle.mmd"
 SVG_NAME = "lifecycle.svg"
 REMEDY = "milvus-lifecycle diagram --write DIR draws it anew"
-
-_SVG = "{http://www.w3.org/2000/svg}"
-#: Less than the distance of two lines of a label, in points.
-_LINE = 4.0
 
 
 def write_diagrams(folder: Path, rows: Iterable[Row] = TRANSITIONS) -> list[Path]:
@@ -82,57 +75,3 @@ def _svg_drift(
         yield f"was drawn from another table: {REMEDY if plain else 'draw it anew'}"
     elif plain is not None and stamp.dot != digest(to_dot(plain)):
         yield f"was drawn by another version of the drawing code: {REMEDY}"
-    if plain is not None:
-        try:
-            missing = sorted(drawn_texts(plain) - svg_texts(text))
-        except ElementTree.ParseError as error:
-            yield f"is not well-formed: {error}"
-            return
-        if missing:
-            yield f"lacks {', '.join(repr(entry) for entry in missing)}"
-
-
-def drawn_texts(drawing: Drawing) -> set[str]:
-    """Every state and every label line of a drawing, as `svg_texts` finds them in an SVG."""
-    texts = {
-        _words(words)
-        for node in drawing.nodes
-        if node.name != START
-        for words in (node.name, *node.notes, *map(str, node.lines))
-    }
-    return texts | {
-        f"{edge.source} to {edge.dest}: {_words(str(line))}"
-        for edge in drawing.edges
-        for line in edge.lines
-    }
-
-
-def svg_texts(svg: str) -> set[str]:
-    """What an SVG says: the words in each node, and ``SOURCE to DEST: label`` for each edge."""
-    found: set[str] = set()
-    for group in ElementTree.fromstring(svg.encode()).iter(f"{_SVG}g"):
-        kind, title = group.get("class"), group.findtext(f"{_SVG}title", "")
-        if kind == "node":
-            found.update(_lines_of(group))
-        elif kind == "edge":
-            name = title.partition("\n")[0]
-            found.update(f"{name}: {line}" for line in _lines_of(group))
-    return found
-
-
-def _lines_of(group: ElementTree.Element) -> Iterator[str]:
-    """The text lines of a node or edge: pieces of about one height, from left to right."""
-    lines: list[tuple[float, list[tuple[float, str]]]] = []
-    for text in group.iter(f"{_SVG}text"):
-        x, y = float(text.get("x", "0")), float(text.get("y", "0"))
-        # Bold and small letters of one line stand a fraction of a point higher or lower.
-        line = next((pieces for height, pieces in lines if abs(height - y) < _LINE), None)
-        if line is None:
-            lines.append((y, line := []))
-        line.append((x, text.text or ""))
-    for _, pieces in lines:
-        yield _words(" ".join(words for _, words in sorted(pieces)))
-
-
-def _words(text: str) -> str:
-    return re.sub(r"\s+", " ", text).strip()

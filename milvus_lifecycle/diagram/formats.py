@@ -1,4 +1,9 @@
-"""A drawing of the lifecycle as a picture: SVG and PNG, through the Graphviz of pygraphviz.
+"""A drawing of the lifecycle in four formats: Mermaid and DOT, which are text, SVG and PNG.
+
+The texts are written here rather than by ``transitions``' diagram support, whose backends put all
+of an edge's triggers into one line (a picture of 4,000 pixels), know no final state, no groups
+and no figures, and whose Mermaid state diagrams cannot style an edge at all; a flowchart can.
+The same drawing gives the same text everywhere.
 
 The wheel of pygraphviz (extra ``diagram``) brings Graphviz with it; no system binary is asked
 for. It is imported only when a picture is drawn. An SVG carries a stamp of what it was drawn
@@ -20,8 +25,229 @@ from dataclasses import dataclass
 from typing import Protocol, cast
 
 from ..table import TRANSITIONS, Row
-from .drawing import Drawing, Edge
-from .text import NOTICE, to_dot
+from .drawing import DIM_TEXT, GROUP, START, Drawing, Edge, Line, Look, Node
+
+NOTICE = "Generated from milvus_lifecycle/table.py by `milvus-lifecycle diagram`; do not edit."
+#: Measured by Graphviz where it draws, and used by whoever shows the SVG: the fallbacks are no
+#: wider than the first, so that a label never outgrows its place.
+FONTS = "DejaVu Sans,Verdana,Arial,sans-serif"
+#: The states from left to right (DOT) and from top to bottom (Mermaid): of all orders those in
+#: which fewest lines cross and no labels collide. States not named here come last.
+DOT_ORDER = ("IDLE", "RECOVERING", "CLOSED", "ACTIVE", "PROBING")
+MERMAID_ORDER = ("IDLE", "PROBING", "RECOVERING", "ACTIVE", "CLOSED")
+_GUARD_COLOR = "#57606a"
+#: heat -> (fill, text) of the label's box: darker and darker, in grey too.
+_HEAT = {1: ("#ffe7d6", "#7a3000"), 2: ("#ffb98a", "#5c2400"), 3: ("#a83f00", "#ffffff")}
+
+
+def _arranged(drawing: Drawing, order: tuple[str, ...]) -> tuple[list[Node], list[Edge]]:
+    """Nodes and edges in the order in which a layout engine shall meet them."""
+    rank = {name: index for index, name in enumerate((START, *order))}
+    last = len(rank)
+    # Sorting is stable: what is not ranked keeps the order of the table.
+    nodes = sorted(drawing.nodes, key=lambda node: rank.get(node.id, last + bool(node.target)))
+    place = {node.id: index for index, node in enumerate(nodes)}
+    return nodes, sorted(drawing.edges, key=lambda edge: (place[edge.source], place[edge.dest]))
+
+
+# -- DOT --------------------------------------------------------------------------------------
+
+
+def to_dot(drawing: Drawing) -> str:
+    """The drawing in Graphviz' language; ``dot`` lays it out."""
+    return "\n".join(("// " + NOTICE, "digraph lifecycle {", *_dot_body(drawing), "}", ""))
+
+
+def _dot_body(drawing: Drawing) -> Iterator[str]:
+    words = (f"<b>{_markup(drawing.title)}</b>", *map(_markup, drawing.caption))
+    caption = "".join(f'{line}<br align="left"/>' for line in words)
+    yield (
+        f"  graph [{_font(9)}, fontcolor={_quote(_GUARD_COLOR)}, rankdir=LR, nodesep=0.3, "
+        f"ranksep=0.3, pad=0.2, bgcolor=white, labelloc=b, labeljust=l, label=<{caption}>];"
+    )
+    yield f'  node [{_font(13)}, shape=box, margin="0.2,0.1"];'
+    yield f"  edge [{_font(10.5)}, arrowsize=0.8];"
+    nodes, edges = _arranged(drawing, DOT_ORDER)
+    for node in nodes:
+        yield f"  {_quote(node.id)} [{', '.join(_dot_node(node))}];"
+    place = {node.id: index for index, node in enumerate(nodes)}
+    first = nodes[0].target
+    for node in nodes:
+        if node.name == GROUP and node.target == first:
+            place[node.id] = -1
+        elif node.name == GROUP:
+            yield f"  {{rank=same; {_quote(node.id)}; {_quote(node.target)};}}"
+    for edge in reversed(edges):
+        # Every edge is written from left to right, so that dot ranks the states in their
+        # order; what leads back is told by its arrow. Last first: dot breaks ties by it, and
+        # this way lines keep clear of each other at IDLE.
+        back = place[edge.source] > place[edge.dest]
+        tail, head = (edge.dest, edge.source) if back else (edge.source, edge.dest)
+        yield f"  {_quote(tail)} -> {_quote(head)} [{', '.join(_dot_edge(edge, back))}];"
+
+
+def _font(size: float) -> str:
+    return f"fontname={_quote(FONTS)}, fontsize={size:g}"
+
+
+def _dot_node(node: Node) -> Iterator[str]:
+    look = node.look
+    yield f"id={_quote('state-' + node.id)}"
+    yield f"color={_quote(look.color)}"
+    if node.name == START:
+        yield f'label="", shape=circle, style=filled, fillcolor={_quote(look.color)}'
+        yield 'width=0.15, fixedsize=true, tooltip="a new connection"'
+        return
+    text = DIM_TEXT if node.dim else "#111111" if node.name != GROUP else look.color
+    outline = "rounded,filled" + (f",{look.style}" if look.style != "solid" else "")
+    yield f"style={_quote(outline)}, fontcolor={_quote(text)}, tooltip={_quote(node.name)}"
+    if node.name == GROUP:
+        words = "<br/>".join((*map(_markup, map(str, node.lines)), f"<i>{_markup(node.name)}</i>"))
+        yield f'fillcolor=white, fontsize=10, margin="0.1,0.06", label=<{words}>'
+        return
+    notes = "".join(f'<br/><font point-size="10">{_markup(note)}</font>' for note in node.notes)
+    width = look.width + (2.5 if node.marked else 0)
+    yield f"fillcolor={_quote(look.fill)}, penwidth={width:g}, width=1.1"
+    yield f"peripheries={2 if look.final else 1}, label=<<b>{_markup(node.name)}</b>{notes}>"
+
+
+def _dot_edge(edge: Edge, back: bool) -> Iterator[str]:
+    look = edge.look
+    yield f"id={_quote(f'edge-{edge.source}-{edge.dest}')}"
+    yield f"color={_quote(look.color)}, penwidth={look.width:g}"
+    if look.style != "solid":
+        yield f"style={look.style}"
+    if back:
+        yield "dir=back"
+    if look.final:
+        yield f"{'arrowtail' if back else 'arrowhead'}=teenormal"
+    if edge.lines:
+        # A column for each figure; before them a gap between the curve and the text.
+        columns = max(len(line.figures) for line in edge.lines)
+        rows = "".join(_dot_line(line, look.color, columns) for line in edge.lines)
+        yield f"label=<{_table(rows)}>"
+    hint = _quote("\n".join(edge.hints))
+    yield f"edgetooltip={hint}, labeltooltip={hint}"
+
+
+def _table(rows: str) -> str:
+    return f'<table border="0" cellborder="0" cellspacing="0" cellpadding="1">{rows}</table>'
+
+
+def _dot_line(line: Line, color: str, columns: int) -> str:
+    fill, text = _HEAT.get(line.heat, ("", DIM_TEXT if line.dim else color))
+    box = f' bgcolor="{fill}"' if fill else ""
+
+    def cell(content: str) -> str:
+        return f'<td align="left"{box}><font color="{text}">{content}</font></td>'
+
+    words = _markup(line.trigger)
+    if line.heat:
+        words = f"<b>{words}</b>"
+    if line.guard:
+        guard = _markup(f"[{line.guard}]")
+        words += f' <font point-size="9" color="{_GUARD_COLOR}">{guard}</font>'
+    cells = [cell(words)]
+    cells += (cell(f"&#160;{_markup(figure)}") for figure in line.figures)
+    # Graphviz takes an empty <font> for a syntax error.
+    cells += [f"<td{box}></td>"] * (columns - len(line.figures))
+    return f'<tr><td width="4"></td>{"".join(cells)}</tr>'
+
+
+def _quote(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
+
+
+def _markup(text: str) -> str:
+    return html.escape(text, quote=False)
+
+
+# -- Mermaid ----------------------------------------------------------------------------------
+
+_MERMAID_CONFIG = ("config:", "  flowchart:", "    nodeSpacing: 60", "    rankSpacing: 60")
+_ARROWS = {"solid": "-->", "dashed": "-.->", "dotted": "-.->"}
+
+
+def to_mermaid(drawing: Drawing) -> str:
+    """The drawing as a Mermaid flowchart, which GitHub and most documentation tools render."""
+    head = (
+        "---",
+        f"title: {_yaml(drawing.title)}",
+        *_MERMAID_CONFIG,
+        "---",
+        "%% " + NOTICE,
+        *(f"%% {line}" for line in drawing.caption),
+        "flowchart TD",
+    )
+    return "\n".join((*head, *("    " + line for line in _mermaid_body(drawing)), ""))
+
+
+def _mermaid_body(drawing: Drawing) -> Iterator[str]:
+    nodes, edges = _arranged(drawing, MERMAID_ORDER)
+    yield from map(_mermaid_node, nodes)
+    yield from map(_mermaid_edge, edges)
+    for node in nodes:
+        yield f"style {node.id} {_mermaid_outline(node)}"
+    for number, edge in enumerate(edges):
+        yield f"linkStyle {number} {_mermaid_stroke(edge)}"
+
+
+def _mermaid_node(node: Node) -> str:
+    if node.name == START:
+        return f'{node.id}((" "))'
+    if node.name == GROUP:
+        label = "<br/>".join((*map(_mermaid_line, node.lines), f"<i>{_entities(node.name)}</i>"))
+        return f'{node.id}(["{label}"])'
+    label = "<br/>".join((f"<b>{_entities(node.name)}</b>", *map(_entities, node.notes)))
+    return f'{node.id}((("{label}")))' if node.look.final else f'{node.id}("{label}")'
+
+
+def _mermaid_edge(edge: Edge) -> str:
+    arrow = _ARROWS[edge.look.style]
+    label = "<br/>".join(_mermaid_line(line) for line in edge.lines)
+    return f"{edge.source} {arrow}{f'|{chr(34)}{label}{chr(34)}|' if label else ''} {edge.dest}"
+
+
+def _mermaid_line(line: Line) -> str:
+    # Unbreakable: Mermaid wraps an edge's label at 200 pixels.
+    words = _entities(str(line)).replace(" ", "\u00a0")
+    return f"<b>{words}</b>" if line.heat else words
+
+
+def _mermaid_outline(node: Node) -> str:
+    look = node.look
+    if node.name == START:
+        return f"fill:{look.color},stroke:{look.color}"
+    if node.name == GROUP:
+        return f"fill:transparent,stroke:{Look().color},stroke-dasharray:2 3"
+    dashes = ",stroke-dasharray:6 4" if look.style == "dashed" else ""
+    text = DIM_TEXT if node.dim else "#111111"
+    width = look.width + (2.5 if node.marked else 0)
+    return f"fill:{look.fill},stroke:{look.color},stroke-width:{width:g}px,color:{text}{dashes}"
+
+
+def _mermaid_stroke(edge: Edge) -> str:
+    dashes = {"dashed": ",stroke-dasharray:6 4", "dotted": ",stroke-dasharray:2 3"}
+    text = f",color:{DIM_TEXT}" if edge.dim else ""
+    width = f"stroke-width:{edge.look.width:g}px"
+    # Black and grey are left to the page's theme: they would vanish on a dark one.
+    neutral = edge.look.final or edge.look.color == Look().color
+    stroke = "" if neutral and not edge.dim else f"stroke:{edge.look.color},"
+    return f"{stroke}{width}{dashes.get(edge.look.style, '')}{text}"
+
+
+def _entities(text: str) -> str:
+    """Mermaid's own escapes: what would end a label, or be taken for markup."""
+    named = {'"': "#quot;", "<": "#lt;", ">": "#gt;", "&": "#amp;", "#": "#35;", "|": "#124;"}
+    return "".join(named.get(letter, letter) for letter in text)
+
+
+def _yaml(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+# -- pictures -----------------------------------------------------------------------------------
 
 EXTRA = "milvus_lifecycle[diagram]"
 #: Pixels per inch of a PNG: sharp on today's screens.

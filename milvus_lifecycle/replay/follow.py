@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, TypeVar
 
-from .lines import MAX_LINE, STDIN, Batch, LineReader, Span, open_log
+from .files import MAX_LINE, STDIN, Batch, LineReader, Span, open_log
 
 T = TypeVar("T")
 

@@ -1,130 +1,108 @@
 """The five kinds of audit record, as typed objects, and how one line becomes one of them.
 
-The fields are those of the audit schema (``docs/audit.md``); a line may carry more, such as
-the application's own context, and they are left alone. The event's name decides the kind.
+The fields are those of ``audit.records``, declared there and nowhere else. A reader is more
+lenient than the writer: a log may lack what no law asks for, and may carry more (such as the
+application's own context), which is left alone. The event's name decides the kind.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, get_type_hints
 
-from .structs import FAST, Meta, Struct
+from ..audit import records as schema
+from ..audit.records import RecordsLost as LossRecord
 
-#: The version of the schema that this reader knows.
-SCHEMA = 1
+try:
+    import msgspec
+except ImportError as error:
+    raise ImportError(
+        "reading audit logs needs msgspec: pip install 'milvus_lifecycle[audit]'", name="msgspec"
+    ) from error
 
-#: A moment with its time zone: two moments without one could not be compared safely.
-Moment = Annotated[datetime, Meta(tz=True)]
+if TYPE_CHECKING:
+    # What is made below, for type checkers. Numbers are None where a record lacks them.
 
+    class Transition(schema.TransitionRecord):
+        """One state change. ``seq`` counts a connection's changes from 1 without gaps."""
 
-class _OfConnection(Struct, tag_field="event", kw_only=True, gc=False):
-    """What every record about one connection says besides its own step."""
+        ts: datetime  # type: ignore[assignment]
+        seq: int
+        trigger: str
+        source: str
 
-    ts: Moment
-    connection_id: str
-    address: str = ""
-    strategy: str = ""
-    flavour: str = ""
-    reason: str = ""
-    error_code: str | None = None
-    generation: int = 0
-    attempt: int | None = None
-    clients: int | None = None
-    in_flight: int | None = None
-    dwell_s: float | None = None
-    topology_version: int | None = None
-    pid: int | None = None
-    thread_name: str | None = None
-    schema: int = SCHEMA
+    class Created(schema.TransitionRecord):
+        """A connection came to be, in IDLE. Its ``seq`` is 0 and counts as no change."""
 
+        ts: datetime  # type: ignore[assignment]
 
-class Transition(_OfConnection, tag="connection.transition", kw_only=True, gc=False):
-    """One state change. ``seq`` counts a connection's changes from 1 without gaps."""
+    class Refused(schema.TransitionRecord):
+        """A trigger was refused: nothing changed, hence no ``seq``."""
 
-    seq: int
-    trigger: str
-    source: str
-    dest: str
+        ts: datetime  # type: ignore[assignment]
+        trigger: str
+        source: str
 
+    class Waiting(schema.TransitionRecord):
+        """Calls wait for a collection to be loaded again, or have waited ``dwell_s``: no change."""
 
-class Created(_OfConnection, tag="connection.created", kw_only=True, gc=False):
-    """A connection came to be, in IDLE. Its ``seq`` is 0 and counts as no change."""
+        ts: datetime  # type: ignore[assignment]
+        trigger: str
+        source: str
 
-    seq: int | None = None
-    trigger: str | None = None
-    source: str | None = None
-    dest: str = "IDLE"
+    class RecordsLost(LossRecord):
+        """The sink of process ``pid`` could not write ``count`` records."""
 
+        ts: datetime  # type: ignore[assignment]
 
-class Refused(_OfConnection, tag="connection.refused", kw_only=True, gc=False):
-    """A trigger was refused: nothing changed, hence no ``seq``."""
+else:
+    #: What a record says that does not say it; for the rest that is None.
+    _DEFAULTS = {
+        "address": "",
+        "strategy": "",
+        "flavour": "",
+        "reason": "",
+        "generation": 0,
+        "schema": schema.SCHEMA,
+    }
 
-    trigger: str
-    source: str
-    seq: int | None = None
-    dest: str | None = None
+    def _struct(name: str, event: str, declared: type = schema.TransitionRecord, **needed: type):
+        # A moment has its time zone: two moments without one could not be compared safely.
+        needed["ts"] = Annotated[datetime, msgspec.Meta(tz=True)]
+        fields = []
+        for field, hint in get_type_hints(declared).items():
+            if field in needed:
+                fields.append((field, needed[field]))
+            elif field in _DEFAULTS:
+                fields.append((field, hint, _DEFAULTS[field]))
+            elif field != "event":
+                fields.append((field, hint | None, None))
+        options = {"tag_field": "event", "tag": event, "kw_only": True, "gc": False}
+        return msgspec.defstruct(name, fields, module=__name__, **options)
 
-
-class Waiting(_OfConnection, tag="connection.waiting", kw_only=True, gc=False):
-    """Calls wait for a collection to be loaded again, or have waited ``dwell_s``: no change."""
-
-    trigger: str
-    source: str
-    seq: int | None = None
-    dest: str | None = None
-
-
-class RecordsLost(Struct, tag_field="event", tag="connection.records_lost", kw_only=True, gc=False):
-    """The sink could not write ``count`` records: of one connection, or of a whole process."""
-
-    ts: Moment
-    count: int
-    connection_id: str | None = None
-    pid: int | None = None
-    schema: int = SCHEMA
-
+    _step = {"connection_id": str, "trigger": str, "source": str}
+    Transition = _struct("Transition", schema.TRANSITION, **_step, seq=int, dest=str)
+    Created = _struct("Created", schema.CREATED, connection_id=str, dest=str)
+    Refused = _struct("Refused", schema.REFUSED, **_step)
+    Waiting = _struct("Waiting", schema.WAITING, **_step)
+    RecordsLost = _struct("RecordsLost", schema.RECORDS_LOST, LossRecord, count=int)
 
 Record: TypeAlias = Transition | Created | Refused | Waiting | RecordsLost
-KINDS: tuple[type[Transition], type[Created], type[Refused], type[Waiting], type[RecordsLost]] = (
-    Transition,
-    Created,
-    Refused,
-    Waiting,
-    RecordsLost,
-)
 
-#: Event names that are ours.
-EVENTS = (
-    "connection.transition",
-    "connection.created",
-    "connection.refused",
-    "connection.waiting",
-    "connection.records_lost",
-)
+# The annotations: mypy cannot see a union of types as a type argument.
+_parse: Callable[[bytes], Record] = msgspec.json.Decoder(Record).decode
+_convert: Callable[..., Any] = msgspec.convert
 
 
-def _fast_decoders() -> tuple[Callable[[bytes], Record], Callable[[dict[str, object]], Record]]:
-    import msgspec
-
-    # The annotation: mypy cannot see a union of types as a type argument.
-    parse: Callable[[bytes], Record] = msgspec.json.Decoder(Record).decode
-
-    def decode(line: bytes) -> Record:
-        if not line.isascii():
-            line.decode()  # msgspec does not look at the text of fields that it skips
-        return parse(line)
-
-    return decode, lambda values: msgspec.convert(values, Record)
+def decode(line: bytes) -> Record:
+    """The record that ``line`` is. Raises a ValueError, or RecursionError, if it is none."""
+    if not line.isascii():
+        line.decode()  # msgspec does not look at the text of fields that it skips
+    return _parse(line)
 
 
-def _plain_decoders() -> tuple[Callable[[bytes], Record], Callable[[dict[str, object]], Record]]:
-    from . import plain
-
-    return plain.decoders(KINDS)
-
-
-#: ``decode(line)`` and ``convert(values)`` give a record or raise a ValueError (of a kind that
-#: depends on the decoder); ``lines.py`` finds out what is wrong and says it in plain words.
-decode, convert = _fast_decoders() if FAST else _plain_decoders()
+def convert(values: dict[str, object]) -> Record:
+    """The record whose fields are ``values``. Raises a ValueError that names the one at fault."""
+    record: Record = _convert(values, Record)
+    return record

@@ -8,23 +8,22 @@ does not look like many.
 
 A record of an unknown connection starts a track. Whether it may start one depends on what was
 read before: ``Verifier`` judges at once when it reads a log from its beginning, and keeps it
-as a *head* when it reads a later piece of one (``--jobs``); ``merge`` then judges the heads.
+as a *head* when it reads a later piece of one (``--jobs``); ``adopt`` then judges the heads.
 
-Memory is bounded, see ``recent.py``: a connection that was not heard of while 100,000 others
+Memory is bounded, see ``tracks``: a connection that was not heard of while 100,000 others
 were is forgotten and, should it come back, starts late.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 
+from ..audit.records import SCHEMA
 from ..table import IGNORED, IMPOSSIBLE, REFUSED, TRANSITIONS, State, Trigger
-from .decoding import clean
-from .gaps import Gap, LossBook
-from .problems import Kind, Problem, Problems
-from .recent import CAPACITY, Recent
-from .records import SCHEMA, Created, Record, RecordsLost, Refused, Transition, Waiting
-from .tracks import STATES, Identity, Key, Track, identity_of
+from .findings import Kind, Problem, Problems, clean
+from .records import Created, Record, RecordsLost, Refused, Transition, Waiting
+from .tracks import CAPACITY, STATES, Identity, Key, Recent, Track, identity_of
 
 _ROWS = frozenset((str(row.trigger), str(row.source), str(row.dest)) for row in TRANSITIONS)
 _REFUSED = frozenset((str(trigger), str(state)) for state, trigger in REFUSED)
@@ -36,6 +35,60 @@ _WHY_NOT = {
 _TRIGGERS = frozenset(str(trigger) for trigger in Trigger)
 _IDLE, _CLOSED = str(State.IDLE), str(State.CLOSED)
 _FORKED = str(Trigger.FORKED)
+#: Gaps that wait for a confession; beyond that they are judged by what was confessed so far.
+_PENDING = 10_000
+
+
+@dataclass(frozen=True)
+class _Gap:
+    """``missing`` records of one connection; ``problem`` is the violation unless it is covered."""
+
+    problem: Problem
+    pid: int | None
+    missing: int
+
+
+class LossBook:
+    """Gaps in ``seq``, and which of them the sink has confessed to.
+
+    A sink that could not write says so later (``connection.records_lost``, with a count for its
+    process). Since the confession comes after the loss, gaps wait here until the log is read.
+    """
+
+    def __init__(self) -> None:
+        self.lost_records = 0
+        self._gaps: list[_Gap] = []
+        #: by pid: records that may be missing
+        self._allowed: Counter[int | None] = Counter()
+
+    def miss(self, problem: Problem, pid: int | None, missing: int, problems: Problems) -> None:
+        """``missing`` records of a connection of ``pid`` are not there; ``settle`` judges it."""
+        self._gaps.append(_Gap(problem, pid, missing))
+        if len(self._gaps) >= _PENDING:
+            self.settle(problems)
+
+    def confess(self, record: RecordsLost) -> None:
+        """The sink says that it lost ``record.count`` records."""
+        count = max(0, record.count)
+        self.lost_records += count
+        self._allowed[record.pid] += count
+
+    def absorb(self, other: LossBook, lines: int) -> None:
+        """Take over the book of a later piece, whose lines count from ``lines`` on."""
+        self._gaps += [replace(gap, problem=gap.problem.moved(lines)) for gap in other._gaps]
+        self._allowed.update(other._allowed)
+        self.lost_records += other.lost_records
+
+    def settle(self, problems: Problems) -> None:
+        """Turn each waiting gap into a note, if it was confessed to, or into a violation."""
+        for gap in self._gaps:
+            problem = gap.problem
+            if self._allowed[gap.pid] >= gap.missing:
+                self._allowed[gap.pid] -= gap.missing
+                message = f"{problem.message}; the sink had said so (records_lost)"
+                problem = replace(problem, kind=Kind.COVERED_GAP, message=message)
+            problems.add(problem)
+        self._gaps.clear()
 
 
 @dataclass
@@ -60,7 +113,7 @@ class Verifier:
         self.records = 0
         self.connections = 0
         self._from_start = from_start
-        self._file = ""
+        self._file, self._line = "", 0
         self._tracks = Recent[Key, Track](CAPACITY if from_start else None)
         self._damaged = 0
 
@@ -108,63 +161,56 @@ class Verifier:
                 track.file = self._file
                 track.line = line
                 return
-        self._examine(record, line)
+        self._line = line
+        self._examine(record)
 
     def damage(self, kind: Kind, line: int, message: str) -> None:
         """A line that is no record, or a file that ended badly."""
         self._damaged = line
         self.problems.add(Problem(kind, self._file, line, message))
 
-    def _examine(self, record: Record, line: int) -> None:
+    def _examine(self, record: Record) -> None:
         """Everything off the fast path: other kinds of record, first records, and faults."""
         if record.schema != SCHEMA:
-            self._report(
-                Kind.UNKNOWN_SCHEMA,
-                record,
-                line,
-                f"schema {record.schema}: this reader knows {SCHEMA} and reads on as if it were",
-            )
+            what = f"schema {record.schema}: this reader knows {SCHEMA} and reads on as if it were"
+            self._report(Kind.UNKNOWN_SCHEMA, record, what)
         if isinstance(record, RecordsLost):
             self.losses.confess(record)
-            whose = f" of connection {clean(record.connection_id)}" if record.connection_id else ""
-            self._report(
-                Kind.RECORDS_LOST, record, line, f"the sink lost {record.count:,} records{whose}"
-            )
+            self._report(Kind.RECORDS_LOST, record, f"the sink lost {record.count:,} records")
         elif isinstance(record, Refused):
-            self._refused(record, line)
+            self._refused(record)
         elif not isinstance(record, Waiting):  # which changes nothing
-            self._step(record, line)
+            self._step(record)
 
-    def _step(self, record: Transition | Created, line: int) -> None:
-        key = record.connection_id
-        track = self._tracks.find(key)
+    def _step(self, record: Transition | Created) -> None:
+        track = self._tracks.find(record.connection_id)
         if track is not None and track.identity != identity_of(record):
-            track = self._second_user(track, record, line)
+            track = self._second_user(track, record)
             if track is None:
                 return
         if track is None:
-            self._first(record, line)
+            self._first(record)
         elif isinstance(record, Transition):
-            self._next(track, record, line)
+            self._next(track, record)
         else:
             what = f"created a second time (known already, at seq {track.seq})"
-            self._report(Kind.SHARED_ID, record, line, what, track)
+            self._report(Kind.SHARED_ID, record, what, track)
 
     # -- other pieces, other users of an id ----------------------------------------------------
 
-    def _second_user(self, track: Track, record: Transition | Created, line: int) -> Track | None:
+    def _second_user(self, track: Track, record: Transition | Created) -> Track | None:
         """The track of another connection that has the same id; None once it is reported."""
         identity = identity_of(record)
         key = (record.connection_id, identity)
         other = self._tracks.find(key)
         if other is None:
-            self._tracks.put(key, Track(record, self._file, line))
+            self._tracks.put(key, Track(record, self._file, self._line))
             if self._from_start:
                 what = f"two connections with one id: {_tell(track.identity)}; {_tell(identity)}"
-                self._report(Kind.SHARED_ID, record, line, what, track)
+                self._report(Kind.SHARED_ID, record, what, track)
                 self.connections += 1
             else:
-                self.heads.append((record, line))
+                self.heads.append((record, self._line))
         return other
 
     def adopt(self, outcome: Outcome, lines: int) -> None:
@@ -188,76 +234,57 @@ class Verifier:
 
     # -- the laws ----------------------------------------------------------------------------
 
-    def _first(self, record: Transition | Created, line: int) -> None:
-        self._tracks.put(record.connection_id, Track(record, self._file, line))
+    def _first(self, record: Transition | Created) -> None:
+        self._tracks.put(record.connection_id, Track(record, self._file, self._line))
         if not self._from_start:
-            self.heads.append((record, line))
+            self.heads.append((record, self._line))
             return
         self.connections += 1
+        seq = record.seq
         if isinstance(record, Created):
-            if record.dest != _IDLE or record.seq not in (0, None):
-                self._report(
-                    Kind.BAD_START,
-                    record,
-                    line,
-                    f"a connection is created in IDLE with seq 0, not in {record.dest} with "
-                    f"seq {record.seq}",
-                )
-        elif isinstance(record, Transition):
-            self._row(record, line)
-            if record.seq > 1:
-                self._report(Kind.STARTS_LATE, record, line, f"the log starts at seq {record.seq}")
-            elif record.seq < 1:
-                self._report(Kind.BAD_START, record, line, f"seq {record.seq}: the first is 1")
-            elif record.source != _IDLE and record.trigger != _FORKED:
-                self._report(
-                    Kind.BAD_START, record, line, f"seq 1 starts in {record.source}, not in IDLE"
-                )
+            if record.dest != _IDLE or seq not in (0, None):
+                what = f"created in IDLE with seq 0, not in {record.dest} with seq {seq}"
+                self._report(Kind.BAD_START, record, f"a connection is {what}")
+            return
+        self._row(record)
+        if record.seq > 1:
+            self._report(Kind.STARTS_LATE, record, f"the log starts at seq {seq}")
+        elif record.seq < 1:
+            self._report(Kind.BAD_START, record, f"seq {seq}: the first is 1")
+        elif record.source != _IDLE and record.trigger != _FORKED:
+            what = f"seq 1 starts in {record.source}, not in IDLE"
+            self._report(Kind.BAD_START, record, what)
 
-    def _next(self, track: Track, record: Transition, line: int) -> None:
+    def _next(self, track: Track, record: Transition) -> None:
         if record.seq <= track.seq:
-            self._report(
-                Kind.SEQ_REPEAT,
-                record,
-                line,
-                f"seq {record.seq} after seq {track.seq}: repeated or out of order",
-                track,
-            )
+            what = f"seq {record.seq} after seq {track.seq}: repeated or out of order"
+            self._report(Kind.SEQ_REPEAT, record, what, track)
             return
         missing = record.seq - track.seq - 1
+        trigger = clean(record.trigger)
         if track.state == _CLOSED:
-            self._report(
-                Kind.AFTER_CLOSED,
-                record,
-                line,
-                f"{clean(record.trigger)} after CLOSED (seq {track.seq}): CLOSED is absorbing",
-                track,
-            )
+            what = f"{trigger} after CLOSED (seq {track.seq}): CLOSED is absorbing"
+            self._report(Kind.AFTER_CLOSED, record, what, track)
         elif missing:
-            self._gap(track, record, line, missing)
+            self._gap(track, record, missing)
         elif record.source != track.state and record.trigger != _FORKED:
-            self._report(
-                Kind.SOURCE_MISMATCH,
-                record,
-                line,
-                f"{clean(record.trigger)} starts in {clean(record.source)}, but seq {track.seq} "
-                f"ended in {clean(track.state)}",
-                track,
-            )
-        self._row(record, line)
-        self._never_falls(track, record, line)
-        track.move(record, self._file, line)
+            left = f"seq {track.seq} ended in {clean(track.state)}"
+            what = f"{trigger} starts in {clean(record.source)}, but {left}"
+            self._report(Kind.SOURCE_MISMATCH, record, what, track)
+        self._row(record)
+        self._never_falls(track, record)
+        track.move(record, self._file, self._line)
 
-    def _gap(self, track: Track, record: Transition, line: int, missing: int) -> None:
+    def _gap(self, track: Track, record: Transition, missing: int) -> None:
         last = record.seq - 1
         span = f"seq {last}" if missing == 1 else f"seq {track.seq + 1} to {last}"
         message = f"{span} missing: {missing:,} record{'s' * (missing > 1)} lost"
-        if track.file == self._file and track.line < self._damaged < line:
+        if track.file == self._file and track.line < self._damaged < self._line:
             message += ", perhaps in the damaged line before"
-        problem = self._problem(Kind.SEQ_GAP, record, line, message, track)
-        self.losses.miss(Gap(problem, record.pid, missing), self.problems)
+        problem = self._problem(Kind.SEQ_GAP, record, message, track)
+        self.losses.miss(problem, record.pid, missing, self.problems)
 
-    def _row(self, record: Transition, line: int) -> None:
+    def _row(self, record: Transition) -> None:
         trigger, source, dest = record.trigger, record.source, record.dest
         if (trigger, source, dest) in _ROWS:
             return
@@ -271,61 +298,43 @@ class Verifier:
         else:
             legal = sorted(to for on, at, to in _ROWS if (on, at) == (trigger, source))
             why = f"from {source}, {trigger} leads to {' or '.join(legal)}"
-        self._report(
-            Kind.ILLEGAL_TRANSITION,
-            record,
-            line,
-            f"{clean(source)} -> {clean(dest)} on {clean(trigger)} is no row of the table: {why}",
-        )
+        step = f"{clean(source)} -> {clean(dest)} on {clean(trigger)}"
+        self._report(Kind.ILLEGAL_TRANSITION, record, f"{step} is no row of the table: {why}")
 
-    def _never_falls(self, track: Track, record: Transition, line: int) -> None:
+    def _never_falls(self, track: Track, record: Transition) -> None:
         if record.generation < track.generation:
-            self._report(
-                Kind.GENERATION_FALLS,
-                record,
-                line,
-                f"generation {record.generation} after {track.generation}",
-                track,
-            )
+            what = f"generation {record.generation} after {track.generation}"
+            self._report(Kind.GENERATION_FALLS, record, what, track)
         version = record.topology_version
         if version is not None and track.topology is not None and version < track.topology:
-            self._report(
-                Kind.TOPOLOGY_FALLS,
-                record,
-                line,
-                f"topology version {version} after {track.topology}",
-                track,
-            )
+            what = f"topology version {version} after {track.topology}"
+            self._report(Kind.TOPOLOGY_FALLS, record, what, track)
         if record.ts < track.ts:
             back = (track.ts - record.ts).total_seconds()
-            self._report(
-                Kind.CLOCK_BACK, record, line, f"the clock went back by {back:.6g} s", track
-            )
+            self._report(Kind.CLOCK_BACK, record, f"the clock went back by {back:.6g} s", track)
 
-    def _refused(self, record: Refused, line: int) -> None:
+    def _refused(self, record: Refused) -> None:
         legal = (record.trigger, record.source) in _REFUSED
         if not legal or record.dest not in (None, record.source) or record.seq is not None:
+            what = f"{clean(record.trigger)} is not refused in {clean(record.source)}"
             self._report(
-                Kind.ILLEGAL_REFUSAL,
-                record,
-                line,
-                f"{clean(record.trigger)} is not refused in {clean(record.source)}, "
-                "or a refusal that changes something",
+                Kind.ILLEGAL_REFUSAL, record, f"{what}, or a refusal that changes something"
             )
 
     # -- reporting ---------------------------------------------------------------------------
 
     def _problem(
-        self, kind: Kind, record: Record, line: int, message: str, earlier: Track | None = None
+        self, kind: Kind, record: Record, message: str, earlier: Track | None = None
     ) -> Problem:
         address = None if isinstance(record, RecordsLost) else record.address
         before = ("", 0) if earlier is None else (earlier.file, earlier.line)
-        return Problem(kind, self._file, line, message, record.connection_id, address, *before)
+        where = (self._file, self._line)
+        return Problem(kind, *where, message, record.connection_id, address, *before)
 
     def _report(
-        self, kind: Kind, record: Record, line: int, message: str, earlier: Track | None = None
+        self, kind: Kind, record: Record, message: str, earlier: Track | None = None
     ) -> None:
-        self.problems.add(self._problem(kind, record, line, message, earlier))
+        self.problems.add(self._problem(kind, record, message, earlier))
 
 
 def _tell(identity: Identity) -> str:

@@ -6,20 +6,30 @@ is defined in ``docs/audit.md``.
 
 from __future__ import annotations
 
+import difflib
 import heapq
 import math
 import statistics
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 
 from ..table import LIVE, TRANSITIONS, State, Trigger
-from .incidents import Incident, IncidentBook
-from .outages import ATTEMPTS, FLAPPING, MOVES, Life, Outage, dwell_of, is_failed_connect
-from .recent import Recent
+from .outages import (
+    ATTEMPTS,
+    FLAPPING,
+    MOVES,
+    Incident,
+    IncidentBook,
+    Life,
+    Outage,
+    dwell_of,
+    is_failed_connect,
+)
 from .records import Created, Record, RecordsLost, Refused, Transition, Waiting
+from .tracks import Recent
 
 #: How many of the longest outages, and of the connections that flap most, are kept.
 LONGEST = 20
@@ -160,20 +170,7 @@ class Figures:
         }
 
 
-_COUNTS = (
-    "connections",
-    "created",
-    "transitions",
-    "unfinished",
-    "recoveries",
-    "moves",
-    "attempts",
-    "give_ups",
-    "failed_connects",
-    "flapping",
-    "refused",
-    "waits",
-)
+_COUNTS = tuple(each.name for each in fields(Figures) if each.type == "int")
 
 
 @dataclass(frozen=True)
@@ -345,7 +342,7 @@ class StatsFold:
         figures = self._figures(outage.address)
         figures.outage_times.append(outage.seconds)
         figures.unfinished += int(outage.unfinished)
-        if isinstance(life.incident, Incident):
+        if life.incident is not None:
             life.incident.end(outage)
         self._serial += 1
         entry = (outage.seconds, -self._serial, outage)
@@ -405,3 +402,53 @@ def fold_stats(records: Iterable[Record], longest: int = LONGEST) -> Stats:
     for record in records:
         fold.add(record)
     return fold.result()
+
+
+# -- one connection alone ------------------------------------------------------------------------
+
+#: Step numbers of a connection's path that are kept for each edge; a label has room for a few.
+STEPS_KEPT = 4
+#: Distinct ids remembered for the "did you mean" of an unknown connection.
+_IDS_KEPT = 1000
+
+
+class UnknownConnection(LookupError):
+    """The log has no transition of the connection that was asked for."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """The way of one connection, to ``last_state``.
+
+    ``steps`` has for each edge the first numbers (from 1) of the steps that took it.
+    """
+
+    connection: str
+    steps: Mapping[Edge, Sequence[int]]
+    last_state: str
+
+
+def fold_connection(records: Iterable[Record], connection: str) -> tuple[Stats, Path]:
+    """The figures of one connection alone, and its way. Raises UnknownConnection."""
+    fold = StatsFold()
+    life: Life | None = None
+    steps: defaultdict[Edge, list[int]] = defaultdict(list)
+    taken = 0
+    ids: dict[str, None] = {}
+    for record in records:
+        if record.connection_id == connection:
+            life = fold.add(record) or life
+            if isinstance(record, Transition):
+                taken += 1
+                numbers = steps[record.trigger, record.source, record.dest]
+                if len(numbers) < STEPS_KEPT:
+                    numbers.append(taken)
+        elif life is not None and life.state != _CLOSED:
+            fold.reach(record.ts)
+        elif record.connection_id is not None and len(ids) < _IDS_KEPT:
+            ids[record.connection_id] = None
+    if life is None or not taken:
+        near = difflib.get_close_matches(connection, ids, n=3)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise UnknownConnection(f"no transition of connection {connection!r} in the log{hint}")
+    return fold.result(), Path(connection, steps, life.state)

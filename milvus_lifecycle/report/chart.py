@@ -9,7 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import bokeh
+try:
+    import bokeh
+except ImportError as error:
+    raise ImportError(
+        "the report needs bokeh: pip install 'milvus_lifecycle[report]'", name="bokeh"
+    ) from error
+
 from bokeh.embed import json_item
 from bokeh.layouts import column
 from bokeh.models import (

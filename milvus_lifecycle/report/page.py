@@ -9,18 +9,15 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
-from ..diagram.drawing import draw, show_share
-from ..diagram.figures import figures_of
+from ..diagram.drawing import draw, plural, show_share
 from ..diagram.formats import RendererMissing, render_svg
-from ..replay.incidents import Incident
-from ..replay.outages import Outage
-from ..replay.sources import name_files
+from ..replay.files import name_files
+from ..replay.outages import Incident, Outage
 from ..table import State
 from .chart import LOOKS, bokeh_script, chart_item
-from .data import pack, timeline_data
 from .report import OUTAGES, Report
-from .stats_tables import NONE, TOTAL, outage_table, seconds, stats_tables
-from .tables import Table, plural
+from .tables import NONE, TOTAL, Table, outage_table, seconds, stats_tables
+from .timeline import pack, timeline_data
 
 TITLE = "What the connections did"
 _ASSETS = files(__package__) / "assets"
@@ -218,7 +215,7 @@ def _findings(report: Report) -> str:
 
 def _diagram(report: Report) -> str:
     try:
-        svg = render_svg(draw(figures=figures_of(report.stats)))
+        svg = render_svg(draw(stats=report.stats))
     except RendererMissing as error:
         return f'<p class="note">No diagram: {escape(str(error))}</p>'
     return svg[svg.index("<svg") :]

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from ..replay.lines import Progress
-from ..replay.problems import Problems
-from ..replay.reading import read_records
+from ..replay.files import LineReader, Progress, Sources, records_in
+from ..replay.findings import Problems
 from ..replay.rules import Verifier
-from ..replay.sources import Sources
 from ..replay.stats import Stats, StatsFold
 from .timeline import STAYS, Lane, TimelineFold
 
@@ -40,8 +38,14 @@ def fold_report(
     stats = StatsFold(OUTAGES)
     timeline = TimelineFold(stays)
 
-    for record in read_records(sources, verifier.problems, on_progress, verifier):
-        timeline.add(record, stats.add(record))
+    for problem in sources.problems:
+        verifier.problems.add(problem)
+    for path in sources.paths:
+        verifier.begin(path)
+        reader = LineReader(path, None, on_progress)
+        for number, record in records_in(reader, verifier.damage):
+            verifier.check(record, number)
+            timeline.add(record, stats.add(record))
     verifier.finish()
     verifier.problems.sort(sources.paths)
     found = stats.result()

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from milvus_lifecycle.replay.synthetic import synthetic_records
+from tests.made_up import synthetic_records
 
 VERIFY = """
 import json, resource, sys, time

@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 
 import milvus_lifecycle as ml
-from milvus_lifecycle.replay.problems import Problems
-from milvus_lifecycle.replay.reading import read_records
+from milvus_lifecycle.replay.files import find_sources, read_records
+from milvus_lifecycle.replay.findings import Problems
 from milvus_lifecycle.replay.records import Created, Transition
-from milvus_lifecycle.replay.sources import find_sources
 from milvus_lifecycle.replay.stats import fold_stats
 from milvus_lifecycle.replay.verify import verify_logs
 from tests.network import TcpProxy

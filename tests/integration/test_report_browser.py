@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from milvus_lifecycle.cli import main
-from milvus_lifecycle.replay.synthetic import synthetic_records
 from tests.audit_logs import Story, merged, write_log
 from tests.corruption import Fields
+from tests.made_up import synthetic_records
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytest.importorskip("bokeh", reason="the extra 'report' is not installed")

@@ -144,6 +144,17 @@ def test_nobody_listens() -> None:
     assert [record.seq for record in late] == [4]
 
 
+def test_a_move_that_gives_up_is_noticed_without_an_outage() -> None:
+    """People are told that the connection has nothing to serve with, whatever began it."""
+    core = Core(max_age=60.0).to(State.ACTIVE)
+    core.clock.advance(120)
+    core.step(Trigger.RECYCLE)
+    flight = core.connection.flight
+    assert flight is not None
+    assert core.step(Trigger.GIVE_UP, flight=flight.number).alarm
+    assert core.connection.outage is None
+
+
 def test_created_comes_first() -> None:
     """A new connection's first record is told before anybody who found it can step it."""
     closers: list[threading.Thread] = []

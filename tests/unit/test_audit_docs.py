@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 
-from milvus_lifecycle.audit.records import TransitionRecord
+from milvus_lifecycle.audit.records import EVENTS, TransitionRecord
+from milvus_lifecycle.replay.findings import Kind
 from milvus_lifecycle.replay.outages import NOT_OVER
-from milvus_lifecycle.replay.problems import Kind
-from milvus_lifecycle.replay.records import EVENTS, convert
+from milvus_lifecycle.replay.records import convert
 from milvus_lifecycle.replay.stats import fold_stats
-from milvus_lifecycle.replay.synthetic import synthetic_records
 from milvus_lifecycle.table import TRANSITIONS, State, Trigger
 from tests import engine_logs
 from tests.audit_logs import Story, merged, write_log
 from tests.corruption import Fields, encode, join
+from tests.made_up import synthetic_records
 
 PAGE = (Path(__file__).parents[2] / "docs" / "audit.md").read_text(encoding="utf-8")
 QUERIES = dict(re.findall(r"<!-- query: (\w+) -->\n```sql\n(.*?)```", PAGE, re.S))

@@ -13,7 +13,7 @@ from itertools import combinations
 import pytest
 
 from milvus_lifecycle.diagram.drawing import GROUP, START, Drawing, Look, draw
-from milvus_lifecycle.diagram.text import to_dot, to_mermaid
+from milvus_lifecycle.diagram.formats import to_dot, to_mermaid
 from milvus_lifecycle.table import TRANSITIONS, Row, State, Trigger
 
 
@@ -139,7 +139,7 @@ def test_words_of_the_table_cannot_break_the_texts() -> None:
 SCRIPT = """
 import sys
 from milvus_lifecycle.diagram.drawing import draw
-from milvus_lifecycle.diagram.text import to_dot, to_mermaid
+from milvus_lifecycle.diagram.formats import to_dot, to_mermaid
 sys.stdout.buffer.write((to_dot(draw()) + to_mermaid(draw())).encode())
 assert "pygraphviz" not in sys.modules
 """

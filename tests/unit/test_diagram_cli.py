@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from milvus_lifecycle.cli import diagram as diagram_cli
 from milvus_lifecycle.diagram import formats as diagram_render
 from milvus_lifecycle.diagram.drawing import draw
-from milvus_lifecycle.diagram.text import to_dot, to_mermaid
+from milvus_lifecycle.diagram.formats import to_dot, to_mermaid
 
 DIAGRAMS = Path(__file__).parents[2] / "diagrams"
 
@@ -111,51 +109,13 @@ def test_logs_may_be_many_packed_or_patterns(
     assert "\u00d73" in capsysbinary.readouterr().out.decode()
 
 
-def test_standard_input_is_a_log(
-    log: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
-) -> None:
-    """``-`` reads records from a pipe."""
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(log.read_bytes() * 3)))
-    assert run("--audit", "-") == 0
-    assert "\u00d73" in capsysbinary.readouterr().out.decode()
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        b"not json\n",
-        b'{"event": "connection.transition", "ts"\n',
-        b"\x00\x00\x00\n",
-        b"[1, 2]\n",
-        b"[" * 100_000 + b"\n",
-        b'{"a": "' + b"x" * 10_000_000 + b'"}\n',
-        b'{"event": "connection.transi',
-    ],
-    ids=["text", "cut", "nul", "list", "deep", "long", "last"],
-)
-def test_broken_lines_cost_only_themselves(
-    log: Path, damage: bytes, capsysbinary: pytest.CaptureFixture[bytes]
-) -> None:
-    """Whatever is in a line, the records around it are read, and the loss is told."""
-    log.write_bytes(
-        log.read_bytes() * 2 + damage + (log.read_bytes() if damage[-1:] == b"\n" else b"")
-    )
+def test_what_was_left_out_is_told(log: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    """A damaged line costs itself, and whoever looks at the picture knows."""
+    log.write_bytes(log.read_bytes() + b"not json\n" + log.read_bytes())
     assert run("--audit", log) == 0
     out, err = capsysbinary.readouterr()
-    assert "\u00d72" in out.decode() or "\u00d73" in out.decode()
+    assert "\u00d72" in out.decode()
     assert b"left out: 1 finding;" in err
-
-
-def test_a_cut_gzip_file_is_read_as_far_as_it_goes(
-    tmp_path: Path, log: Path, capsysbinary: pytest.CaptureFixture[bytes]
-) -> None:
-    """A log that is still being packed, or was damaged, gives what can be read."""
-    packed = gzip.compress(log.read_bytes() * 1000)
-    for content in (packed[:-9], packed[:-30] + b"\xff" * 30):
-        path = tmp_path / "cut.gz"
-        path.write_bytes(content)
-        assert run("--audit", path) == 0
-        assert b"no sound record was left out" in capsysbinary.readouterr().err
 
 
 def test_the_path_of_one_connection(log: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:

@@ -17,12 +17,9 @@ from milvus_lifecycle.diagram.drawing import draw
 from milvus_lifecycle.diagram.drift import (
     MERMAID_NAME,
     SVG_NAME,
-    drawn_texts,
     find_drift,
-    svg_texts,
     write_diagrams,
 )
-from milvus_lifecycle.diagram.figures import annotate
 from milvus_lifecycle.diagram.formats import (
     RendererMissing,
     finds_fonts,
@@ -30,10 +27,12 @@ from milvus_lifecycle.diagram.formats import (
     render_png,
     render_svg,
 )
+from milvus_lifecycle.replay.stats import fold_connection, fold_stats
 from milvus_lifecycle.table import TRANSITIONS, Row, State
 from tests.audit_logs import Story, decoded
 
 DIAGRAMS = Path(__file__).parents[2] / "diagrams"
+SVG = "http://www.w3.org/2000/svg"
 
 
 @pytest.fixture
@@ -161,22 +160,6 @@ def test_another_graphviz_is_no_drift(tmp_path: Path, monkeypatch: pytest.Monkey
     assert find_drift(tmp_path, TRANSITIONS[:-1]) != []
 
 
-def test_a_label_lost_in_drawing_is_drift(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Graphviz only mutters when it drops a label; the check reads the picture and misses it."""
-
-    class Forgetful(ForeignGraph):
-        def draw(self, path: None, *, format: str, prog: str, args: str) -> bytes:
-            return (
-                super().draw(path, format=format, prog=prog, args=args).replace(b">doubt ", b"> ")
-            )
-
-    forgetful = types.ModuleType("pygraphviz")
-    monkeypatch.setattr(forgetful, "AGraph", Forgetful, raising=False)
-    monkeypatch.setitem(sys.modules, "pygraphviz", forgetful)
-    write_diagrams(tmp_path)
-    assert [found for found in find_drift(tmp_path) if "ACTIVE to PROBING: doubt" in found]
-
-
 def test_without_pygraphviz_the_error_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,18 +182,24 @@ def graphviz() -> None:
 @pytest.mark.usefixtures("graphviz")
 def test_an_annotated_drawing_of_an_old_table_is_drift(kept: Path) -> None:
     """An example drawn from a log is fine while the table is the one it was drawn from."""
-    annotated = render_svg(draw(figures=annotate(RECORDS)))
+    annotated = render_svg(draw(stats=fold_stats(RECORDS)))
     (kept / "outage.svg").write_text(annotated, encoding="utf-8")
     assert find_drift(kept) == []
     assert [found for found in find_drift(kept, TRANSITIONS[1:]) if "outage.svg" in found]
 
 
 @pytest.mark.usefixtures("graphviz")
-@pytest.mark.parametrize("connection", [None, "c"])
-def test_every_word_arrives_in_the_picture(connection: str | None) -> None:
+def test_every_word_arrives_in_the_picture() -> None:
     """No label is lost on the way through Graphviz, plain, annotated or highlighted."""
-    for drawing in (draw(), draw(figures=annotate(RECORDS, connection))):
-        assert drawn_texts(drawing) <= svg_texts(render_svg(drawing))
+    stats, path = fold_connection(RECORDS, "c")
+    for drawing in (draw(), draw(stats=fold_stats(RECORDS)), draw(stats=stats, path=path)):
+        svg = ElementTree.fromstring(render_svg(drawing).encode())
+        words = {" ".join("".join(text.itertext()).split()) for text in svg.iter(f"{{{SVG}}}text")}
+        for line in (line for edge in drawing.edges for line in edge.lines):
+            guard = {f"[{line.guard}]"} if line.guard else set()
+            assert {line.trigger, *line.figures, *guard} <= words
+        for node in drawing.nodes[1:]:
+            assert {node.name, *node.notes, *(line.trigger for line in node.lines)} <= words
 
 
 @pytest.mark.usefixtures("graphviz")
@@ -219,12 +208,12 @@ def test_an_svg_stands_alone() -> None:
     svg = render_svg(draw())
     root = ElementTree.fromstring(svg.encode())
     assert root.get("role") == "img"
-    assert root.findtext("{http://www.w3.org/2000/svg}title") == draw().title
-    titles = [title.text or "" for title in root.iter("{http://www.w3.org/2000/svg}title")]
+    assert root.findtext(f"{{{SVG}}}title") == draw().title
+    titles = [title.text or "" for title in root.iter(f"{{{SVG}}}title")]
     for row in TRANSITIONS:
         assert any(f"{row.trigger}: {row.why}" in title for title in titles)
     addresses = set(re.findall(r"\w+://[^\"' <]+", svg))
-    assert addresses == {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert addresses == {SVG, "http://www.w3.org/1999/xlink"}
     assert "graphviz version" not in svg
     stamp = read_stamp(svg)
     assert stamp is not None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from milvus_lifecycle.cli import main, progress
+from milvus_lifecycle.cli import console, main
 from milvus_lifecycle.cli import tail as command_tail
 from tests.audit_logs import Story, merged, write_log
 from tests.corruption import encode, join
@@ -193,20 +193,20 @@ def test_a_progress_bar_is_for_people_at_a_terminal(
     log: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On standard error, on a terminal, for long input; never in a pipe."""
-    monkeypatch.setattr(progress, "WORTH_IT", 0)
+    monkeypatch.setattr(console, "WORTH_IT", 0)
     run(capsys, "verify", log)
-    with progress.progress_bar(10**9, what="reading") as on_progress:
+    with console.progress_bar(10**9, what="reading") as on_progress:
         assert on_progress is None
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", terminal)
-    with progress.progress_bar(10**9, what="reading") as on_progress:
+    with console.progress_bar(10**9, what="reading") as on_progress:
         assert on_progress is not None
         on_progress(5 * 10**8)
     assert "reading" in terminal.getvalue()
 
 
-# -- stats, tail, sample -----------------------------------------------------------------------
+# -- stats, tail -----------------------------------------------------------------------
 
 
 def test_stats_as_tables_and_as_json(log: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -278,11 +278,30 @@ def test_tail_follows(
     assert out.count("aa11 #1 ") == 1
 
 
-def test_sample_writes_a_legal_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A made-up log for trying things out, the same for the same seed."""
-    paths = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl")]
-    for path in paths:
-        assert main(["audit", "sample", "-n", "2000", "--seed", "5", "-o", path]) == 0
-    assert Path(paths[0]).read_bytes() == Path(paths[1]).read_bytes()
-    assert run(capsys, "verify", paths[0])[0] == 0
-    assert main(["audit", "sample", "-o", str(tmp_path)]) == 2
+WITHOUT_MSGSPEC = """
+import sys
+sys.modules["msgspec"] = None
+from milvus_lifecycle.cli import main
+for words in (*sys.argv[1:], "audit verify --help", "audit report --help", "diagram"):
+    try:
+        print("exit code", main(words.split()))
+    except SystemExit as stop:
+        print("exit code", stop.code)
+"""
+
+
+def test_reading_without_msgspec_names_the_extra(log: str) -> None:
+    """A log cannot be read without it, and a line says how to get it. All else works."""
+    reading = ("audit verify", "audit stats", "audit tail", "audit report -o x.html")
+    words = [f"{command} {log}" for command in (*reading, "diagram --audit")]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_MSGSPEC, *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    codes = [line for line in done.stdout.splitlines() if line.startswith("exit code")]
+    assert codes == ["exit code 2"] * 5 + ["exit code 0"] * 3
+    told = "milvus-lifecycle: reading audit logs needs msgspec: pip install"
+    assert done.stderr.splitlines() == [f"{told} 'milvus_lifecycle[audit]'"] * 5

@@ -8,17 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from milvus_lifecycle.replay import incidents as incidents_module
+from milvus_lifecycle.replay import outages as incidents_module
 from milvus_lifecycle.replay import stats as stats_module
 from milvus_lifecycle.replay.outages import NOT_OVER, UNFINISHED
-from milvus_lifecycle.replay.recent import Recent
 from milvus_lifecycle.replay.records import convert
 from milvus_lifecycle.replay.stats import Stats, fold_stats, quantile
-from milvus_lifecycle.replay.synthetic import synthetic_records
-from milvus_lifecycle.report.stats_tables import stats_tables
-from milvus_lifecycle.report.tables import Table, print_tables
+from milvus_lifecycle.replay.tracks import Recent
+from milvus_lifecycle.report.tables import Table, print_tables, stats_tables
 from milvus_lifecycle.table import TRANSITIONS
 from tests.audit_logs import Story, decoded
+from tests.made_up import synthetic_records
 
 
 def figures(*stories: Story) -> Stats:
@@ -265,12 +264,6 @@ def test_totals_of_a_large_log_add_up() -> None:
     assert sum(one.transitions for one in stats.endpoints.values()) == stats.total.transitions
     ended = [one for one in stats.edges if one[0] in ("recovered", "give_up", "retry")]
     assert stats.total.attempts == sum(stats.edges[edge] for edge in ended)
-
-
-def test_a_made_up_parent_goes_on_after_a_fork() -> None:
-    """Its connections do not fall silent, as if they were down until the log ends."""
-    made_up = synthetic_records(16_000, seed=2, connections=20)
-    assert fold_stats(convert(record) for record in made_up).total.unfinished == 0
 
 
 def test_plain_tables_line_up(tmp_path: Path) -> None:

@@ -11,10 +11,9 @@ from typing import Any
 from milvus_lifecycle.replay.outages import Life
 from milvus_lifecycle.replay.records import Created, Record, convert
 from milvus_lifecycle.replay.stats import StatsFold
-from milvus_lifecycle.replay.synthetic import synthetic_records
-from milvus_lifecycle.report.data import STATES, pack, timeline_data
-from milvus_lifecycle.report.timeline import Lane, Stay, TimelineFold
+from milvus_lifecycle.report.timeline import STATES, Lane, Stay, TimelineFold, pack, timeline_data
 from tests.audit_logs import START, Story, decoded
+from tests.made_up import synthetic_records
 
 
 def fold(limit: int, *stories: Story) -> tuple[TimelineFold, list[Lane]]:

@@ -1,9 +1,13 @@
-"""Colour in a terminal: when to use it, and which."""
+"""What the commands have in common at a terminal: colour, and a progress bar."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 _CODES = {
@@ -15,6 +19,8 @@ _CODES = {
     "blue": "34",
     "alarm": "1;31",
 }
+#: Bytes; less is read before a bar could be looked at.
+WORTH_IT = 50_000_000
 
 
 def add_colour_option(parser: argparse.ArgumentParser) -> None:
@@ -42,3 +48,20 @@ class Paint:
 
     def __call__(self, text: str, style: str) -> str:
         return f"\x1b[{_CODES[style]}m{text}\x1b[0m" if self.on and text else text
+
+
+@contextmanager
+def progress_bar(size: int, *, what: str) -> Iterator[Callable[[int], None] | None]:
+    """Yield what to tell how many bytes were read; None where nobody would see a bar."""
+    if size < WORTH_IT or not sys.stderr.isatty() or importlib.util.find_spec("rich") is None:
+        yield None
+        return
+    # Imported late: rich takes 50 ms, and most calls need no bar.
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bar
+
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Bar("{task.description}", *columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=size)
+        yield lambda amount: bar.advance(task, amount)

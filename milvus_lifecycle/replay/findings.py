@@ -169,3 +169,9 @@ class Problems:
         if self.violations:
             return False
         return True if records and not self.unreadable else None
+
+
+def clean(text: str, width: int = 60) -> str:
+    """``text`` without control characters (a terminal would obey them), shortened."""
+    shown = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+    return shown if len(shown) <= width else shown[: width - 1] + "…"
