@@ -74,7 +74,7 @@ class Wanderer(Compass):
         return self.world.locator()
 
     def refresh_every(self, connection: Any) -> float | None:
-        every: float | None = connection.lifecycle.policy.topology_refresh
+        every: float | None = connection.policy.topology_refresh
         return every
 
 

@@ -149,10 +149,10 @@ def test_a_move_that_gives_up_is_noticed_without_an_outage() -> None:
     core = Core(max_age=60.0).to(State.ACTIVE)
     core.clock.advance(120)
     core.step(Trigger.RECYCLE)
-    flight = core.connection.flight
+    flight = core.connection.lifecycle.flight
     assert flight is not None
     assert core.step(Trigger.GIVE_UP, flight=flight.number).alarm
-    assert core.connection.outage is None
+    assert core.connection.lifecycle.outage is None
 
 
 def test_created_comes_first() -> None:
