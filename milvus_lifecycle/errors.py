@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import enum
 import re
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import grpc
@@ -43,9 +44,12 @@ __all__ = [
     "TopologyReason",
     "UnknownHandler",
     "brief",
+    "FailureSummary",
     "classify",
     "error_code",
     "redact",
+    "shown",
+    "summarize",
 ]
 
 BRIEF_LIMIT = 200
@@ -310,8 +314,7 @@ def classify(error: BaseException) -> Failure:
         permanent = isinstance(error, (ConfigError, PermanentFailure))
         return Failure.PERMANENT if permanent else Failure.OTHER
     if isinstance(error, grpc.RpcError):
-        status = _status(error)
-        return Failure.OTHER if status is None else _GRPC_FAILURES.get(status, Failure.OTHER)
+        return _kind_of(_status(error))
     # pymilvus is not imported here: its exceptions are told by `code` and `message`.
     message = _read(error, "message")
     if isinstance(message, str) and REPLICATE_VIOLATION_MARK in message:
@@ -320,6 +323,10 @@ def classify(error: BaseException) -> Failure:
     if isinstance(message, str) and isinstance(code, int) and code in NOT_READY_CODES:
         return Failure.NOT_READY
     return Failure.OTHER
+
+
+def _kind_of(status: grpc.StatusCode | None) -> Failure:
+    return Failure.OTHER if status is None else _GRPC_FAILURES.get(status, Failure.OTHER)
 
 
 def error_code(error: BaseException) -> str:
@@ -357,12 +364,16 @@ def brief(error: BaseException) -> str:
         has_code = isinstance(text, str) and isinstance(_read(error, "code"), int)
         name = error_code(error) if has_code else type(error).__name__
         text = text if has_code else _text(error)
+    return _line(name, text, isinstance(error, grpc.RpcError))
+
+
+def _line(name: str, text: object, of_rpc: bool) -> str:
     line = " ".join(redact(str(text)[:_SCAN_LIMIT]).split()) if isinstance(text, str) else ""
-    line = "".join(char for char in line if char.isprintable())
+    line = line if line.isprintable() else "".join(filter(str.isprintable, line))
     line = f"{name}: {line}" if line else name
     if len(line) <= BRIEF_LIMIT:
         return line
-    if isinstance(error, grpc.RpcError):
+    if of_rpc:
         # gRPC says last what happened ("... CERTIFICATE_VERIFY_FAILED: unable to get issuer ...").
         return line[: BRIEF_LIMIT - _TAIL - 5] + " ... " + line[-_TAIL:]
     return line[: BRIEF_LIMIT - 3] + "..."
@@ -390,3 +401,65 @@ def _text(error: BaseException) -> str:
         return str(error)
     except Exception:
         return ""
+
+
+class RpcSummary(grpc.RpcError):
+    """Code and details of an RPC's error; the details as `brief` shows them."""
+
+    def __init__(self, code: str, line: str) -> None:
+        self._code = grpc.StatusCode.__members__.get(code, grpc.StatusCode.UNKNOWN)
+        self._details = line.removeprefix(code).removeprefix(": ")
+        super().__init__(line)
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+    def details(self) -> str:
+        return self._details
+
+
+@dataclass(frozen=True, slots=True)
+class FailureSummary:
+    """An error as the engine keeps it: enough to tell of it, and nothing that it would keep alive.
+
+    An error's traceback holds the frames that it went through: with them the requests, and gRPC's
+    call object, which keeps the socket of a channel open that was closed.
+    """
+
+    kind: Failure
+    #: as `error_code` and `brief` give them
+    code: str
+    text: str
+    _copy: BaseException | None
+
+    @property
+    def error(self) -> BaseException:
+        """What users see as `last_error`: the error without traceback, cause and context."""
+        return RpcSummary(self.code, self.text) if self._copy is None else self._copy
+
+
+def shown(failure: FailureSummary | None) -> BaseException | None:
+    """What users see of a failure."""
+    return None if failure is None else failure.error
+
+
+def summarize(error: BaseException) -> FailureSummary:
+    """What to keep of `error`."""
+    if isinstance(error, grpc.RpcError):
+        status = _status(error)
+        code = type(error).__name__ if status is None else status.name
+        return FailureSummary(
+            _kind_of(status), code, _line(code, _read(error, "details"), True), None
+        )
+    return FailureSummary(classify(error), error_code(error), brief(error), _bare(error))
+
+
+def _bare(error: BaseException) -> BaseException:
+    kind = type(error)
+    try:
+        # Not through __init__, which takes other arguments in each class.
+        copy: BaseException = kind.__new__(kind, *error.args)
+        copy.__dict__.update(error.__dict__)
+    except Exception:  # better without its own traceback than not at all
+        return error.with_traceback(None)
+    return copy

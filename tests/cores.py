@@ -12,6 +12,7 @@ from milvus_lifecycle.core.facts import Facts
 from milvus_lifecycle.core.lifecycle import StepResult
 from milvus_lifecycle.core.strategies import ConnectionStrategy
 from milvus_lifecycle.core.wire import Wire
+from milvus_lifecycle.errors import summarize
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import FakeClock, rpc_error
 
@@ -67,7 +68,11 @@ class Core:
 
         self.life = self.connection.lifecycle
 
-    def step(self, trigger: Trigger, **facts: Any) -> StepResult:
+    def step(
+        self, trigger: Trigger, error: BaseException | None = None, **facts: Any
+    ) -> StepResult:
+        if error is not None:
+            facts["failure"] = summarize(error)
         return self.connection.lifecycle.step(trigger, Facts(now=self.clock(), **facts))
 
     def wire(self) -> Wire:

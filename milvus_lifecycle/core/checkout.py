@@ -16,10 +16,11 @@ from ..errors import (
     ConnectionClosed,
     DeadlineExceeded,
     Failure,
+    FailureSummary,
     LifecycleError,
     PermanentFailure,
     RecoveryExhausted,
-    classify,
+    shown,
 )
 from ..table import State, Trigger
 from .face import Face, Start
@@ -137,7 +138,7 @@ class Checkout:
             raise RecoveryExhausted(
                 address=connection.address,
                 elapsed=now - self.began,
-                last_error=connection.lifecycle.last_error,
+                last_error=shown(connection.lifecycle.last_failure),
             )
         left = NO_WORKER_PAUSE if self.until is None else self.until - now
         return Pause(min(NO_WORKER_PAUSE, left))
@@ -149,7 +150,8 @@ class Checkout:
             raise ConnectionClosed(address=old.address)
         self.pool.step(old, Trigger.ACQUIRE)  # refused, and on record as such
         if self.until is not None and self.clock() >= self.until:
-            raise DeadlineExceeded(address=old.address, last_error=old.lifecycle.last_error)
+            last = shown(old.lifecycle.last_failure)
+            raise DeadlineExceeded(address=old.address, last_error=last)
         caller, closed = _Caller(), [old]
         anew = Checkout(self.pool, self.clock(), self.until)
         while True:
@@ -224,9 +226,9 @@ class Checkout:
         self, connection: ManagedConnection, flight: Flight, began: float, limit: float
     ) -> None:
         """The flight ended without landing: start the next one, or raise what the caller sees."""
-        outcome, error = flight.outcome, flight.error
+        outcome, failure = flight.outcome, flight.failure
         spent = self.clock() - began
-        permanent = error is not None and classify(error) is Failure.PERMANENT
+        permanent = failure is not None and failure.kind is Failure.PERMANENT
         kind: type[LifecycleError] | None = None
         if outcome is Outcome.FAILED:
             kind = ConnectFailed
@@ -237,7 +239,7 @@ class Checkout:
         elif outcome is Outcome.GAVE_UP and (permanent or self.clock() >= limit):
             kind = RecoveryExhausted
         if kind is not None:
-            raise _verdict(kind, connection, max(1, flight.attempts), spent, error)
+            raise _verdict(kind, connection, max(1, flight.attempts), spent, failure)
         if outcome is Outcome.GAVE_UP:
             self.pool.step(connection, Trigger.FAIL, reason="a caller has budget left")
         elif outcome is Outcome.ABANDONED:
@@ -245,13 +247,10 @@ class Checkout:
 
     def _closed(self, connection: ManagedConnection, began: float) -> LifecycleError:
         """Why the connection is closed: a first connect may have failed before anybody joined."""
-        error = connection.lifecycle.last_error
-        if (
-            connection.lifecycle.closed_by not in (Trigger.PROBE_FAILED, Trigger.ABANDONED)
-            or error is None
-        ):
+        failure, by = connection.lifecycle.last_failure, connection.lifecycle.closed_by
+        if by not in (Trigger.PROBE_FAILED, Trigger.ABANDONED) or failure is None:
             return ConnectionClosed(address=connection.address)
-        return _verdict(ConnectFailed, connection, 1, self.clock() - began, error)
+        return _verdict(ConnectFailed, connection, 1, self.clock() - began, failure)
 
     def _late(
         self,
@@ -269,7 +268,7 @@ class Checkout:
             address=connection.address,
             attempts=flight.attempts + 1,
             elapsed=self.clock() - began,
-            last_error=flight.error or connection.lifecycle.last_error,
+            last_error=shown(flight.failure or connection.lifecycle.last_failure),
         )
 
 
@@ -284,15 +283,16 @@ def _verdict(
     connection: ManagedConnection,
     attempts: int,
     elapsed: float,
-    error: BaseException | None,
+    failure: FailureSummary | None,
 ) -> LifecycleError:
     """What the waiters of a flight see of its error: a permanent one is called so.
 
     A first connect that could not even be tried (Milvus Lite is missing) was refused by no server.
     """
+    error = shown(failure)
     if kind is ConnectFailed and isinstance(error, ConfigError):
         return ConfigError(error.detail, field=error.field, address=connection.address)
-    if error is not None and classify(error) is Failure.PERMANENT:
+    if failure is not None and failure.kind is Failure.PERMANENT:
         kind = PermanentFailure
     address = connection.address
     return kind(address=address, attempts=attempts, elapsed=elapsed, last_error=error)
@@ -300,7 +300,5 @@ def _verdict(
 
 def _deserted(connection: ManagedConnection) -> bool:
     """Did the last waiter leave its first connect, in the very moment in which we came?"""
-    return (
-        connection.lifecycle.closed_by is Trigger.ABANDONED
-        and connection.lifecycle.last_error is None
-    )
+    life = connection.lifecycle
+    return life.closed_by is Trigger.ABANDONED and life.last_failure is None

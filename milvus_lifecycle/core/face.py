@@ -19,7 +19,9 @@ from ..errors import (
     ConnectionClosed,
     DeadlineExceeded,
     Failure,
-    classify,
+    FailureSummary,
+    shown,
+    summarize,
 )
 from ..table import State
 from .readiness import READS, Collection, Readiness
@@ -57,10 +59,8 @@ class Start:
     began: float
     until: float | None
     timeout: float | None
-
-    def remaining(self, now: float) -> float | None:
-        """Timeout for the RPC itself: what is left of the call's."""
-        return None if self.until is None else max(0.0, self.until - now)
+    #: what it ended with
+    failure: FailureSummary | None = None
 
     @property
     def hopeless(self) -> bool:
@@ -215,24 +215,18 @@ class Face:
             raise DeadlineExceeded(
                 address=start.connection.address,
                 elapsed=now - start.began,
-                last_error=start.connection.lifecycle.last_error,
+                last_error=shown(start.connection.lifecycle.last_failure),
             )
         _call.set(_Call(id(self), start.began, start.until, start.timeout, now))
 
     # -- outcomes ----------------------------------------------------------------------------
-
-    def metadata(self, binding: Binding, metadata: Any) -> Any:
-        """The caller's metadata with the identifier of the channel in use."""
-        if binding.identifier is None:
-            return metadata
-        return (*(metadata or ()), ("identifier", binding.identifier))
 
     def answered(
         self, start: Start, method: str, request: Any, metadata: Any, response: Any
     ) -> None:
         """An RPC succeeded: the connection hears of it; a status in the answer is noted."""
         connection = start.connection
-        self.pool.rpc_succeeded(connection, connection.lifecycle.generation_of(start.binding))
+        self.pool.rpc_succeeded(connection, start.binding)
         status = getattr(response, "status", response)
         code = getattr(status, "code", 0)
         if code == 0:
@@ -265,13 +259,13 @@ class Face:
                 error = DrainedError(wire.address, connection.lifecycle.policy.drain_timeout)
             else:
                 return ConnectionClosed(address=connection.address)
-        connection.lifecycle.ended(self.pool.seams.clock())
-        generation = connection.lifecycle.generation_of(start.binding)
-        if not (start.hopeless and classify(error) is Failure.DEADLINE):
-            self.pool.rpc_failed(connection, error, generation, start.at)
+        life, failure = connection.lifecycle, summarize(error)
+        generation = life.ended(start.binding, self.pool.seams.clock())
+        if not (failure.kind is Failure.DEADLINE and start.hopeless):
+            self.pool.rpc_failed(connection, failure, generation, start.at)
         # Without the RPC: whoever keeps the error would have it count for ever, if ``left`` is
         # interrupted.
-        setattr(error, STAMP, replace(start, rpc=_ENDED))
+        setattr(error, STAMP, replace(start, rpc=_ENDED, failure=failure))
         return error
 
     def left(self, start: Start) -> None:

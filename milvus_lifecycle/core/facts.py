@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ..errors import FailureSummary
     from .wire import Wire
 
 
@@ -37,7 +38,7 @@ class Facts:
     generation: int | None = None
     #: time.monotonic() at which the RPC started
     started: float = 0.0
-    error: BaseException | None = None
+    failure: FailureSummary | None = None
     #: how long the caller who acquires is ready to wait (monotonic); None: he did not say
     until: float | None = None
     #: the validated channel, with the identifier that its Connect call gave

@@ -11,6 +11,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ..errors import FailureSummary
     from ..table import Trigger
     from .wire import Wire
 
@@ -77,7 +78,7 @@ class Flight:
         "candidate",
         "cause",
         "deadline",
-        "error",
+        "failure",
         "kind",
         "launched",
         "leader",
@@ -125,7 +126,7 @@ class Flight:
         self.refresh = False
         #: what the strategy asked for when the state was entered (an Effect)
         self.plan: object = None
-        self.error: BaseException | None = None
+        self.failure: FailureSummary | None = None
         self.outcome: Outcome | None = None
         self.waiters: list[Callable[[], None]] = []
 

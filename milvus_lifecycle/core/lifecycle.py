@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Failure, LifecycleError, classify
+from ..errors import Failure, FailureSummary, LifecycleError, summarize
 from ..table import REFUSED, Row, State, Trigger
+from . import mutex
 from .facts import Facts, Seams
 from .flight import Flight, FlightKind, Outage, Outcome
-from .kept import kept
 from .machine import check_names, fire
-from .mutex import Section, check_outside
 from .recording import record_creation, record_step, record_wait
 from .strategies import Broken, ConnectionStrategy, Dispose, Locator
 from .wire import Binding, Rpc, Wire
@@ -123,7 +122,7 @@ class Lifecycle:
         "generation",
         "id",
         "idle_limit",
-        "last_error",
+        "last_failure",
         "last_rpc_ended",
         "last_success",
         "last_used_at",
@@ -186,7 +185,7 @@ class Lifecycle:
         self.draining: list[Wire] = []
         self.created_at = self.state_since = now
         self.last_used_at = self.last_rpc_ended = self.last_success = now
-        self.last_error: BaseException | None = None
+        self.last_failure: FailureSummary | None = None
         self.recoveries = 0
         self.failures = 0
         #: the trigger that closed it
@@ -212,7 +211,7 @@ class Lifecycle:
     def renew_mutex(self) -> None:
         """A new one: in a forked child another thread of the parent may have held it."""
         self.lock = threading.RLock()
-        self.section = Section(self.lock)
+        self.section = mutex.Section(self.lock)
 
     @property
     def address(self) -> str:
@@ -297,7 +296,7 @@ class Lifecycle:
         return self.flight is not None and facts.now < self.flight.deadline
 
     def guard_permanent(self, facts: Facts) -> bool:
-        return facts.error is not None and classify(facts.error) is Failure.PERMANENT
+        return facts.failure is not None and facts.failure.kind is Failure.PERMANENT
 
     def guard_may_stand_down(self, facts: Facts) -> bool:
         return facts.unchanged or (self.flight is not None and not self.flight.mandatory)
@@ -325,27 +324,31 @@ class Lifecycle:
                 return binding
         return None
 
-    def succeeded(self, generation: int, now: float) -> bool:
-        """An RPC of ``generation`` was answered. True if the table wants to hear of it."""
-        self.last_used_at = self.last_rpc_ended = now
+    def succeeded(self, binding: Binding, now: float) -> bool:
+        """An RPC on ``binding`` was answered. True if the table wants to hear of it."""
+        generation = self.ended(binding, now)
         if generation != self.generation:
             return False
         self.last_success = now
         if self.outage is not None:
-            with self.lock, self.section:
+            with self.lock:  # nothing in here can run a finalizer
                 if generation == self.generation and self.flight is None:
                     self.outage = None
         return self.state is State.IDLE and bool(self.leases.held)
 
-    def ended(self, now: float) -> None:
-        """An RPC ended in any other way."""
+    def ended(self, binding: Binding, now: float) -> int:
+        """An RPC on ``binding`` is over: its generation."""
         self.last_used_at = self.last_rpc_ended = now
+        return self.generation_of(binding)
 
     def drained(self, wire: Wire) -> None:
         """A retired channel is closed: forget it."""
         # The RPC that ends last and the end of drain_timeout may meet here.
-        with self.lock, self.section:
+        locks = mutex.here.locks
+        with self.lock:
+            locks.append(self.lock)
             self.draining = [each for each in self.draining if each is not wire]
+            locks.pop()
 
     def touch(self) -> None:
         """A checkout was served: a use, like an RPC."""
@@ -408,7 +411,7 @@ class Lifecycle:
 
     def recall(self) -> StepResult:
         """Take a channel away that still connects: the leader of its flight makes another one."""
-        check_outside()
+        mutex.check_outside()
         with self.lock, self.section:
             self.result = StepResult()
             flight = self.flight
@@ -423,7 +426,7 @@ class Lifecycle:
 
         Twice does no harm, and whoever was interrupted has to do it again.
         """
-        check_outside()
+        mutex.check_outside()
         with self.lock, self.section:
             self.result = StepResult()
             flight = self.flight
@@ -467,9 +470,12 @@ class Lifecycle:
         section of any connection (a finalizer ran there), ConnectionClosed for a failure of a
         closed connection.
         """
-        check_outside()
+        locks = mutex.here.locks
+        if locks and mutex.inside():
+            raise mutex.Reentered
         result = StepResult() if result is None else result
-        with self.lock, self.section:
+        with self.lock:
+            locks.append(self.lock)
             before = _Snapshot(self)
             try:
                 self._decide(trigger, facts, result)
@@ -488,6 +494,8 @@ class Lifecycle:
                         raise
                 self._tell(result.emission)
                 raise
+            finally:
+                locks.pop()
         return result
 
     def _tell(self, emission: Emission | None) -> None:
@@ -508,7 +516,7 @@ class Lifecycle:
         elif trigger is Trigger.DOUBT and source is State.IDLE:
             doubtful = self.guard_same_generation(facts) and self.guard_silent_since(facts)
             self.suspect = self.suspect or doubtful
-        if moved or refused:
+        if (moved or refused) and self.audit.active():
             result.emission = record_step(
                 self, source, trigger, facts, self.flight or flight, moved, result.alarm
             )
@@ -561,7 +569,7 @@ class Lifecycle:
         try:
             effect = self.strategy.on_closed(self, facts)
         except Exception as error:  # whoever waits has to wake, whatever the strategy does
-            self.last_error = kept(error)
+            self.last_failure = summarize(error)
             return
         if isinstance(effect, Dispose):
             self.result.locator = effect.locator
@@ -609,8 +617,7 @@ class Lifecycle:
         """The current channel failed: the flight is now all that stands between it and RPCs."""
         flight.mandatory = True
         self.failures += 1
-        flight.error = kept(facts.error) or self.last_error
-        self.last_error = flight.error
+        self.last_failure = flight.failure = facts.failure or self.last_failure
         outage = self._outage(facts.now)
         if outage.budget_from is None:
             outage.budget_from = facts.now
@@ -654,8 +661,7 @@ class Lifecycle:
         flight = self.flight
         assert flight is not None, "its rows ask for same_flight"
         flight.attempts += 1
-        flight.error = kept(facts.error) or flight.error
-        self.last_error = flight.error
+        self.last_failure = flight.failure = facts.failure or flight.failure
         if self.outage is not None:
             self.outage.attempts += 1
 
@@ -699,8 +705,8 @@ class Lifecycle:
         flight = self.flight
         if flight is None:
             return
-        flight.error = kept(facts.error) or flight.error
-        self.last_error = flight.error or self.last_error
+        flight.failure = facts.failure or flight.failure
+        self.last_failure = flight.failure or self.last_failure
         if row.trigger is Trigger.PROBE_FAILED:
             over = row.dest is State.CLOSED
             outcome = Outcome.FAILED if over else Outcome.SUPERSEDED
@@ -733,7 +739,7 @@ class Lifecycle:
         flight, self.flight = self.flight, None
         assert flight is not None, "whoever ends a flight has seen it"
         flight.outcome = outcome
-        self.last_error = flight.error or self.last_error
+        self.last_failure = flight.failure or self.last_failure
         self.result.wakes.extend(flight.waiters)
         flight.waiters = []
         if flight.candidate is not None:
@@ -761,9 +767,9 @@ class Lifecycle:
 
     def _retire(self, wire: Wire) -> None:
         """Close the channel once nothing runs on it any more: now, or when it has drained."""
-        wire.retire()
+        running = wire.retire()
         self.result.retired.append(wire)
-        if wire.in_flight and wire not in self.draining:
+        if running and wire not in self.draining:
             self.draining = [*self.draining, wire]
 
 

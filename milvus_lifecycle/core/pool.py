@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,10 @@ from ..config import ConnectionConfig
 from ..errors import (
     ConnectionClosed,
     Failure,
+    FailureSummary,
     LifecycleError,
     UnknownHandler,
-    classify,
+    summarize,
 )
 from ..policy import LifecyclePolicy
 from ..table import State, Trigger
@@ -34,7 +36,7 @@ from .strategies import ConnectionStrategy
 
 if TYPE_CHECKING:
     from .transport import Driver, Transport
-    from .wire import Rpc, Wire
+    from .wire import Binding, Rpc, Wire
 
 #: attribute of a handler that leads to its permanent channel
 FACE = "_milvus_lifecycle_face"
@@ -210,7 +212,7 @@ class Pool:
         """Do what a step has left to do: its flight first, which others wait for."""
         if result.launch is not None:
             self.launch(connection, result.launch)
-        if result.moved and connection.state is State.CLOSED:
+        if result.moved and connection.lifecycle.state is State.CLOSED:
             self.registry.remove(connection)
             if not len(self.registry):
                 self.driver.post(look)  # whoever keeps time may go
@@ -232,7 +234,7 @@ class Pool:
             if wire.close_if_drained():
                 self.close_channel(wire)
                 connection.lifecycle.drained(wire)
-            elif timeout is not None and wire.in_flight:
+            elif timeout is not None and wire.running:
                 self.maintenance.plan_cut(connection, wire, timeout)
         if result.locator is not None:
             result.locator.release(connection.lifecycle)
@@ -249,15 +251,17 @@ class Pool:
             flight.launched = self.seams.clock()
         except (RuntimeError, MemoryError, LifecycleError) as error:
             # No thread to be had, or a loop that is closing.
-            self.step(connection, Trigger.ABANDONED, flight=flight.number, error=error)
+            failure = summarize(error)
+            self.step(connection, Trigger.ABANDONED, flight=flight.number, failure=failure)
 
     def _follow_up(
         self, connection: ManagedConnection, trigger: Trigger, facts: dict[str, Any]
     ) -> None:
         """What a landing has to look at again, and the timers that a step sets."""
-        if connection.state is State.CLOSED or connection.lifecycle.flight is not None:
+        life, held = connection.lifecycle, connection.leases.held
+        if life.state is State.CLOSED or life.flight is not None:
             return
-        if connection.dedicated and not connection.leases:
+        if life.dedicated and not held:
             self.step(connection, Trigger.RELEASE)
             return
         if trigger in _LANDINGS:
@@ -268,7 +272,7 @@ class Pool:
                 self.step(connection, Trigger.REROUTE)
                 self.maintenance.plan_recycle(connection)
             self.maintenance.plan_refresh(connection)
-        if not connection.leases:
+        if not held:
             self.maintenance.plan_expiry(connection)
 
     # -- flights ---------------------------------------------------------------------------
@@ -294,40 +298,30 @@ class Pool:
 
     # -- RPCs: called by the permanent channel ---------------------------------------------
 
-    def recoverable(self, connection: ManagedConnection, error: BaseException) -> bool:
-        """Would the strategy recover from ``error``?"""
-        facts = Facts(now=self.seams.clock(), error=error)
-        return connection.strategy.may_recover(connection.lifecycle, facts)
-
-    def report_failure(
-        self, connection: ManagedConnection, error: BaseException, generation: int | None
-    ) -> None:
-        """An RPC failed: let the table decide. Does not wait."""
-        self.step(connection, Trigger.FAIL, error=error, generation=generation)
-
     def rpc_failed(
         self,
         connection: ManagedConnection,
-        error: BaseException,
-        generation: int,
+        failure: FailureSummary,
+        generation: int | None,
         started: float,
     ) -> None:
-        """Every RPC reports its own failure here, whether or not a decorator will ask."""
-        kind = classify(error)
-        try:
-            if kind is Failure.DEADLINE:
-                self.step(
-                    connection, Trigger.DOUBT, error=error, generation=generation, started=started
-                )
-            elif kind in (Failure.TRANSIENT, Failure.REPLICATE_VIOLATION):
-                self.report_failure(connection, error, generation)
-        except ConnectionClosed:
-            pass  # the caller sees it when it asks
+        """An RPC failed: let the table decide. Does not wait.
 
-    def rpc_succeeded(self, connection: ManagedConnection, generation: int) -> None:
+        Every RPC reports its own failure here, whether or not a decorator will ask.
+        """
+        if failure.kind is Failure.DEADLINE:
+            trigger = Trigger.DOUBT
+        elif failure.kind in (Failure.TRANSIENT, Failure.REPLICATE_VIOLATION):
+            trigger = Trigger.FAIL
+        else:
+            return
+        with suppress(ConnectionClosed):  # the caller sees it when it asks
+            self.step(connection, trigger, failure=failure, generation=generation, started=started)
+
+    def rpc_succeeded(self, connection: ManagedConnection, binding: Binding) -> None:
         """An RPC was answered."""
-        if connection.lifecycle.succeeded(generation, self.seams.clock()):
-            self.step(connection, Trigger.SERVED, generation=generation)
+        if connection.lifecycle.succeeded(binding, self.seams.clock()):
+            self.step(connection, Trigger.SERVED, generation=binding.generation)
 
     def rpc_left(self, connection: ManagedConnection, wire: Wire, rpc: Rpc) -> None:
         """An RPC has ended. It may be the last one of a draining channel, or of a connection that
@@ -335,7 +329,7 @@ class Pool:
         if wire.leave(rpc):  # or again, after an interruption
             self.close_channel(wire)
             connection.lifecycle.drained(wire)
-        if not connection.leases and connection.state is State.IDLE:
+        if not connection.leases.held and connection.lifecycle.state is State.IDLE:
             self.maintenance.plan_expiry(connection)
 
     # -- handlers --------------------------------------------------------------------------

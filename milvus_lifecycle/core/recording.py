@@ -22,7 +22,6 @@ from ..audit.records import (
     TransitionRecord,
 )
 from ..audit.stream import Audit, Emission
-from ..errors import brief, error_code
 from ..table import Row, State, Trigger
 from .facts import Facts, Seams
 from .flight import Flight, Outage
@@ -70,14 +69,12 @@ def record_step(
     flight: Flight | None,
     moved: bool,
     alarm: bool,
-) -> Emission | None:
-    """The record of a step that was taken (or refused). None if nobody wants it.
+) -> Emission:
+    """The record of a step that was taken (or refused).
 
     ``alarm``: of all steps of its outage, this is the one that people should notice.
     """
-    if not connection.audit.active():
-        return None
-    error = facts.error
+    failure = facts.failure
     record = _record(
         connection,
         TRANSITION if moved else REFUSED,
@@ -85,7 +82,7 @@ def record_step(
         trigger=trigger.value,
         source=source.value,
         reason=_reason(connection, trigger, facts, moved),
-        error_code=error_code(error) if error is not None else None,
+        error_code=failure.code if failure is not None else None,
         attempt=flight.attempts if flight is not None else 0,
         dwell_s=facts.now - connection.state_since,
         topology_version=_version(connection, trigger, facts),
@@ -167,7 +164,7 @@ def _reason(connection: Recorded, trigger: Trigger, facts: Facts, moved: bool) -
     reason = facts.reason or (row.why if row is not None else "")
     if outage is not None and outage.flaps and trigger in (Trigger.FAIL, Trigger.PROBE_FAILED):
         reason = f"flapping, no call succeeded since the last recovery: {reason}"
-    return reason if facts.error is None else f"{reason}: {brief(facts.error)}"
+    return reason if facts.failure is None else f"{reason}: {facts.failure.text}"
 
 
 def _version(connection: Recorded, trigger: Trigger, facts: Facts) -> int | None:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConnectionClosed, Failure, Interrupted, classify
+from ..errors import ConnectionClosed, Failure, FailureSummary, Interrupted, summarize
 from ..table import Trigger
 from .flight import Flight, FlightKind
-from .kept import kept
 from .lifecycle import CHANNELS_PER_OUTAGE
 from .requests import Locate, Open, Ping, Procedure, Register, Wait
 from .strategies import Broken, Connect, Recover
@@ -58,7 +57,8 @@ class Recovery:
     def abandon(self, leader: object, error: BaseException | None = None) -> None:
         """The leader is gone: settle the flight if nothing else has."""
         if self.flight.outcome is None and self.flight.leader in (None, leader):
-            self._settle(Trigger.ABANDONED, error=error)
+            failure = None if error is None else summarize(error)
+            self._settle(Trigger.ABANDONED, failure=failure)
 
     def _settle(self, trigger: Trigger, **facts: Any) -> bool:
         """Step the connection with an outcome of this flight."""
@@ -71,7 +71,7 @@ class Recovery:
                 raise ConnectionClosed(address=self.connection.address)
             yield Ping(self.connection, binding.wire, self.policy.probe_timeout)
         except Exception as error:
-            self._settle(Trigger.PROBE_FAILED, error=error)
+            self._settle(Trigger.PROBE_FAILED, failure=summarize(error))
         else:
             self._settle(Trigger.PROBE_PASSED)
 
@@ -96,9 +96,10 @@ class Recovery:
             except Interrupted:
                 continue
             except Exception as error:
-                more = self._connect_again(error, limit)
+                failure = summarize(error)
+                more = self._connect_again(failure, limit)
                 if not more and (thawed or not self.pool.thaw(self.flight)):
-                    self._settle(Trigger.PROBE_FAILED, error=error)
+                    self._settle(Trigger.PROBE_FAILED, failure=failure)
                     return
                 gap = self.policy.gap(self.flight.attempts, 0.0, self.pool.seams.chance)
                 yield Wait(self.connection, self.flight, self.clock() + gap, leads=True)
@@ -106,11 +107,11 @@ class Recovery:
                 self._land(Trigger.PROBE_PASSED, wire, identifier, located)
                 return
 
-    def _connect_again(self, error: Exception, limit: float) -> bool:
+    def _connect_again(self, failure: FailureSummary, limit: float) -> bool:
         self.flight.attempts += 1
-        kind = classify(error)
+        kind = failure.kind
         if kind is not Failure.DEADLINE:
-            self.flight.error = kept(error)
+            self.flight.failure = failure
         if self.flight.outcome is not None or self.clock() >= self.flight.patience:
             return False
         if kind is Failure.DEADLINE and self.flight.patience > limit:
@@ -136,14 +137,16 @@ class Recovery:
                 wire = yield from self._candidate(located)
                 if wire is None:
                     return
-                identifier = yield from self._validate(wire)
+                answer = yield from self._validate(wire)
             except Interrupted:
                 continue
             except Exception as error:
-                self._attempt_failed(error, started)
-            else:
-                self._land(Trigger.RECOVERED, wire, identifier, located)
+                self._attempt_failed(summarize(error), started)
+                continue
+            if not isinstance(answer, FailureSummary):
+                self._land(Trigger.RECOVERED, wire, answer, located)
                 return
+            self._attempt_failed(answer, started)
 
     def _find_place(self, timeout: float) -> Procedure[Located | None]:
         """Where to connect to, by the strategy's locator; None: the configured address."""
@@ -152,7 +155,7 @@ class Recovery:
             raise plan.error
         if not isinstance(plan, (Connect, Recover)) or plan.locator is None:
             return None
-        located: Located = yield Locate(self.connection, plan.locator, self.flight.error, timeout)
+        located: Located = yield Locate(self.connection, plan.locator, self.flight.failure, timeout)
         return located
 
     def _keep_standby(self, located: Located | None) -> Procedure[bool]:
@@ -166,7 +169,7 @@ class Recovery:
             except Interrupted:
                 raise
             except Exception as error:
-                self.flight.error = error
+                self.flight.failure = summarize(error)
             else:
                 stood_down = self._settle(
                     Trigger.STAND_DOWN,
@@ -177,34 +180,28 @@ class Recovery:
         self.pool.finish(self.connection, self.life.drop_standby(self.flight))
         return self.flight.outcome is not None
 
-    def _validate(
-        self,
-        wire: Wire,
-    ) -> Procedure[str]:
+    def _validate(self, wire: Wire) -> Procedure[str | FailureSummary]:
         """One attempt: ask at once, for the cause; then wait for the channel to come up."""
         started = self.clock()
         whole = self._slice(wire)
         try:
             identifier: str = yield Register(self.connection, wire, whole, False)
             return identifier
+        except Interrupted:
+            raise
         except Exception as error:
-            left = whole - (self.clock() - started)
-            if (
-                classify(error) is not Failure.TRANSIENT
-                or left <= 0
-                or self.flight.outcome is not None
-            ):
-                raise
-            cause = kept(error)
+            cause = summarize(error)
+        left = whole - (self.clock() - started)
+        if cause.kind is not Failure.TRANSIENT or left <= 0 or self.flight.outcome is not None:
+            return cause
         try:
             identifier = yield Register(self.connection, wire, left, True)
             return identifier
+        except Interrupted:
+            raise
         except Exception as error:
-            if classify(error) is not Failure.DEADLINE:
-                raise
-        # Another copy: an error that is a variable of its own traceback would live until the
-        # collector comes, and keep the call object of the attempt, and so the channel's socket.
-        raise kept(cause)
+            late = summarize(error)
+        return cause if late.kind is Failure.DEADLINE else late
 
     def _slice(
         self,
@@ -255,15 +252,15 @@ class Recovery:
             raise Interrupted(address=wire.address)
         return wire
 
-    def _attempt_failed(self, error: Exception, started: float) -> None:
+    def _attempt_failed(self, failure: FailureSummary, started: float) -> None:
         self.pool.thaw(self.flight)
         now = self.clock()
-        self.flight.refresh = classify(error) is Failure.DEADLINE
+        self.flight.refresh = failure.kind is Failure.DEADLINE
         age = now - self._down_since()
         gap = self.policy.gap(self.flight.attempts + 1, age, self.pool.seams.chance)
         self.flight.not_before = min(started + gap, self.flight.deadline)
         for trigger in (Trigger.RETRY, Trigger.STAND_DOWN, Trigger.GIVE_UP):
-            if self.flight.outcome is not None or self._settle(trigger, error=error):
+            if self.flight.outcome is not None or self._settle(trigger, failure=failure):
                 return
 
     def _land(

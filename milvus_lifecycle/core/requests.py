@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from ..errors import FailureSummary
     from .connection import ManagedConnection
     from .flight import Flight
     from .readiness import Collection
@@ -41,7 +42,7 @@ class Locate:
 
     connection: ManagedConnection
     locator: Locator
-    last_error: BaseException | None
+    failure: FailureSummary | None
     timeout: float
 
 

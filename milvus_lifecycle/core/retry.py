@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..errors import Failure, classify
-from ..table import State
+from ..errors import Failure, FailureSummary, summarize
+from ..table import State, Trigger
 from .checkout import Checkout
 from .face import DEADLINE_MARGIN, Face, Start, Status, stamp_of
+from .facts import Facts
 from .readiness import NEWS, LoadState, Reload
 from .requests import AskLoadState, Pause, Procedure
 from .wire import WireState
@@ -31,24 +32,28 @@ class Retry:
     def ask(self, error: Exception) -> Procedure[bool]:
         """The retry decorator asks whether to retry: waits until a retry makes sense."""
         start, now = stamp_of(error), self.clock()
-        if start is None:
-            # A status instead of an RPC error, or an error that somebody brought in by hand.
-            status = self.face.take_status(error)
-            if classify(error) is Failure.NOT_READY:
-                if status is None or not (yield from self._wait_loaded(status)):
-                    return False
-                self.face.expect_retry(status.start)
-                return True
-            start = None if status is None else status.start
-        else:
+        if start is not None and start.failure is not None:
             # The budget is for waiting. A call may have run for longer than that when its server
             # goes away, or into a connection whose loss nobody noticed.
-            start = replace(start, began=start.began + (now - start.at))
-        if start is None:
-            return (yield from self._settle(self.face.connection, error, None, now, None))
-        generation = start.connection.lifecycle.generation_of(start.binding)
+            began = start.began + (now - start.at)
+            return (yield from self._after(replace(start, began=began), start.failure, True))
+        # A status instead of an RPC error, or an error that somebody brought in by hand.
+        failure, status = summarize(error), self.face.take_status(error)
+        if failure.kind is Failure.NOT_READY:
+            if status is None or not (yield from self._wait_loaded(status)):
+                return False
+            self.face.expect_retry(status.start)
+            return True
+        if status is not None:
+            return (yield from self._after(status.start, failure, False))
+        connection = self.face.connection
+        return (yield from self._settle(connection, failure, None, now, None, False))
+
+    def _after(self, start: Start, failure: FailureSummary, told: bool) -> Procedure[bool]:
+        connection = start.connection
+        generation = connection.lifecycle.generation_of(start.binding)
         handled = yield from self._settle(
-            start.connection, error, generation, start.began, start.until
+            connection, failure, generation, start.began, start.until, told
         )
         if handled:
             self.face.expect_retry(start)
@@ -57,21 +62,24 @@ class Retry:
     def _settle(
         self,
         connection: ManagedConnection,
-        error: Exception,
+        failure: FailureSummary,
         generation: int | None,
         began: float,
         until: float | None,
+        told: bool,
     ) -> Procedure[bool]:
-        if classify(error) not in (Failure.TRANSIENT, Failure.REPLICATE_VIOLATION):
+        if failure.kind not in (Failure.TRANSIENT, Failure.REPLICATE_VIOLATION):
             return False
-        if not self.pool.recoverable(connection, error):
+        life = connection.lifecycle
+        facts = Facts(now=self.clock(), failure=failure)
+        if not life.strategy.may_recover(life, facts):
             return False
-        if generation is not None and generation < connection.generation:
+        if generation is not None and generation < life.generation:
             return True
         # An RPC reports its own failure when it fails (a status is not one); a connection that is
         # ACTIVE was validated since: a channel that answers again keeps its generation.
-        if stamp_of(error) is None or connection.state is not State.ACTIVE:
-            self.pool.report_failure(connection, error, generation)
+        if not told or life.state is not State.ACTIVE:
+            self.pool.step(connection, Trigger.FAIL, failure=failure, generation=generation)
         yield from Checkout(self.pool, began, until).ride_out(connection)
         return True
 
@@ -109,7 +117,7 @@ class Retry:
         try:
             state = yield AskLoadState(start.connection, reload.collection, timeout)
         except Exception as error:
-            if classify(error) is Failure.DEADLINE or not _in_use(start):
+            if summarize(error).kind is Failure.DEADLINE or not _in_use(start):
                 return  # no news
             state = LoadState.NOT_LOAD
         if state is not LoadState.LOADING:

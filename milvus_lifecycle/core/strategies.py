@@ -13,10 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from ..errors import Failure, classify
+from ..errors import Failure
 
 if TYPE_CHECKING:
     from ..config import ConnectionConfig
+    from ..errors import FailureSummary
     from ..policy import LifecyclePolicy
     from ..table import State
     from .facts import Facts, Located, Seams
@@ -72,8 +73,11 @@ class Locator(Protocol):
     asyncio driver; without it the call runs on a thread of its own there.
     """
 
-    def locate(self, connection: View, last_error: BaseException | None, timeout: float) -> Located:
-        """The place to connect to, within ``timeout`` seconds. Raises any exception."""
+    def locate(self, connection: View, failure: FailureSummary | None, timeout: float) -> Located:
+        """The place to connect to, within ``timeout`` seconds. Raises any exception.
+
+        ``failure``: what the last attempt ended with, if there was one.
+        """
         ...
 
     def release(self, connection: View) -> None:
@@ -147,8 +151,8 @@ class ConnectionStrategy:
         )
 
     def may_recover(self, connection: View, facts: Facts) -> bool:
-        """Can a new channel mend what ``facts.error`` says?"""
-        return facts.error is None or classify(facts.error) is Failure.TRANSIENT
+        """Can a new channel mend what ``facts.failure`` says?"""
+        return facts.failure is None or facts.failure.kind is Failure.TRANSIENT
 
     def target_changed(self, connection: View, facts: Facts) -> bool:
         """Should the connection be somewhere else than where it is?"""

@@ -125,11 +125,12 @@ class Wire:
                 self.state = WireState.CANDIDATE
                 self.validated = False
 
-    def retire(self) -> None:
-        """No new RPCs from here on."""
+    def retire(self) -> bool:
+        """No new RPCs from here on. True if some are under way."""
         with self._lock:
             if self.state is not WireState.CLOSED:
                 self.state = WireState.DRAINING
+            return bool(self.running)
 
     def close_now(self, *, cut: bool) -> bool:
         """Take it out of service, whatever runs. True if the channel is to be closed now."""

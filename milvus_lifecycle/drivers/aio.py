@@ -16,7 +16,6 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from ..core.kept import kept
 from ..core.recovery import Recovery
 from ..core.requests import (
     AskLoadState,
@@ -29,7 +28,7 @@ from ..core.requests import (
     Request,
     Wait,
 )
-from ..errors import Interrupted, LoopMismatch
+from ..errors import Interrupted, LoopMismatch, summarize
 from ..fork import on_fork_in_child
 from .aio_channel import AsyncLifecycleChannel
 from .aio_loops import GONE, call_in, fail, hush, run_at_once, settle
@@ -120,7 +119,7 @@ class AsyncDriver:
 
     async def _ask(self, request: Register | Ping, ask: Callable[..., Any], *how: Any) -> Any:
         connection, wire = request.connection, request.wire
-        loop, name = asyncio.get_running_loop(), f"milvus-lifecycle-ask-{connection.id}"
+        loop, name = asyncio.get_running_loop(), f"milvus-lifecycle-ask-{connection.lifecycle.id}"
         # A task of its own: grpc.aio cancels whoever waits on a channel that is closed, and that
         # is not to be taken for the end of the flight.
         asked = self._spawn(loop, partial(ask, connection, wire, *how), name, _retrieve)
@@ -156,7 +155,7 @@ class AsyncDriver:
             self.pool.leave(request.connection, request.flight, wake)
 
     async def _locate(self, request: Locate) -> Located:
-        args = (request.connection.lifecycle, request.last_error, request.timeout)
+        args = (request.connection.lifecycle, request.failure, request.timeout)
         alocate = getattr(request.locator, "alocate", None)
         if alocate is not None:
             return cast("Located", await alocate(*args))
@@ -210,7 +209,7 @@ class AsyncDriver:
         loop = self.loop
         if loop is None or loop.is_closed():
             raise LoopMismatch("the connection's event loop is closed", address=connection.address)
-        name = f"milvus-lifecycle-{flight.kind.value}-{connection.id}"
+        name = f"milvus-lifecycle-{flight.kind.value}-{connection.lifecycle.id}"
         recovery = Recovery(self.pool, connection, flight)
         # A task that is cancelled before its first step never enters its coroutine.
         self._start(loop, partial(self._fly, recovery), name, recovery.abandon)
@@ -218,7 +217,7 @@ class AsyncDriver:
     def refresh_in_background(self, connection: ManagedConnection) -> None:
         loop = self.loop
         if loop is not None and not loop.is_closed():
-            name = f"milvus-lifecycle-refresh-{connection.id}"
+            name = f"milvus-lifecycle-refresh-{connection.lifecycle.id}"
             self._start(loop, lambda: self.drive(self.pool.maintenance.refresh(connection)), name)
 
     def _start(
@@ -253,7 +252,7 @@ class AsyncDriver:
             raise cancelled.with_traceback(None) from None
         except Exception as error:
             # The flight is settled as abandoned and on record; a traceback helps nobody.
-            recovery.connection.lifecycle.last_error = kept(error)
+            recovery.life.last_failure = summarize(error)
 
     def dispose(self, wire: Wire) -> None:
         self._in_loop(self._dispose_here, wire)

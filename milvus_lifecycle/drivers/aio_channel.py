@@ -15,7 +15,7 @@ from ..core.face import Face, Start, Status
 from ..core.pool import FACE
 from ..core.retry import Retry
 from ..core.wire import Rpc, WireState
-from ..errors import LifecycleError
+from ..errors import LifecycleError, summarize
 from ..policy import parse_timeout
 from .rpc import Method
 
@@ -117,12 +117,13 @@ class AsyncLifecycleChannel(Face, grpc.aio.Channel):
         """A caller gave its RPC up. At its deadline this is how pymilvus ends it: a black hole
         shows itself by nothing else."""
         now = self.pool.seams.clock()
-        start.connection.lifecycle.ended(now)
+        generation = start.connection.lifecycle.ended(start.binding, now)
         if start.until is None or start.timeout is None:
             return
         if start.until - now <= start.timeout / 10:
             overdue = OverdueError("cancelled at the deadline of its call")
-            self.pool.rpc_failed(start.connection, overdue, start.binding.generation, start.at)
+            failure = summarize(overdue)
+            self.pool.rpc_failed(start.connection, failure, generation, start.at)
 
     async def here(self) -> AsyncLifecycleChannel:
         """This channel, or in another event loop the same client's channel there."""
@@ -241,10 +242,11 @@ class _UnaryUnary(Method[AsyncLifecycleChannel]):
         wire = start.binding.wire
         rpc, failure = start.rpc, None
         try:
-            rpc.call = self.target(start)(
+            target, remaining, sent = self.prepare(start, metadata)
+            rpc.call = target(
                 request,
-                timeout=start.remaining(start.at),
-                metadata=face.metadata(start.binding, metadata),
+                timeout=remaining,
+                metadata=sent,
                 credentials=credentials,
                 wait_for_ready=wait_for_ready,
                 compression=compression,
@@ -303,10 +305,11 @@ class _Streaming(Method[AsyncLifecycleChannel]):
                 raise LifecycleError("the connection is not usable now", address=address)
         except LifecycleError as error:
             raise face.pool.transport.translate(error) from None
-        call = self.target(start)(
+        target, remaining, sent = self.prepare(start, metadata)
+        call = target(
             request,
-            timeout=timeout,
-            metadata=face.metadata(start.binding, metadata),
+            timeout=remaining,
+            metadata=sent,
             **options,
         )
         start.rpc.call = call

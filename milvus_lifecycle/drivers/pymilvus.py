@@ -12,7 +12,7 @@ import grpc
 
 from ..config import ConnectionConfig, load_tls
 from ..core.readiness import Collection, LoadState
-from ..errors import ConfigError, LifecycleError, brief
+from ..errors import ConfigError, FailureSummary, LifecycleError
 
 if TYPE_CHECKING:
     from ..core.connection import ManagedConnection
@@ -127,7 +127,7 @@ class _PymilvusTransport:
 
     def __init__(self) -> None:
         require_supported()
-        self._calmed: WeakKeyDictionary[ManagedConnection, tuple[int, BaseException]] = (
+        self._calmed: WeakKeyDictionary[ManagedConnection, tuple[int, FailureSummary]] = (
             WeakKeyDictionary()
         )
 
@@ -149,10 +149,12 @@ class _PymilvusTransport:
         so long. gRPC doubles the pause then, but a fresh channel would not know of it.
         """
         calm, counted = self._calmed.get(connection, (1, None))
-        error = connection.lifecycle.last_error
-        if error is not None and error is not counted and _TOO_MANY_PINGS.search(brief(error)):
+        failure = connection.lifecycle.last_failure
+        if failure is None or failure is counted:
+            return calm
+        if _TOO_MANY_PINGS.search(failure.text):
             calm *= 2
-            self._calmed[connection] = calm, error
+            self._calmed[connection] = calm, failure
         return calm
 
     def translate(self, error: LifecycleError) -> Exception:

@@ -22,11 +22,19 @@ class Method(Generic[AnyFace]):
         self._args = args
         self._kwargs = kwargs
 
-    def target(self, start: Start) -> Any:
-        """The multi-callable that ``start`` is to use."""
-        methods = start.binding.wire.methods
-        target = methods.get(self._method)
+    def prepare(self, start: Start, metadata: Any) -> tuple[Any, float | None, Any]:
+        """For an RPC that has been let in: its multi-callable, timeout and metadata.
+
+        The timeout is what is left of the call's; the metadata are the caller's with the
+        identifier of the channel in use.
+        """
+        binding = start.binding
+        target = binding.wire.methods.get(self._method)
         if target is None:
-            make = getattr(start.binding.wire.channel, self._kind)
-            target = methods[self._method] = make(self._method, *self._args, **self._kwargs)
-        return target
+            make = getattr(binding.wire.channel, self._kind)
+            target = make(self._method, *self._args, **self._kwargs)
+            binding.wire.methods[self._method] = target
+        timeout = None if start.until is None else max(0.0, start.until - start.at)
+        if binding.identifier is not None:
+            metadata = (*(metadata or ()), ("identifier", binding.identifier))
+        return target, timeout, metadata

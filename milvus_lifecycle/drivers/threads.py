@@ -16,7 +16,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ..core.connection import ManagedConnection
-from ..core.kept import kept
 from ..core.maintenance import attempt
 from ..core.mutex import Reentered
 from ..core.pool import Pool, look
@@ -32,7 +31,7 @@ from ..core.requests import (
     Request,
     Wait,
 )
-from ..errors import Interrupted
+from ..errors import Interrupted, summarize
 from ..fork import ForkGate, around_fork, on_fork_in_child
 from .threads_channel import LifecycleChannel
 
@@ -92,7 +91,7 @@ class ThreadsDriver:
                 return self.pool.transport.open(request)
         if isinstance(request, Locate):
             located: Located = request.locator.locate(
-                request.connection.lifecycle, request.last_error, request.timeout
+                request.connection.lifecycle, request.failure, request.timeout
             )
             return located
         if isinstance(request, AskLoadState):
@@ -134,7 +133,7 @@ class ThreadsDriver:
         worker = threading.Thread(
             target=self._fly,
             args=(recovery,),
-            name=f"milvus-lifecycle-{flight.kind.value}-{connection.id}",
+            name=f"milvus-lifecycle-{flight.kind.value}-{connection.lifecycle.id}",
             daemon=True,
         )
         try:
@@ -150,7 +149,7 @@ class ThreadsDriver:
             self.drive(recovery.fly(threading.current_thread()))
         except Exception as error:
             # The flight is settled as abandoned and on record; a traceback helps nobody.
-            recovery.connection.lifecycle.last_error = kept(error)
+            recovery.life.last_failure = summarize(error)
         finally:
             recovery.abandon(threading.current_thread())  # it may not have begun
 
@@ -158,7 +157,7 @@ class ThreadsDriver:
         threading.Thread(
             target=self.drive,
             args=(self.pool.maintenance.refresh(connection),),
-            name=f"milvus-lifecycle-refresh-{connection.id}",
+            name=f"milvus-lifecycle-refresh-{connection.lifecycle.id}",
             daemon=True,
         ).start()
 

@@ -150,10 +150,11 @@ class _UnaryUnary(Method[LifecycleChannel]):
         face = self._face
         start = face.begin(timeout)
         try:
-            response, call = self.target(start).with_call(
+            target, remaining, sent = self.prepare(start, metadata)
+            response, call = target.with_call(
                 request,
-                timeout=start.remaining(start.at),
-                metadata=face.metadata(start.binding, metadata),
+                timeout=remaining,
+                metadata=sent,
                 credentials=credentials,
                 wait_for_ready=wait_for_ready,
                 compression=compression,
@@ -181,10 +182,11 @@ class _UnaryUnary(Method[LifecycleChannel]):
         face = self._face
         start = face.begin(timeout)
         try:
-            call = self.target(start).future(
+            target, remaining, sent = self.prepare(start, metadata)
+            call = target.future(
                 request,
-                timeout=start.remaining(start.at),
-                metadata=face.metadata(start.binding, metadata),
+                timeout=remaining,
+                metadata=sent,
                 credentials=credentials,
                 wait_for_ready=wait_for_ready,
                 compression=compression,
@@ -209,10 +211,11 @@ class _Streaming(Method[LifecycleChannel]):
         face = self._face
         start = face.begin(timeout)
         try:
-            call = self.target(start)(
+            target, remaining, sent = self.prepare(start, metadata)
+            call = target(
                 request,
-                timeout=start.remaining(start.at),
-                metadata=face.metadata(start.binding, metadata),
+                timeout=remaining,
+                metadata=sent,
                 **options,
             )
         except BaseException as error:

@@ -22,9 +22,16 @@ from ..audit.stream import complain
 from ..config import ConnectionConfig, load_tls, parse_endpoint
 from ..core.facts import Facts, Located, wait_until
 from ..core.flight import Flight, FlightKind
-from ..core.kept import kept
 from ..core.strategies import ConnectionStrategy
-from ..errors import Failure, LifecycleError, TopologyError, TopologyReason, brief, classify
+from ..errors import (
+    Failure,
+    FailureSummary,
+    LifecycleError,
+    TopologyError,
+    TopologyReason,
+    brief,
+    summarize,
+)
 from ..fork import on_fork_in_child, renew_in_child
 from ..table import State
 from .topology import Topology, newer
@@ -286,19 +293,19 @@ class TopologyLocator:
         self.since = since
         self.flight = flight
 
-    def locate(self, connection: View, last_error: BaseException | None, timeout: float) -> Located:
+    def locate(self, connection: View, failure: FailureSummary | None, timeout: float) -> Located:
         """Blocks for ``timeout`` seconds at most. Raises LifecycleError if nothing is known."""
-        for fetch, until in self._fetches(connection, last_error, timeout):
+        for fetch, until in self._fetches(connection, failure, timeout):
             ended = threading.Event()
             fetch.join(ended.set)
             wait_until(ended, until)
         return self._known()
 
     async def alocate(
-        self, connection: View, last_error: BaseException | None, timeout: float
+        self, connection: View, failure: FailureSummary | None, timeout: float
     ) -> Located:
         """As ``locate``, without blocking the loop."""
-        for fetch, until in self._fetches(connection, last_error, timeout):
+        for fetch, until in self._fetches(connection, failure, timeout):
             await _end_of(fetch, until)
         return self._known()
 
@@ -306,14 +313,14 @@ class TopologyLocator:
         """Nothing is held."""
 
     def _fetches(
-        self, connection: View, last_error: BaseException | None, timeout: float
+        self, connection: View, failure: FailureSummary | None, timeout: float
     ) -> Iterator[tuple[Fetch, float]]:
         """What to wait for, and until when (``time.monotonic()`` seconds)."""
         flight = self.flight
         if flight is not None and not flight.mandatory and self.book.latest is not None:
             return  # a move goes where the book says
         down = flight is not None and (flight.kind is FlightKind.RECOVERY or flight.attempts > 0)
-        until = time.monotonic() + min(timeout, self._patience(last_error))
+        until = time.monotonic() + min(timeout, self._patience(failure))
         error: BaseException | None = None
         while connection.state is not State.CLOSED:
             fetch = self.book.fetch(self.since, flight if down else None)
@@ -324,7 +331,7 @@ class TopologyLocator:
                 return
             if not isinstance(fetch.outcome, LifecycleError):
                 break
-            error = kept(fetch.outcome)
+            error = summarize(fetch.outcome).error
             if not self.book.is_asking():
                 break
         if self.book.latest is None:
@@ -333,14 +340,14 @@ class TopologyLocator:
                 TopologyReason.DEADLINE, detail, address=self.book.config.address
             )
 
-    def _patience(self, last_error: BaseException | None) -> float:
+    def _patience(self, failure: FailureSummary | None) -> float:
         """How long to wait before the last known primary is tried."""
         flight = self.flight
         if self.book.latest is None:
             return math.inf
         if flight is None:
             return 0.0  # nobody waits for a refresh: its news come by themselves
-        if last_error is not None and classify(last_error) is Failure.REPLICATE_VIOLATION:
+        if failure is not None and failure.kind is Failure.REPLICATE_VIOLATION:
             return math.inf  # that one says it is not the primary
         if flight.attempts == 0:
             return HEAD_START
@@ -386,8 +393,8 @@ class GlobalStrategy(ConnectionStrategy):
 
     def may_recover(self, connection: View, facts: Facts) -> bool:
         """UNAVAILABLE, or the server says that we wrote to a secondary."""
-        error = facts.error
-        return error is None or classify(error) in (Failure.TRANSIENT, Failure.REPLICATE_VIOLATION)
+        kinds = (Failure.TRANSIENT, Failure.REPLICATE_VIOLATION)
+        return facts.failure is None or facts.failure.kind in kinds
 
     def target_changed(self, connection: View, facts: Facts) -> bool:
         """The primary, as last heard, is not the address in use."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.facts import Located
 from ..core.strategies import ConnectionStrategy, Locator
-from ..errors import ConfigError, ConnectionClosed, Failure, classify
+from ..errors import ConfigError, ConnectionClosed, Failure, FailureSummary
 from ..fork import renew_in_child
 from ..table import State
 from ..uri import LITE_MISSING, parse_endpoint
@@ -71,7 +71,7 @@ class LocalServer:
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def locate(self, connection: View, last_error: BaseException | None, timeout: float) -> Located:
+    def locate(self, connection: View, failure: FailureSummary | None, timeout: float) -> Located:
         """The address of the running server; starts it if it does not run or does not answer."""
         with _SERVERS.lock:
             port = _SERVERS.inherited.get(self.path)
@@ -80,10 +80,8 @@ class LocalServer:
                     return Located(f"127.0.0.1:{port}", False)
                 del _SERVERS.inherited[self.path]
             users = _SERVERS.users.setdefault(self.path, set())
-            dead = last_error is not None and classify(last_error) in (
-                Failure.TRANSIENT,
-                Failure.DEADLINE,
-            )
+            silent = (Failure.TRANSIENT, Failure.DEADLINE)
+            dead = failure is not None and failure.kind in silent
             lite = _lite()
             if dead and not _answers(lite, self.path):
                 lite.release_server(self.path)

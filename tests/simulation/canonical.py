@@ -24,7 +24,7 @@ from milvus_lifecycle.core.lifecycle import Lifecycle, StepResult
 from milvus_lifecycle.core.recovery import Recovery
 from milvus_lifecycle.core.requests import Locate, Open, Pause, Ping, Register, Wait
 from milvus_lifecycle.core.wire import Binding, Wire
-from milvus_lifecycle.errors import error_code
+from milvus_lifecycle.errors import FailureSummary, error_code
 from tests.simulation.kernel import EPOCH, Process
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class Canon:
             0 in leases.held,
             tuple((self.wire(w), self.drains(w)) for w in life.draining),
             life.closed_by,
-            self.error(life.last_error),
+            self.failure(life.last_failure),
             max(self.time(life.last_success), -LONG_AGO),
             max(self.time(life.last_used_at), -LONG_AGO)
             if life.policy.idle_threshold is not None
@@ -175,7 +175,7 @@ class Canon:
             f.refresh,
             None if f.candidate is None else self.wire(f.candidate),
             None if f.standby is None else self.wire(f.standby),
-            self.error(f.error),
+            self.failure(f.failure),
             None if f.outcome is None else f.outcome.value,
             len(f.waiters),
         )
@@ -188,8 +188,8 @@ class Canon:
             return None
         return self.time(self.world.watch.draining.get(w.channel.number, self.now))
 
-    def error(self, error: BaseException | None) -> Any:
-        return None if error is None else error_code(error)
+    def failure(self, failure: FailureSummary | None) -> Any:
+        return None if failure is None else failure.code
 
     def value(self, value: Any) -> Any:
         """Anything that a local variable may hold."""
@@ -219,9 +219,11 @@ class Canon:
             return ("connection", known.index(value) if value in known else -1)
         if isinstance(value, Lifecycle):
             return ("lifecycle", value.seq)
+        if isinstance(value, FailureSummary):
+            return value.code
         if isinstance(value, Flight):
             outcome = value.outcome.value if value.outcome is not None else None
-            return ("flight", value.number, outcome, self.error(value.error))
+            return ("flight", value.number, outcome, self.failure(value.failure))
         if isinstance(value, Wire):
             return self.wire(value)
         if isinstance(value, Binding):

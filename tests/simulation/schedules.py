@@ -255,8 +255,9 @@ class World:
             if entry is not None:
                 self.leading.remove(entry)
             # A flight that ends by a mistake in the code is settled as abandoned, without a word.
-            if isinstance(connection.lifecycle.last_error, _MISTAKES):
-                raise laws.Broken(4, f"a leader failed: {connection.lifecycle.last_error!r}")
+            failure = connection.lifecycle.last_failure
+            if failure is not None and isinstance(failure.error, _MISTAKES):
+                raise laws.Broken(4, f"a leader failed: {failure!r}")
 
     def finalize(self, client: Client) -> None:
         """What a user's ``__del__`` does: give back what it holds."""

@@ -24,7 +24,7 @@ from milvus_lifecycle.core.facts import Located
 from milvus_lifecycle.core.readiness import LoadState
 from milvus_lifecycle.core.requests import Procedure, Wait
 from milvus_lifecycle.core.strategies import ConnectionStrategy
-from milvus_lifecycle.errors import ConnectFailed, LoopMismatch, UnknownHandler
+from milvus_lifecycle.errors import ConnectFailed, LoopMismatch, UnknownHandler, summarize
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import CapturedAudit, FakeClock, Script, rpc_error
 from tests.cores import CONFIG
@@ -316,7 +316,9 @@ async def test_another_thread_may_start_a_flight() -> None:
     rig = Rig()
     connection = (await rig.connected()).face.connection
     moved = elsewhere(
-        lambda: rig.manager._pool.step(connection, Trigger.FAIL, error=UNAVAILABLE, generation=1)
+        lambda: rig.manager._pool.step(
+            connection, Trigger.FAIL, failure=summarize(UNAVAILABLE), generation=1
+        )
     )
     assert moved
     assert await until(lambda: connection.generation == 2, 20)
@@ -363,7 +365,7 @@ def test_a_flight_under_way_ends_with_its_loop() -> None:
         handler = await manager.get_or_create(CONFIG)
         script.hold("register")
         connection = handler.face.connection
-        manager._pool.step(connection, Trigger.FAIL, error=UNAVAILABLE, generation=1)
+        manager._pool.step(connection, Trigger.FAIL, failure=summarize(UNAVAILABLE), generation=1)
         assert await until(lambda: script.held("register"), 20)
         return connection
 

@@ -18,6 +18,7 @@ from milvus_lifecycle.errors import (
     ConnectionClosed,
     DeadlineExceeded,
     RecoveryExhausted,
+    summarize,
 )
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import rpc_error
@@ -26,6 +27,7 @@ from tests.observe import Call
 from tests.rigs import Client, Rig
 
 UNAVAILABLE = rpc_error("UNAVAILABLE")
+LOST = summarize(UNAVAILABLE)
 
 
 def shut_behind_its_back(rig: Rig, connection: Any) -> None:
@@ -107,7 +109,7 @@ def waiting(rig: Rig, timeout: float | None) -> tuple[Any, Any, Any]:
     handler = rig.connected()
     rig.script.hold("register")
     connection, now = handler.face.connection, rig.clock()
-    rig.manager._pool.step(connection, Trigger.FAIL, error=UNAVAILABLE, generation=1)
+    rig.manager._pool.step(connection, Trigger.FAIL, failure=LOST, generation=1)
     until = None if timeout is None else now + timeout
     caller = Checkout(rig.manager._pool, now, until).admit(handler.face, Rpc(), timeout)
     request = next(caller)
@@ -137,7 +139,7 @@ def test_a_flight_that_lands_and_fails_before_its_caller_wakes() -> None:
     with Rig() as rig:
         connection, caller, first = waiting(rig, 50.0)
         land(rig, connection)
-        rig.manager._pool.step(connection, Trigger.FAIL, error=UNAVAILABLE, generation=2)
+        rig.manager._pool.step(connection, Trigger.FAIL, failure=LOST, generation=2)
         second = caller.send(None)
         assert isinstance(second, Wait)
         assert second.flight is connection.lifecycle.flight
@@ -159,7 +161,7 @@ def test_without_workers_a_caller_waits_no_longer_than_the_budget(
         handler, pool = rig.connected(), rig.manager._pool
         monkeypatch.setattr(pool.driver, "launch", no_thread)
         connection, now = handler.face.connection, rig.clock()
-        pool.step(connection, Trigger.FAIL, error=UNAVAILABLE, generation=1)
+        pool.step(connection, Trigger.FAIL, failure=LOST, generation=1)
         caller = Checkout(pool, now, None).admit(handler.face, Rpc(), None)
         request = next(caller)
         assert isinstance(request, Pause)

@@ -14,8 +14,8 @@ from milvus_lifecycle.core.checkout import Checkout
 from milvus_lifecycle.core.pool import Pool
 from milvus_lifecycle.core.requests import Open
 from milvus_lifecycle.core.strategies import ConnectionStrategy
-from milvus_lifecycle.core.wire import Rpc, Wire
-from milvus_lifecycle.errors import ConnectionClosed, LifecycleError
+from milvus_lifecycle.core.wire import Binding, Rpc, Wire
+from milvus_lifecycle.errors import ConnectionClosed, LifecycleError, summarize
 from milvus_lifecycle.testing import FakeClock, Script, rpc_error
 
 CONFIG = ConnectionConfig.from_uri("http://home:19530")
@@ -77,7 +77,7 @@ class Scene:
 
     def lose_leader(self) -> None:
         """The channel fails, and whoever was to recover it dies."""
-        self.pool.step(self.connection, T.FAIL, error=DOWN, generation=1)
+        self.pool.step(self.connection, T.FAIL, failure=summarize(DOWN), generation=1)
         self.pool.step(self.connection, T.ABANDONED, flight=self.connection.lifecycle.flight.number)
         assert self.connection.state is State.IDLE
 
@@ -117,7 +117,7 @@ def test_the_last_answer_of_a_retired_channel_does_not_make_it_active() -> None:
     rpc = Rpc()
     assert scene.wire.enter(rpc)
     scene.lose_leader()
-    scene.pool.rpc_succeeded(scene.connection, 1)
+    scene.pool.rpc_succeeded(scene.connection, Binding(1, scene.wire, None))
     assert scene.connection.state is State.IDLE
 
 

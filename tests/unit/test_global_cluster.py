@@ -34,6 +34,7 @@ from milvus_lifecycle.errors import (
     ConfigError,
     TopologyError,
     TopologyReason,
+    summarize,
 )
 from milvus_lifecycle.table import State, Trigger
 from tests.global_clusters import GlobalCluster
@@ -83,9 +84,10 @@ def find(request: pytest.FixtureRequest) -> Callable[..., Call]:
     def begin(
         locator: TopologyLocator, error: Exception | None = None, timeout: float = 20
     ) -> Call:
+        failure = None if error is None else summarize(error)
         if request.param == "threads":
-            return Call(locator.locate, connection(), error, timeout)
-        return Call(lambda: asyncio.run(locator.alocate(connection(), error, timeout)))
+            return Call(locator.locate, connection(), failure, timeout)
+        return Call(lambda: asyncio.run(locator.alocate(connection(), failure, timeout)))
 
     return begin
 

@@ -17,7 +17,7 @@ from milvus_lifecycle.endpoints.global_cluster import (
     TopologyLocator,
 )
 from milvus_lifecycle.endpoints.topology import Cluster, Topology
-from milvus_lifecycle.errors import REPLICATE_VIOLATION_MARK
+from milvus_lifecycle.errors import REPLICATE_VIOLATION_MARK, summarize
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import rpc_error
 from tests.cores import Core
@@ -58,7 +58,7 @@ class Status(Exception):
 def test_a_write_to_a_secondary_is_a_reason_to_recover(error: Any, recovers: bool) -> None:
     """As is a server that is away; nothing else is."""
     core = Core(strategy=strategy())
-    facts = Facts(now=core.clock(), error=error)
+    facts = Facts(now=core.clock(), failure=summarize(error))
     assert core.connection.strategy.may_recover(core.life, facts) is recovers
 
 

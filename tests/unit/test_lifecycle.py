@@ -41,10 +41,13 @@ def test_a_late_success_does_not_end_an_outage() -> None:
     core, _ = recovering()
     outage = core.connection.lifecycle.outage
     assert outage is not None
-    assert not core.connection.lifecycle.succeeded(1, core.clock())
+    first = core.life.binding
+    assert first is not None
+    assert not core.life.succeeded(first, core.clock())
     assert core.connection.lifecycle.outage is outage
     core.land(Trigger.RECOVERED)
-    core.connection.lifecycle.succeeded(2, core.clock())
+    assert core.life.binding is not None
+    core.life.succeeded(core.life.binding, core.clock())
     assert core.connection.lifecycle.outage is None
 
 
@@ -134,4 +137,4 @@ def test_a_failure_is_counted_with_its_error() -> None:
     core = Core().to(State.ACTIVE)
     core.step(Trigger.FAIL, error=rpc_error("UNAVAILABLE", "gone"), generation=1)
     assert core.connection.lifecycle.failures == 1
-    assert "gone" in str(core.connection.lifecycle.last_error)
+    assert "gone" in str(core.connection.lifecycle.last_failure)

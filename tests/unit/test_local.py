@@ -16,13 +16,13 @@ import pytest
 from milvus_lifecycle import fork
 from milvus_lifecycle.endpoints import local
 from milvus_lifecycle.endpoints.local import LocalServer
-from milvus_lifecycle.errors import ConfigError, ConnectionClosed
+from milvus_lifecycle.errors import ConfigError, ConnectionClosed, summarize
 from milvus_lifecycle.table import State
 from milvus_lifecycle.testing import rpc_error
 from tests.observe import wait_until
 
 PATH = os.path.abspath("milvus.db")
-UNAVAILABLE = rpc_error("UNAVAILABLE")
+UNAVAILABLE = summarize(rpc_error("UNAVAILABLE"))
 
 
 class Lite:
@@ -136,9 +136,9 @@ def test_a_dead_server_is_started_anew(lite: Lite, error: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         lite._servers[PATH] = ("server", "data", port)
-        server.locate(one, rpc_error(error), 10.0)
+        server.locate(one, summarize(rpc_error(error)), 10.0)
         assert lite.released == [], "it answers: it is another trouble"
-    server.locate(one, rpc_error(error), 10.0)
+    server.locate(one, summarize(rpc_error(error)), 10.0)
     assert lite.released == [PATH]
     assert lite.starts == 1
 
@@ -157,7 +157,7 @@ def test_an_error_of_another_kind_leaves_the_server_alone(lite: Lite) -> None:
     """Refused credentials are no reason to restart a database."""
     server, one = LocalServer(PATH), connection()
     server.locate(one, None, 10.0)
-    server.locate(one, rpc_error("UNAUTHENTICATED"), 10.0)
+    server.locate(one, summarize(rpc_error("UNAUTHENTICATED")), 10.0)
     assert lite.released == []
 
 

@@ -17,7 +17,7 @@ import pytest
 from milvus_lifecycle import ConnectionManager, LifecyclePolicy
 from milvus_lifecycle.core.registry import Registry
 from milvus_lifecycle.core.requests import Procedure, Wait
-from milvus_lifecycle.errors import ConnectFailed, UnknownHandler
+from milvus_lifecycle.errors import ConnectFailed, UnknownHandler, summarize
 from milvus_lifecycle.managers import Settings
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import FakeClock, Script, rpc_error, until
@@ -142,9 +142,12 @@ def test_an_rpc_that_fails_as_its_connection_is_closed() -> None:
     with Rig() as rig:
         connection = rig.connected().face.connection
         rig.manager.close_all()
+
         before = list(rig.audit.records)
-        rig.manager._pool.rpc_failed(connection, UNAVAILABLE, 1, rig.clock())
-        rig.manager._pool.rpc_failed(connection, rpc_error("DEADLINE_EXCEEDED"), 1, rig.clock())
+        rig.manager._pool.rpc_failed(connection, summarize(UNAVAILABLE), 1, rig.clock())
+        rig.manager._pool.rpc_failed(
+            connection, summarize(rpc_error("DEADLINE_EXCEEDED")), 1, rig.clock()
+        )
         assert rig.audit.records == before
 
 

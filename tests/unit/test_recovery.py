@@ -16,6 +16,7 @@ from milvus_lifecycle.errors import (
     ConnectionClosed,
     LifecycleError,
     PermanentFailure,
+    summarize,
 )
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import rpc_error
@@ -252,7 +253,7 @@ def test_a_flight_that_nobody_launched_is_launched_by_who_finds_it() -> None:
     """Whoever decided it was interrupted before he could."""
     with Rig() as rig:
         handler = rig.connected()
-        failure = Facts(now=rig.clock(), error=rpc_error("UNAVAILABLE"), generation=1)
+        failure = Facts(now=rig.clock(), failure=summarize(rpc_error("UNAVAILABLE")), generation=1)
         handler.face.connection.lifecycle.step(Trigger.FAIL, failure)
         assert Call(handler.call).value(20) is None
         assert rig.triggers()[-2:] == ["fail", "recovered"]

@@ -8,7 +8,6 @@ import weakref
 import grpc
 import pytest
 
-from milvus_lifecycle.core.kept import kept
 from milvus_lifecycle.errors import (
     ConnectFailed,
     Failure,
@@ -18,6 +17,8 @@ from milvus_lifecycle.errors import (
     brief,
     classify,
     error_code,
+    shown,
+    summarize,
 )
 
 
@@ -63,16 +64,17 @@ ERRORS = (
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_it_tells_the_same(error: BaseException) -> None:
-    """A kept error is classified, coded and shown like the error itself, also when kept twice."""
-    for copy in (kept(error), kept(kept(error))):
-        assert classify(copy) is classify(error)
-        assert error_code(copy) == error_code(error)
-        assert brief(copy) == brief(error)
+    """It means and shows the same, and so does what users see of it, also when kept twice."""
+    known = classify(error), error_code(error), brief(error)
+    for kept in (summarize(error), summarize(summarize(error).error)):
+        assert (kept.kind, kept.code, kept.text) == known
+        seen = kept.error
+        assert (classify(seen), error_code(seen), brief(seen)) == known
 
 
 def test_an_rpc_summary_is_an_rpc_error() -> None:
     """Who looks at the last error of a failure finds the code and the details of its RPC."""
-    copy = kept(_Rpc())
+    copy = summarize(_Rpc()).error
     assert isinstance(copy, grpc.RpcError)
     assert copy.code() is grpc.StatusCode.UNAVAILABLE  # type: ignore[attr-defined,unused-ignore]
     assert classify(copy) is Failure.TRANSIENT
@@ -81,10 +83,6 @@ def test_an_rpc_summary_is_an_rpc_error() -> None:
 
 class _Data:
     """Stands for a request, or for a call object that holds a socket."""
-
-
-def _fail(error: Exception, data: _Data) -> None:
-    raise error
 
 
 def _fail_once(kind: type[Exception], data: _Data) -> None:
@@ -99,7 +97,7 @@ def _fail(kind: type[Exception], data: _Data) -> BaseException:
         except ValueError:
             _fail_once(kind, data)
     except Exception as caught:
-        return kept(caught)
+        return summarize(caught).error
     raise AssertionError("nothing was raised")
 
 
@@ -121,4 +119,4 @@ def test_it_holds_nothing_of_the_call(kind: type[Exception]) -> None:
 
 def test_nothing_of_nothing() -> None:
     """Without an error there is nothing to keep."""
-    assert kept(None) is None
+    assert shown(None) is None
