@@ -58,7 +58,8 @@ class Status(Exception):
 def test_a_write_to_a_secondary_is_a_reason_to_recover(error: Any, recovers: bool) -> None:
     """As is a server that is away; nothing else is."""
     core = Core(strategy=strategy())
-    facts = Facts(now=core.clock(), failure=summarize(error))
+    failure = None if error is None else summarize(error)
+    facts = Facts(now=core.clock(), failure=failure)
     assert core.connection.strategy.may_recover(core.life, facts) is recovers
 
 

@@ -123,8 +123,10 @@ class Scene:
         """Nobody uses the connection: it is at rest, and nothing counts that is over."""
         assert not inside()
         for connection in self.manager._pool.registry.all():
-            until(lambda c=connection: c.flight is None, LIMIT, f"{connection} flies")
-            until(lambda c=connection: c.in_flight == 0, LIMIT, f"{connection} counts RPCs")
+            until(lambda c=connection: c.lifecycle.flight is None, LIMIT, f"{connection} flies")
+            until(
+                lambda c=connection: c.lifecycle.in_flight == 0, LIMIT, f"{connection} counts RPCs"
+            )
             assert connection.state is not State.RECOVERING
 
     def check_end(self, audit: CapturedAudit, trap: Trap) -> None:

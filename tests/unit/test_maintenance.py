@@ -11,6 +11,7 @@ import pytest
 
 from milvus_lifecycle import ConnectionConfig, ConnectionManager, LifecyclePolicy
 from milvus_lifecycle.core.facts import Located
+from milvus_lifecycle.errors import summarize
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import Script, rpc_error, until
 from tests.cores import CONFIG
@@ -185,7 +186,7 @@ def test_a_drain_lasts_as_long_as_the_policy_says(limit: float | None) -> None:
         operation = rig.script.wait_held("rpc")
         connection = handler.face.connection
         rig.manager._pool.step(
-            connection, Trigger.FAIL, error=rpc_error("UNAVAILABLE"), generation=1
+            connection, Trigger.FAIL, failure=summarize(rpc_error("UNAVAILABLE")), generation=1
         )
         rig.sees(lambda: connection.generation == 2, "it did not recover")
         old = rig.script.channels[0]
