@@ -34,7 +34,7 @@ def time_passes_in_leaps(monkeypatch: pytest.MonkeyPatch) -> None:
     Each example waits until its threads have ended: those of the records end soon.
     """
     for module in ("flights", "procedures"):
-        monkeypatch.setattr(f"milvus_lifecycle.{module}.STOPPED", float("inf"))
+        monkeypatch.setattr(f"milvus_lifecycle.core.{module}.STOPPED", float("inf"))
     monkeypatch.setattr("milvus_lifecycle.audit.stream.IDLE", 0.02)
 
 
