@@ -39,7 +39,7 @@ SETUPS: tuple[Setup, ...] = (
         "three callers",
         (CALLER, CALLER, CALLER),
         faults=1,
-        daily={"actors": (CALLER, *(Plan(1, ("checkout",)),) * 2)},
+        daily={"actors": (CALLER, *(Plan(1, ("checkout",)),) * 2), "kinds": ("unavailable",)},
     ),
     Setup("two outages", (CALLER, CALLER), flights=5, daily={"actors": (CALLER, READY)}),
     Setup("come and go", (GUEST, GUEST), faults=1),
@@ -180,7 +180,7 @@ CORNERS: tuple[Setup, ...] = (
         preemptions=1,
         policy={"max_age": 1.0},
         flights=3,
-        daily={"actors": (Plan(1, ("checkout", "release"), ready=True),)},
+        daily={"flights": 1},
     ),
 )
 
