@@ -74,7 +74,7 @@ finally:
     asyncio.set_event_loop(None)
     loop.close()
     del loop, task
-ml.stream.flush_all(20)
+ml.audit.stream.flush_all(20)
 last = {record.connection_id: record.dest for record in records}
 print("ended", sorted(set(last.values())), len(last), flush=True)
 """
