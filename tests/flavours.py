@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pymilvus import AsyncMilvusClient, MilvusClient
+from pymilvus import AsyncMilvusClient, DataType, MilvusClient
 from pymilvus.client import connection_manager as theirs
 
 from tests.looping import Ticker, listen_for_complaints
@@ -21,6 +21,14 @@ FLAVOURS = ("threads", "asyncio")
 
 #: A call never takes this long (seconds): its test fails instead of hanging.
 CALL_LIMIT = 60.0
+
+
+def simple_schema() -> Any:
+    """What a collection needs at least: without an index, which asyncio cannot make everywhere."""
+    schema = MilvusClient.create_schema(auto_id=False)
+    schema.add_field("id", DataType.INT64, is_primary=True)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=4)
+    return schema
 
 
 class Flavour:

@@ -10,11 +10,10 @@ from typing import Any
 
 import grpc
 import pytest
-from pymilvus import DataType
 from pymilvus.exceptions import MilvusException
 
 from milvus_lifecycle.errors import LifecycleError
-from tests.flavours import Program
+from tests.flavours import Program, simple_schema
 from tests.network import TcpProxy, open_sockets_to
 from tests.observe import Call, all_done, held, held_rpc, wait_until
 from tests.servers import FakeMilvus, RpcFailure
@@ -45,11 +44,8 @@ def test_an_rpc_cut_by_the_drain_timeout_is_retried(program: Program, server: Fa
 
 def _create(server: FakeMilvus, client: Any) -> Any:
     """The future of a CreateCollection that waits in the server."""
-    schema = client.create_schema()
-    schema.add_field("id", DataType.INT64, is_primary=True)
-    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=4)
     hold = server.hold("CreateCollection")
-    future = client._handler.create_collection("new", schema, _async=True)
+    future = client._handler.create_collection("new", simple_schema(), _async=True)
     assert wait_until(lambda: hold.waiting == 1, 10)
     return future
 
