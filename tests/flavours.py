@@ -99,20 +99,25 @@ class Flavour:
         return sorted(ours)
 
     @contextmanager
+    def ticking(self) -> Iterator[Ticker]:
+        """Measure for how long the event loop stands still; in threads nothing does."""
+        ticker = Ticker()
+        if self.name == "asyncio":
+            self.wait(ticker.__aenter__())
+        try:
+            yield ticker
+        finally:
+            if self.name == "asyncio":
+                self.wait(ticker.__aexit__(None, None, None))
+
+    @contextmanager
     def never_still(self, limit: float = 2.0) -> Iterator[None]:
         """Assert that the loop never stands still for so many seconds.
 
         The promise is 50 ms; a busy machine is allowed far more.
         """
-        if self.name == "threads":
+        with self.ticking() as ticker:
             yield
-            return
-        ticker = Ticker()
-        self.wait(ticker.__aenter__())
-        try:
-            yield
-        finally:
-            self.wait(ticker.__aexit__(None, None, None))
         assert ticker.longest < limit
 
     def end(self) -> None:
@@ -168,14 +173,16 @@ class _Blocking:
         return lambda *args, **kwargs: self._wait(found(*args, **kwargs))
 
 
-def each_flavour(**marks: Any) -> Callable[[Callable[[Env, Flavour], None]], list[Body]]:
-    """Mark a body of both flavours, as `tests.stock.defect` marks one.
+def each_flavour(
+    *flavours: str, **marks: Any
+) -> Callable[[Callable[[Env, Flavour], None]], list[Body]]:
+    """Mark a body of both flavours (or of those given), as `tests.stock.defect` marks one of none.
 
     The body's module gets one for each flavour, which `tests.stock` runs by its name.
     """
 
     def mark(body: Callable[[Env, Flavour], None]) -> list[Body]:
-        bodies = [_in_flavour(body, name) for name in FLAVOURS]
+        bodies = [_in_flavour(body, name) for name in flavours or FLAVOURS]
         for each in bodies:
             setattr(sys.modules[body.__module__], each.__name__, defect(**marks)(each))
         return bodies

@@ -71,6 +71,10 @@ class Call(threading.Thread):
         return self.result
 
 
+class Client:
+    """Whoever holds a lease."""
+
+
 def all_done(calls: Iterable[Call], limit: float) -> bool:
     """Whether all calls have returned, with or without an error, within `limit` seconds."""
     waiting = list(calls)

@@ -59,6 +59,25 @@ async def test_a_raw_rpc_cut_by_the_drain_timeout_is_unavailable(
     assert "drain_timeout" in (error.details() or "")
 
 
+@pytest.mark.parametrize("token", ["", "root:Milvus"], ids=["anonymous", "with credentials"])
+@in_loop
+async def test_a_retired_channel_is_closed_without_the_collector(
+    aio: AsyncEngine, server: FakeMilvus, token: str
+) -> None:
+    """After five recoveries one socket is left, and no garbage collector ever ran."""
+    client = await aio.connected(server.uri, token=token)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(5):
+            server.fail_next("ShowCollections")
+            await client.list_collections()
+        assert await until(lambda: open_sockets_to(server.port) == 1, 5)
+    finally:
+        gc.enable()
+    assert len(aio.transitions("recovered")) == 5
+
+
 @pytest.mark.parametrize("tasks", [1, 2])
 @in_loop
 async def test_each_call_has_its_own_deadline(
