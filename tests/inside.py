@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from milvus_lifecycle.audit import stream
+from milvus_lifecycle.core.flights import STOPPED
 from milvus_lifecycle.endpoints import global_cluster
+
+__all__ = ["STOPPED", "fetch_limit", "fetch_spacing", "flush_records", "records_that_may_wait"]
 
 
 def flush_records(limit: float = 10.0) -> None:

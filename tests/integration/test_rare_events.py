@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -19,6 +17,7 @@ from milvus_lifecycle.errors import ConnectFailed
 from tests.flavours import Program
 from tests.network import TcpProxy, open_sockets_to
 from tests.observe import Call, ChannelCount, wait_until
+from tests.processes import Child
 from tests.servers import FakeMilvus, ServedCall
 
 pytestmark = pytest.mark.timeout(90)
@@ -139,19 +138,11 @@ def test_a_file_that_another_process_has_open(program: Program, tmp_path: Path) 
     """ConnectFailed says so at once; it opens when that process is gone, killed or not."""
     pytest.importorskip("milvus_lite")
     path = str(tmp_path / "demo.db")
-    with subprocess.Popen(
-        [sys.executable, "-c", _HOLDER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as holder:
-        try:
-            assert holder.stdout is not None
-            assert holder.stdout.readline() == b"open\n"
-            with pytest.raises(ConnectFailed, match="another process may have it open"):
-                Call(program.client, path).value(20)
-        finally:
-            holder.kill()
-    client = Call(program.client, path).value(20)
-    assert client.list_collections() == ["demo"]
-    client.close()
+    with Child(_HOLDER, path) as holder:
+        holder.says("open")
+        with pytest.raises(ConnectFailed, match="another process may have it open"):
+            Call(program.client, path).value(20)
+    assert Call(program.client, path).value(20).list_collections() == ["demo"]
 
 
 @pytest.fixture
