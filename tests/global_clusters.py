@@ -19,7 +19,7 @@ import trustme
 from google.protobuf.message_factory import GetMessageClass
 from typing_extensions import Self
 
-from tests.network import TcpProxy
+from tests.network import TcpProxy, free_port
 from tests.servers import SERVICE, TlsFiles, status
 from tests.topology_service import Behaviour, Service, answer, cluster, reply, serving
 
@@ -73,6 +73,13 @@ def make_authority(directory: Path) -> Authority:
     Path(files.certificate).write_bytes(b"".join(pem.bytes() for pem in leaf.cert_chain_pems))
     leaf.private_key_pem.write_to_path(files.key)
     return Authority(leaf, files)
+
+
+class Nobody:
+    """A server that refuses connections."""
+
+    def __init__(self) -> None:
+        self.uri = f"http://127.0.0.1:{free_port()}"
 
 
 class GlobalCluster:

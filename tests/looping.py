@@ -11,6 +11,8 @@ from typing import Any, ParamSpec
 
 from typing_extensions import Self
 
+from tests.observe import History
+
 Arguments = ParamSpec("Arguments")
 
 #: A test of its own accord never takes this long (seconds): its loop is asked to end then.
@@ -151,20 +153,13 @@ class Ticker:
         await finish(self._task, limit=5)
 
 
-class AsyncEngine:
+class AsyncEngine(History):
     """The engine as a test sees it from inside its loop: clients, public names and records."""
 
     def __init__(self) -> None:
-        self._records: list[Any] = []
+        super().__init__()
         self.clients: list[Any] = []
         self._known: list[Any] = []
-
-    @property
-    def records(self) -> list[Any]:
-        """Every record so far, of the managers of all loops."""
-        for known in self._known:
-            known.audit.flush(10)
-        return self._records
 
     @property
     def manager(self) -> Any:
@@ -174,7 +169,7 @@ class AsyncEngine:
         manager = ml.AsyncConnectionManager.get_instance()
         if all(known is not manager for known in self._known):
             self._known.append(manager)
-            manager.subscribe(self._records.append)
+            manager.subscribe(self.heard.append)
         return manager
 
     def client(self, uri: str, **options: Any) -> Any:
@@ -192,27 +187,10 @@ class AsyncEngine:
         await client.list_collections()
         return client
 
-    def config(self, uri: Any, **options: Any) -> Any:
-        from pymilvus.client.connection_manager import ConnectionConfig
-
-        return ConnectionConfig.from_uri(uri, **options)
-
     def stats(self) -> dict[str, Any]:
         stats: dict[str, Any] = self.manager.get_stats()
         return stats
 
-    def transitions(self, trigger: str | None = None) -> list[Any]:
-        """The records of state changes so far, all or those of one trigger."""
-        return [
-            record
-            for record in list(self.records)
-            if record.event == "connection.transition" and trigger in (None, record.trigger)
-        ]
-
-    def path(self) -> list[str]:
-        """The triggers of all state changes so far, in order."""
-        return [record.trigger for record in self.transitions()]
-
-    async def saw(self, trigger: str, limit: float = 10.0) -> bool:
+    async def has_seen(self, trigger: str, limit: float = 10.0) -> bool:
         """Whether a transition by this trigger is recorded within `limit` seconds."""
-        return await until(lambda: self.transitions(trigger), limit)
+        return await until(lambda: trigger in self.seen(), limit)

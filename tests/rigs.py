@@ -18,10 +18,6 @@ from tests.observe import Call
 HOME = "home:19530"
 
 
-class Client:
-    """Whoever holds a lease."""
-
-
 class Rig:
     """One manager with all that a test moves and looks at; closes everything at its end."""
 

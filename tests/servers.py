@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import itertools
 import os
 import sys
@@ -252,6 +253,16 @@ class FakeMilvus:
 
         self._fallback = (failing, frozenset(spare))
 
+    def fail_next(self, method: str, times: int = 1, *, details: str = "scripted") -> None:
+        """Answer the next calls of a method with UNAVAILABLE, and those after them well."""
+        left = iter(range(times))
+
+        def answer(call: ServedCall) -> None:
+            if next(left, None) is not None:
+                raise RpcFailure(grpc.StatusCode.UNAVAILABLE, details)
+
+        self.on(method, answer)
+
     def heal(self) -> None:
         """Forget the whole script."""
         self._answers.clear()
@@ -315,6 +326,11 @@ def _pause(seconds: float) -> Answer:
         time.sleep(seconds)
 
     return answer
+
+
+def credentials(call: ServedCall) -> str:
+    """The user and password, or the token, that an RPC came with."""
+    return base64.b64decode(call.metadata.get("authorization", "")).decode()
 
 
 def every_other(call: ServedCall) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -32,8 +33,8 @@ async def _lose_server(aio: AsyncEngine, proxy: TcpProxy, calls: int) -> tuple[A
     client = await aio.connected(proxy.uri)
     proxy.set_mode("refuse", cut=True)
     waiting = [Doing(client.list_collections()) for _ in range(calls)]
-    assert await aio.saw("fail")
-    assert await aio.saw("retry")
+    assert await aio.has_seen("fail")
+    assert await aio.has_seen("retry")
     return client, waiting
 
 
@@ -64,7 +65,7 @@ async def test_a_recovery_goes_on_without_any_waiter(aio: AsyncEngine, proxy: Tc
     calls[0].cancel()
     assert await settled(calls, 2)
     proxy.set_mode("pass")
-    assert await aio.saw("recovered")
+    assert await aio.has_seen("recovered")
     assert await client.list_collections() == ["demo"]
     assert not aio.transitions("abandoned")
 
@@ -142,6 +143,26 @@ async def test_a_storm_of_cancellations_loses_no_count(
     assert await until(lambda: not other_tasks(), 5)
 
 
+@pytest.mark.policy(linger=0.5)
+@in_loop
+async def test_a_call_cancelled_after_its_client_closed_counts_for_linger(
+    aio: AsyncEngine, server: FakeMilvus
+) -> None:
+    """`linger` runs from the end of the last RPC, also when that one was cancelled."""
+    client = await aio.connected(server.uri)
+    hold = server.hold("HasPartition")
+    running = Doing(client.has_partition("demo", "part"))
+    assert await until(lambda: hold.waiting == 1, 10)
+    await client.close()
+    await asyncio.sleep(0.7)  # longer than linger: what this is about
+    running.cancel()
+    assert await settled([running], 2)
+    cancelled = time.monotonic()
+    assert aio.stats()["total_connections"] == 1
+    assert await aio.has_seen("expire")
+    assert time.monotonic() - cancelled > 0.4
+
+
 # -- leaders -------------------------------------------------------------------------------
 
 
@@ -151,7 +172,7 @@ async def test_a_cancelled_leader_hands_over(aio: AsyncEngine, proxy: TcpProxy) 
     _, calls = await _lose_server(aio, proxy, 2)
     (leader,) = _flights()
     leader.cancel()
-    assert await aio.saw("abandoned")
+    assert await aio.has_seen("abandoned")
     assert not any(call.done for call in calls)
     proxy.set_mode("pass")
     for call in calls:
@@ -169,7 +190,7 @@ async def test_a_cancelled_leader_without_waiters_settles(
     assert await settled(calls, 2)
     (leader,) = _flights()
     leader.cancel()
-    assert await aio.saw("abandoned")
+    assert await aio.has_seen("abandoned")
     assert [row["state"] for row in aio.stats()["connections"]] == ["IDLE"]
     proxy.set_mode("pass")
     assert await Doing(client.list_collections()).value(20) == ["demo"]

@@ -79,7 +79,7 @@ def test_a_close_during_an_outage_frees_everything(
         calls.extend(Doing(client.list_collections()) for _ in range(2))
         assert await until(lambda: hold.waiting == 2, 10)
         proxy.set_mode("hang", cut=True)
-        assert await aio.saw("fail")
+        assert await aio.has_seen("fail")
         assert not any(call.done for call in calls)
 
     loop = new_loop()
@@ -106,7 +106,7 @@ def test_an_outage_is_ridden_through(aio: AsyncEngine, proxy: TcpProxy, new_loop
         client = await aio.connected(proxy.uri)
         proxy.set_mode("refuse", cut=True)
         calls = [Doing(client.list_collections()) for _ in range(4)]
-        assert await aio.saw("retry")
+        assert await aio.has_seen("retry")
         calls[0].cancel()
         proxy.set_mode("pass")
         assert await settled(calls, 20)
@@ -197,7 +197,7 @@ def test_a_recovery_works_in_a_second_loop(
         await client.list_collections()
         proxy.set_mode("refuse", cut=True)
         call = Doing(client.list_collections())
-        assert await aio.saw("retry")
+        assert await aio.has_seen("retry")
         proxy.set_mode("pass")
         assert await call.value(20) == ["demo"]
         last = server.seen("ShowCollections")[-1]
@@ -226,7 +226,7 @@ def test_a_deadline_is_kept_over_a_retry_in_a_second_loop(
         assert await until(lambda: hold.waiting == 1, 10)
         server.heal()
         proxy.set_mode("refuse", cut=True)
-        assert await aio.saw("fail")
+        assert await aio.has_seen("fail")
         await asyncio.sleep(1.0)  # the outage itself
         proxy.set_mode("pass")
         assert await call.value(10) == ["demo"]
