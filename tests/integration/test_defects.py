@@ -43,6 +43,7 @@ def test_the_engine_keeps_the_promise(body: Any) -> None:
     assert outcome.kind is Kind.PASSED, str(outcome)
 
 
+@pytest.mark.stock
 @each_body
 @pytest.mark.timeout(180)
 def test_pymilvus_breaks_the_promise(body: Any) -> None:

@@ -21,7 +21,7 @@ pytest.importorskip("rich")
 # Everything the demo waits for has a limit of its own; this one is only for a demo that hangs.
 LIMIT = 180.0
 
-pytestmark = [pytest.mark.demo, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
 @contextmanager

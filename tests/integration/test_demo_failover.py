@@ -15,7 +15,7 @@ pytest.importorskip("milvus_lite")
 pytest.importorskip("rich")
 pytest.importorskip("httpx")
 
-pytestmark = [pytest.mark.demo, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
 @pytest.fixture
