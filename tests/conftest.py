@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -26,6 +27,9 @@ set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "hypothesis-of-milvus-life
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A run in the background ignores Ctrl-C, and so would every process that a test interrupts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line(
         "markers", "policy(**fields): the LifecyclePolicy that the engine fixture installs"
     )
