@@ -55,12 +55,8 @@ SETUPS: tuple[Setup, ...] = (
         kinds=("unavailable", "cancelled"),
         daily={"faults": 1},
     ),
-    Setup(
-        "refused", (CALLER, CALLER), kinds=("unavailable", "refused"), daily={"faults": 1}
-    ),
-    Setup(
-        "deadlines", (LIMITED, READY), policy={"recovery_budget": 3.0}, daily={"faults": 1}
-    ),
+    Setup("refused", (CALLER, CALLER), kinds=("unavailable", "refused"), daily={"faults": 1}),
+    Setup("deadlines", (LIMITED, READY), policy={"recovery_budget": 3.0}, daily={"faults": 1}),
     Setup(
         "idle",
         (Plan(2, ("call",), ready=True), Plan(2, ("checkout", "rpc"))),
@@ -201,9 +197,7 @@ BETWEEN_LOCKS: tuple[Setup, ...] = (
         preemptions=1,
         daily={"kinds": ("unavailable",)},
     ),
-    Setup(
-        "threads: outage", (READY, READY), faults=1, preemptions=2, daily={"preemptions": 1}
-    ),
+    Setup("threads: outage", (READY, READY), faults=1, preemptions=2, daily={"preemptions": 1}),
     Setup(
         "threads: last one out",
         (Plan(1, ("release",), ready=True), Plan(1, ("checkout",))),
