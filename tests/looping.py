@@ -114,6 +114,14 @@ async def settled(calls: list[Doing], limit: float) -> bool:
     return await finish(*(call.task for call in calls), limit=limit)
 
 
+async def held_rpcs(server: Any, client: Any, count: int = 1) -> tuple[Any, list[Doing]]:
+    """Calls that wait in the server, by HasPartition, which nothing else calls; and their hold."""
+    hold = server.hold("HasPartition")
+    calls = [Doing(client.has_partition("demo", "part")) for _ in range(count)]
+    assert await until(lambda: hold.waiting == count, 10)
+    return hold, calls
+
+
 def other_tasks() -> list[str]:
     """Names of the running loop's tasks besides this one that are not done."""
     here = asyncio.current_task()
