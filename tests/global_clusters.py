@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 from unittest import mock
 
@@ -115,12 +114,7 @@ class GlobalCluster:
         self.proxy = self._stack.enter_context(TcpProxy(self.service.server.server_port))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self._open.set()
         self._stack.close()
 

@@ -6,7 +6,6 @@ import asyncio
 import functools
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from types import TracebackType
 from typing import Any, ParamSpec
 
 from typing_extensions import Self
@@ -115,6 +114,14 @@ async def settled(calls: list[Doing], limit: float) -> bool:
     return await finish(*(call.task for call in calls), limit=limit)
 
 
+async def held_rpcs(server: Any, client: Any, count: int = 1) -> tuple[Any, list[Doing]]:
+    """Calls that wait in the server, by HasPartition, which nothing else calls; and their hold."""
+    hold = server.hold("HasPartition")
+    calls = [Doing(client.has_partition("demo", "part")) for _ in range(count)]
+    assert await until(lambda: hold.waiting == count, 10)
+    return hold, calls
+
+
 def other_tasks() -> list[str]:
     """Names of the running loop's tasks besides this one that are not done."""
     here = asyncio.current_task()
@@ -142,12 +149,7 @@ class Ticker:
         await asyncio.sleep(0)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         assert self._task is not None
         self._task.cancel()
         await finish(self._task, limit=5)

@@ -7,8 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
-from types import TracebackType
+from contextlib import ExitStack
 from typing import Any
 from unittest import mock
 
@@ -196,7 +195,7 @@ class ChannelCount:
         #: what each was given as options
         self.options: list[dict[str, Any]] = []
         self._channels: list[weakref.ref[Any]] = []
-        self._patches: list[AbstractContextManager[Any]] = []
+        self._patches = ExitStack()
 
     def __len__(self) -> int:
         return len(self.opened)
@@ -207,19 +206,12 @@ class ChannelCount:
 
     def __enter__(self) -> Self:
         for module, name in _FACTORIES:
-            patch = mock.patch.object(module, name, self._counting(getattr(module, name)))
-            patch.__enter__()
-            self._patches.append(patch)
+            factory = self._counting(getattr(module, name))
+            self._patches.enter_context(mock.patch.object(module, name, factory))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        while self._patches:
-            self._patches.pop().__exit__(kind, error, trace)
+    def __exit__(self, *exc: object) -> None:
+        self._patches.close()
 
     def _counting(self, factory: Callable[..., Any]) -> Callable[..., Any]:
         def counted(target: str, *args: Any, **kwargs: Any) -> Any:
@@ -271,11 +263,6 @@ class LogLines(logging.Handler):
         self._logger.setLevel(self.level)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self._logger.removeHandler(self)
         self._logger.setLevel(self._level_before)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from types import TracebackType
 from typing import Any
 
 from typing_extensions import Self
@@ -65,12 +64,7 @@ class Rig:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.manager.close_all()
         self.script.let_go()
 
@@ -130,12 +124,7 @@ class Unraisable:
         self._hook, sys.unraisablehook = sys.unraisablehook, self._note
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         sys.unraisablehook = self._hook
 
     def _note(self, note: Any) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import grpc
@@ -223,12 +222,7 @@ class FakeMilvus:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.stop()
 
     # -- script ------------------------------------------------------------------------------
@@ -275,10 +269,6 @@ class FakeMilvus:
 
     def seen(self, method: str) -> list[ServedCall]:
         return [call for call in list(self.calls) if call.method == method]
-
-    def peers(self) -> set[str]:
-        """The TCP connections (as gRPC names their far ends) that carried an RPC."""
-        return {call.peer for call in list(self.calls)}
 
     def _serve(self, method: str, request: Any, context: grpc.ServicerContext) -> Any:
         with self._lock:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pymilvus.exceptions import MilvusException
 
-from tests.looping import AsyncEngine, Doing, in_loop, other_tasks, settled, until
+from tests.looping import AsyncEngine, Doing, held_rpcs, in_loop, other_tasks, settled, until
 from tests.network import BlackHole, TcpProxy, open_sockets_to
 from tests.observe import ChannelCount
 from tests.servers import FakeMilvus
@@ -107,9 +107,7 @@ async def test_one_cancelled_waiter_of_a_first_connect_leaves_alone(
 async def test_a_cancelled_call_touches_nothing_else(aio: AsyncEngine, server: FakeMilvus) -> None:
     """Cancelling a running RPC ends it on the server too, fails nothing, and is counted out."""
     client = await aio.connected(server.uri)
-    hold = server.hold("HasPartition")
-    calls = [Doing(client.has_partition("demo", "part")) for _ in range(2)]
-    assert await until(lambda: hold.waiting == 2, 10)
+    hold, calls = await held_rpcs(server, client, 2)
     before = aio.path()
     calls[0].cancel()
     assert await settled(calls[:1], 2)
@@ -150,9 +148,7 @@ async def test_a_call_cancelled_after_its_client_closed_counts_for_linger(
 ) -> None:
     """`linger` runs from the end of the last RPC, also when that one was cancelled."""
     client = await aio.connected(server.uri)
-    hold = server.hold("HasPartition")
-    running = Doing(client.has_partition("demo", "part"))
-    assert await until(lambda: hold.waiting == 1, 10)
+    _, (running,) = await held_rpcs(server, client)
     await client.close()
     await asyncio.sleep(0.7)  # longer than linger: what this is about
     running.cancel()
@@ -310,9 +306,7 @@ async def test_shield_keeps_a_call_alive(aio: AsyncEngine, proxy: TcpProxy) -> N
 async def test_cancel_and_close_at_once(aio: AsyncEngine, server: FakeMilvus) -> None:
     """A call that is cancelled in the very moment of close_all ends, one way or the other."""
     client = await aio.connected(server.uri)
-    hold = server.hold("HasPartition")
-    calls = [Doing(client.has_partition("demo", "part")) for _ in range(4)]
-    assert await until(lambda: hold.waiting == 4, 10)
+    _, calls = await held_rpcs(server, client, 4)
     calls[0].cancel()
     await aio.manager.close_all()
     calls[1].cancel()

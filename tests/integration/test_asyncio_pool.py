@@ -22,23 +22,6 @@ from tests.servers import FakeMilvus
 pytestmark = pytest.mark.timeout(60)
 
 
-@pytest.mark.parametrize("dedicated", [False, True], ids=["shared", "dedicated"])
-@in_loop
-async def test_concurrent_first_calls_share_one_connect(
-    aio: AsyncEngine, server: FakeMilvus, dedicated: bool
-) -> None:
-    """Twenty concurrent first calls of one client connect once."""
-    client = aio.client(server.uri, dedicated=dedicated)
-    calls = [Doing(client.list_collections()) for _ in range(20)]
-    assert await settled(calls, 10)
-    assert all(call.result == ["demo"] for call in calls)
-    assert server.count("Connect") == 1
-    assert open_sockets_to(server.port) == 1
-    stats = aio.stats()
-    assert stats["total_connections"] == 1
-    assert stats["dedicated_connections"] == int(dedicated)
-
-
 @pytest.mark.policy(drain_timeout=0.5)
 @in_loop
 async def test_a_raw_rpc_cut_by_the_drain_timeout_is_unavailable(
