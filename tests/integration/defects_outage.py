@@ -93,13 +93,12 @@ def d4_one_endpoint_never_delays_another(env: Env, flavour: Flavour) -> None:
     """A checkout of a healthy endpoint does not wait for another endpoint that never answers."""
     server, hole = env.server(), env.black_hole()
     flavour.client(server.uri).close()
-    stuck = Call(flavour.client, hole.uri, timeout=6)
+    Call(flavour.client, hole.uri, timeout=12)
     wait_until(lambda: hole.accepted, 5)
     healthy = Call(flavour.client, server.uri, token="another:one")
     all_done([healthy], 20)
     took = healthy.elapsed if healthy.elapsed is not None else float("inf")
-    all_done([stuck], 20)
-    # The promise is 50 ms; a busy machine is allowed more. The stuck connect takes 6 s.
+    # The promise is 50 ms; a busy machine is allowed more. The stuck connect takes 12 s.
     verdict(took < 2.5 and healthy.error is None, f"the healthy checkout took {took:.3f} s")
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.inside import STOPPED
 from tests.processes import Child, FakeMilvusProcess
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 #: What calls, and first connects, wait for at most (seconds).
 BUDGET = 8.0

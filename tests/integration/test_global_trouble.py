@@ -129,8 +129,9 @@ def loaded(program: Program, cluster: GlobalCluster, **options: Any) -> Iterator
 
 @pytest.fixture(autouse=True)
 def short_fetches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fetch may take as long as a recovery, and no longer."""
+    """A fetch may take as long as a recovery, and no longer; the next may begin soon."""
     monkeypatch.setattr(*inside.fetch_limit(1.0))
+    monkeypatch.setattr(*inside.fetch_spacing(0.2))
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from tests.observe import wait_until
 from tests.processes import FakeMilvusProcess
 from tests.stock import Body, Env, Kind, run, verdict
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 ROUNDS = 200
 #: In its first 5 ms a call fails and the connection recovers; then it sleeps before its retry.

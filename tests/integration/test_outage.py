@@ -174,6 +174,7 @@ def test_an_unauthenticated_recovery_is_given_up_at_once(
     assert len(program.transitions("give_up")) == 1
 
 
+@pytest.mark.slow
 def test_a_flapping_server_costs_few_channels_and_one_warning(
     program: Program, server: FakeMilvus
 ) -> None:

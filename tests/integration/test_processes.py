@@ -34,7 +34,7 @@ def test_fork(body: Any) -> None:
 _LEAVE_DURING = """
 import logging, sys, threading, time
 import milvus_lifecycle as ml
-ml.install()
+ml.install(policy=ml.LifecyclePolicy(connect_timeout=2.0))
 from pymilvus import MilvusClient
 logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs tracebacks of its own
 case, uri = sys.argv[1:]
