@@ -259,10 +259,12 @@ class LogLines(logging.Handler):
         ]
 
     def __enter__(self) -> Self:
+        _ = self.records  # what was recorded before is told to others
         self._logger.addHandler(self)
         self._logger.setLevel(self.level)
         return self
 
     def __exit__(self, *exc: object) -> None:
+        _ = self.records  # what was recorded meanwhile is told here
         self._logger.removeHandler(self)
         self._logger.setLevel(self._level_before)

@@ -188,9 +188,14 @@ def test_a_flapping_server_costs_few_channels_and_one_warning(
         server.heal()
         assert [call.value(30) for call in calls] == [["demo"]] * 8
         opened = len(channels)
-    warnings = lines.at_least(logging.WARNING, "milvus_lifecycle")
+    # A connection of an earlier test may still be failing in this process.
+    warnings = [
+        line.getMessage()
+        for line in lines.at_least(logging.WARNING, "milvus_lifecycle")
+        if server.address in line.getMessage()
+    ]
     assert opened <= 12
-    assert len(warnings) == 1, [line.getMessage() for line in warnings]
+    assert len(warnings) == 1, warnings
 
 
 @pytest.mark.policy(recovery_budget=1.0)
