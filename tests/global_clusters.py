@@ -9,12 +9,9 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import trustme
 from google.protobuf.message_factory import GetMessageClass
 from typing_extensions import Self
 
@@ -55,25 +52,6 @@ def violated(method: str) -> Any:
     return response
 
 
-@dataclass(frozen=True)
-class Authority:
-    """Certificates of an authority that nobody knows: for a topology service, and as files."""
-
-    leaf: trustme.LeafCert
-    files: TlsFiles
-
-
-def make_authority(directory: Path) -> Authority:
-    """Issue one certificate for HOST and 127.0.0.1 and write it into a directory."""
-    ca = trustme.CA()
-    leaf = ca.issue_cert(HOST, "127.0.0.1")
-    files = TlsFiles(*(str(directory / name) for name in ("ca.pem", "server.pem", "server.key")))
-    ca.cert_pem.write_to_path(files.ca)
-    Path(files.certificate).write_bytes(b"".join(pem.bytes() for pem in leaf.cert_chain_pems))
-    leaf.private_key_pem.write_to_path(files.key)
-    return Authority(leaf, files)
-
-
 class Nobody:
     """A server that refuses connections."""
 
@@ -88,7 +66,7 @@ class GlobalCluster:
     down, hang or reset; `behave` replaces its answers until `heal`.
     """
 
-    def __init__(self, *servers: Any, certificate: trustme.LeafCert | None = None) -> None:
+    def __init__(self, *servers: Any, certificate: TlsFiles | None = None) -> None:
         self.servers = servers
         self.primary: Any = servers[0]
         self.version = 1

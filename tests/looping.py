@@ -44,7 +44,10 @@ def listen_for_complaints(complaints: list[str]) -> None:
     """Note what the running loop would log: exceptions never retrieved, tasks destroyed."""
 
     def note(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        complaints.append(f"{context.get('message')}: {context.get('exception')!r}")
+        complaint = f"{context.get('message')}: {context.get('exception')!r}"
+        # grpc.aio has one queue for all loops: this is about one of an earlier test, which is over.
+        if not all(word in complaint for word in ("PollerCompletionQueue", "loop is closed")):
+            complaints.append(complaint)
 
     asyncio.get_running_loop().set_exception_handler(note)
 

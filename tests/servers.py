@@ -6,6 +6,7 @@ import argparse
 import base64
 import itertools
 import os
+import ssl
 import sys
 import threading
 import time
@@ -104,6 +105,10 @@ class TlsFiles:
     ca: str
     certificate: str
     key: str
+
+    def configure_cert(self, context: ssl.SSLContext) -> None:
+        """Have a server use it, as trustme's certificates do it."""
+        context.load_cert_chain(self.certificate, self.key)
 
 
 def make_tls_files(directory: Path, *names: str) -> TlsFiles:

@@ -10,9 +10,9 @@ from typing import Any
 import grpc
 
 from tests.flavours import Flavour, each_flavour
-from tests.global_clusters import GlobalCluster, Nobody, make_authority
+from tests.global_clusters import HOST, GlobalCluster, Nobody
 from tests.observe import Call, ChannelCount, all_done, held, wait_until
-from tests.servers import RpcFailure
+from tests.servers import RpcFailure, make_tls_files
 from tests.stock import Env, verdict
 
 #: Seconds between two refreshes in the background, on both sides.
@@ -59,13 +59,12 @@ def d8_a_refresh_that_sees_the_new_primary_first_helps(env: Env, flavour: Flavou
 def d8_over_https_with_the_clients_own_ca(env: Env, flavour: Flavour) -> None:
     """The same where topology service and servers have certificates of the client's own CA."""
     refresh_often(env)
-    authority = make_authority(env.folder())
-    files = authority.files
+    files = make_tls_files(env.folder(), HOST, "127.0.0.1")
     if env.side == "stock":
         # The only way to have stock trust a topology service; it is to get as far as D8.
         os.environ["REQUESTS_CA_BUNDLE"] = files.ca
     servers = env.server(tls=files), env.server(tls=files)
-    cluster = env.enter(GlobalCluster(*servers, certificate=authority.leaf))
+    cluster = env.enter(GlobalCluster(*servers, certificate=files))
     _lose_the_primary_after_a_refresh(flavour, cluster, server_pem_path=files.ca)
 
 

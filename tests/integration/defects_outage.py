@@ -45,13 +45,14 @@ def d1_restart_under_load(env: Env, flavour: Flavour) -> None:
     server.start()
     listening = time.monotonic()
     back = wait_until(lambda: load.all_good_since(listening), 20)
-    late = max(load.last_good) - listening
+    took = time.monotonic() - listening
     ended = load.stop()
     opened = len(channels) - before
     verdict(
-        back and ended and not load.errors and opened <= 12,
+        # The promise is 0.5 s after the server listens again; it is allowed ten times that.
+        back and took < 5.0 and ended and not load.errors and opened <= 12,
         f"{len(load.errors)} of {load.count} calls failed, {opened} channels opened, "
-        f"all callers served again: {back} ({late:.2f} s after the server listened)",
+        f"all callers served again: {back} ({took:.2f} s after the server listened)",
     )
 
 

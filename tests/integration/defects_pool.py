@@ -1,18 +1,22 @@
-"""Bodies of the defects of the pool and of closing: D14, D15, D20, D21, D25, D28."""
+"""Bodies of the defects of the pool, of closing, of idle time, of URIs: D14, D15, D20 to D31."""
 
 from __future__ import annotations
 
 import statistics
 import threading
 import time
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
+
+import grpc._channel
 
 from tests.flavours import Flavour, each_flavour
 from tests.network import open_sockets_to
 from tests.observe import Call, Client, all_done, held, wait_until
 from tests.processes import ask_child
-from tests.servers import make_tls_files
+from tests.servers import credentials, make_tls_files
 from tests.stock import FORK_POLLER, Env, defect, verdict
 
 
@@ -160,4 +164,109 @@ def d28_a_lookup_costs_the_same_in_a_large_pool(env: Env) -> None:
     verdict(
         in_many < 3 * in_one,
         f"{in_one * 1e6:.1f} us in a pool of one, {in_many * 1e6:.1f} us in a pool of 600",
+    )
+
+
+# -- idle time: nothing but sleeping makes it ------------------------------------------------
+
+
+@defect(idle_threshold=0.5)
+def d22_idle_time_is_time_without_rpcs(env: Env) -> None:
+    """A busy connection is not probed at checkout; an RPC after a long idle time is."""
+    server = env.server()
+    client = env.client(server.uri)
+    probes = server.count("GetVersion")
+    busy_until = time.monotonic() + 1.2
+    while time.monotonic() < busy_until:
+        client.list_collections()
+        time.sleep(0.02)
+    env.client(server.uri)
+    while_busy = server.count("GetVersion") - probes
+    connects = server.count("Connect")
+    time.sleep(1.0)
+    client.list_collections()
+    after_idle = server.count("GetVersion") - probes - while_busy
+    verdict(
+        while_busy == 0 and connects == 1 and after_idle == 1,
+        f"busy: {while_busy} probes, {connects - 1} reconnects; idle: {after_idle} probes",
+    )
+
+
+def _an_hour_ago(clock: Callable[[], float]) -> Callable[[], float]:
+    return lambda: clock() - 3600
+
+
+@defect(idle_threshold=0.5)
+def d27_a_clock_set_back_hides_no_idle_time(env: Env) -> None:
+    """After the wall clock was set back by an hour, an idle connection is probed all the same."""
+    server = env.server()
+    env.client(server.uri)
+    probes, connects = server.count("GetVersion"), server.count("Connect")
+    # Nothing but a patch sets the clock back for this process alone. grpc keeps the true clock: it
+    # makes deadlines of it that its C core compares with the system's clock, which is not patched.
+    env.enter(mock.patch.object(grpc._channel, "time", SimpleNamespace(**vars(time))))
+    env.enter(mock.patch.object(time, "time", mock.Mock(side_effect=_an_hour_ago(time.time))))
+    time.sleep(1.0)
+    env.client(server.uri)
+    after = server.count("GetVersion") - probes
+    rebuilt = server.count("Connect") - connects
+    verdict(after + rebuilt > 0, f"{after} probes and {rebuilt} reconnects after 1 s of idle time")
+
+
+@defect(idle_threshold=0.5)
+def d31_a_healthy_idle_connection_is_kept(env: Env) -> None:
+    """A checkout after a long idle time probes the connection and keeps it."""
+    server = env.server()
+    env.client(server.uri)
+    probes = server.count("GetVersion")
+    for _ in range(3):
+        time.sleep(0.8)
+        env.client(server.uri)
+    connects, probed = server.count("Connect"), server.count("GetVersion") - probes
+    verdict(
+        connects == 1 and probed == 3,
+        f"{connects - 1} rebuilt and {probed} probes in three checkouts of a healthy connection",
+    )
+
+
+# -- URIs and secrets ------------------------------------------------------------------------
+
+
+@defect()
+def d26_a_secret_is_shown_nowhere(env: Env) -> None:
+    """Passwords and tokens appear in no stat, repr or stored URI."""
+    server = env.server()
+    by_uri = env.client(f"http://root:pa55word@{server.address}")
+    by_token = env.client(server.uri, token="t0psecret")
+    dedicated = env.client(server.uri, token="t0psecret", dedicated=True)
+    shown = {
+        "stats": repr(env.manager().get_stats()),
+        "manager": repr(env.manager()),
+        "config": repr([client._config for client in (by_uri, by_token, dedicated)]),
+        "config str": " ".join(str(client._config) for client in (by_uri, by_token)),
+        "uri": by_uri._config.uri,
+        "key": repr([by_uri._config.key, by_token._config.key]),
+        "handler": repr([by_uri._handler, dedicated._handler]),
+    }
+    leaks = [where for where, text in shown.items() if "pa55word" in text or "t0psecret" in text]
+    verdict(not leaks, f"secrets are shown by: {', '.join(leaks) or 'nothing'}")
+
+
+@defect()
+def d30_uris_mean_what_they_say(env: Env) -> None:
+    """IPv6 hosts, percent-encoded passwords and a path called global-cluster are understood."""
+    server = env.server(host="::1")
+    call = Call(
+        lambda: env.client(f"http://root:p%40ss@[::1]:{server.port}", timeout=3).list_collections()
+    )
+    wait_until(lambda: call.done, 20)
+    plain = env.server()
+    decoded = env.client(f"http://root:p%40ss@{plain.address}")
+    decoded.list_collections()
+    is_global = env.config(f"http://127.0.0.1:{plain.port}/global-cluster").is_global
+    sent = credentials(plain.seen("ShowCollections")[-1])
+    verdict(
+        call.result == ["demo"] and sent == "root:p@ss" and not is_global,
+        f"IPv6: {call.error or call.result}; sent {sent!r}; "
+        f"a database named global-cluster makes the endpoint global: {is_global}",
     )

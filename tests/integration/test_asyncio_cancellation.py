@@ -41,32 +41,26 @@ async def _lose_server(aio: AsyncEngine, proxy: TcpProxy, calls: int) -> tuple[A
 # -- waiters -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("others", [0, 1])
 @in_loop
 async def test_a_cancelled_waiter_does_not_cancel_the_recovery(
-    aio: AsyncEngine, proxy: TcpProxy
+    aio: AsyncEngine, proxy: TcpProxy, others: int
 ) -> None:
-    """Of three calls that wait for a recovery two are cancelled: at once, and they alone."""
-    _, calls = await _lose_server(aio, proxy, 3)
-    calls[0].cancel()
-    calls[1].cancel()
+    """Of the calls that wait for a recovery two are cancelled: at once, and they alone.
+
+    It lands without any waiter, too, and the next call is served.
+    """
+    client, calls = await _lose_server(aio, proxy, 2 + others)
+    for call in calls[:2]:
+        call.cancel()
     assert await settled(calls[:2], 2)
-    assert calls[0].cancelled
-    assert calls[1].cancelled
+    assert all(call.cancelled for call in calls[:2])
     proxy.set_mode("pass")
-    assert await calls[2].value(20) == ["demo"]
-    assert len(aio.transitions("recovered")) == 1
-    assert not aio.transitions("abandoned")
-
-
-@in_loop
-async def test_a_recovery_goes_on_without_any_waiter(aio: AsyncEngine, proxy: TcpProxy) -> None:
-    """The only waiter of a recovery is cancelled; the recovery lands, the next call is served."""
-    client, calls = await _lose_server(aio, proxy, 1)
-    calls[0].cancel()
-    assert await settled(calls, 2)
-    proxy.set_mode("pass")
+    for call in calls[2:]:
+        assert await call.value(20) == ["demo"]
     assert await aio.has_seen("recovered")
     assert await client.list_collections() == ["demo"]
+    assert len(aio.transitions("recovered")) == 1
     assert not aio.transitions("abandoned")
 
 
@@ -162,34 +156,28 @@ async def test_a_call_cancelled_after_its_client_closed_counts_for_linger(
 # -- leaders -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("waiters", [0, 2])
 @in_loop
-async def test_a_cancelled_leader_hands_over(aio: AsyncEngine, proxy: TcpProxy) -> None:
-    """The task of a recovery is cancelled: on record as abandoned, and the waiters go on."""
-    _, calls = await _lose_server(aio, proxy, 2)
+async def test_a_cancelled_leader_hands_over(
+    aio: AsyncEngine, proxy: TcpProxy, waiters: int
+) -> None:
+    """The task of a recovery is cancelled: on record as abandoned, and the waiters go on.
+
+    If nobody waits, the connection is IDLE and suspect: the next call mends it.
+    """
+    client, (first, *calls) = await _lose_server(aio, proxy, 1 + waiters)
+    first.cancel()
+    assert await settled([first], 2)
     (leader,) = _flights()
     leader.cancel()
     assert await aio.has_seen("abandoned")
     assert not any(call.done for call in calls)
+    if not waiters:
+        assert [row["state"] for row in aio.stats()["connections"]] == ["IDLE"]
     proxy.set_mode("pass")
-    for call in calls:
+    for call in (*calls, Doing(client.list_collections())):
         assert await call.value(20) == ["demo"]
     assert len(aio.transitions("abandoned")) == 1
-
-
-@in_loop
-async def test_a_cancelled_leader_without_waiters_settles(
-    aio: AsyncEngine, proxy: TcpProxy
-) -> None:
-    """A recovery that nobody waits for is cancelled: IDLE and suspect, the next call mends it."""
-    client, calls = await _lose_server(aio, proxy, 1)
-    calls[0].cancel()
-    assert await settled(calls, 2)
-    (leader,) = _flights()
-    leader.cancel()
-    assert await aio.has_seen("abandoned")
-    assert [row["state"] for row in aio.stats()["connections"]] == ["IDLE"]
-    proxy.set_mode("pass")
-    assert await Doing(client.list_collections()).value(20) == ["demo"]
 
 
 @in_loop

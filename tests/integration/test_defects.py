@@ -11,20 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.integration import (
-    defects_global,
-    defects_loops,
-    defects_outage,
-    defects_pool,
-    defects_probe,
-    defects_uri,
-)
+from tests.integration import defects_global, defects_loops, defects_outage, defects_pool
 from tests.stock import Kind, run
 
-MODULES = (
-    *(defects_outage, defects_pool, defects_probe, defects_uri),
-    *(defects_loops, defects_global),
-)
+MODULES = (defects_outage, defects_pool, defects_loops, defects_global)
 BODIES = [
     body
     for module in MODULES

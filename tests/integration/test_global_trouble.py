@@ -16,9 +16,9 @@ import trustme
 
 from tests import inside
 from tests.flavours import Program
-from tests.global_clusters import HOST, GlobalCluster, make_authority
+from tests.global_clusters import HOST, GlobalCluster
 from tests.observe import Load, LogLines, wait_until
-from tests.servers import FakeMilvus
+from tests.servers import FakeMilvus, make_tls_files
 from tests.topology_service import answer, cluster, reply, serving
 
 pytestmark = [
@@ -185,14 +185,14 @@ def test_a_wrong_certificate_is_trouble_like_any_other(
     program: Program, lines: LogLines, tmp_path: Path
 ) -> None:
     """The service suddenly has a certificate of another authority: it is not asked any more."""
-    authority = make_authority(tmp_path)
+    files = make_tls_files(tmp_path, HOST, "127.0.0.1")
     stranger = trustme.CA().issue_cert(HOST)
     with (
-        FakeMilvus(tls=authority.files, collections=["old"]) as old,
-        FakeMilvus(tls=authority.files, collections=["new"]) as new,
-        GlobalCluster(old, new, certificate=authority.leaf) as cluster,
+        FakeMilvus(tls=files, collections=["old"]) as old,
+        FakeMilvus(tls=files, collections=["new"]) as new,
+        GlobalCluster(old, new, certificate=files) as cluster,
         serving(reply(), stranger) as impostor,
-        loaded(program, cluster, server_pem_path=authority.files.ca) as load,
+        loaded(program, cluster, server_pem_path=files.ca) as load,
     ):
         genuine = cluster.proxy.target_port
         cluster.proxy.target_port = impostor.server.server_port

@@ -11,8 +11,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import pytest
 import milvus_lifecycle as ml
 from tests import inside
 from tests.flavours import Program
-from tests.observe import Call, wait_until
+from tests.observe import Call, LogLines, wait_until
 from tests.processes import REPOSITORY, FakeMilvusProcess, ask_child
 from tests.servers import FakeMilvus, every_other
 from tests.stock import FORK_POLLER, Env, Kind, defect, run, verdict
@@ -32,27 +32,15 @@ pytestmark = pytest.mark.timeout(120)
 SOON = 15.0
 
 
-class _Handler(logging.Handler):
+class _Heard(LogLines):
+    """Has every record of the engine's log heard."""
+
     def __init__(self, hear: Callable[[str], object]) -> None:
-        super().__init__()
+        super().__init__(logger="milvus_lifecycle")
         self._hear = hear
 
     def emit(self, record: logging.LogRecord) -> None:
         self._hear(record.getMessage())
-
-
-@contextmanager
-def _logging_to(hear: Callable[[str], object]) -> Iterator[None]:
-    """Have every record of the engine's log heard."""
-    logger, handler = logging.getLogger("milvus_lifecycle"), _Handler(hear)
-    before = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(before)
 
 
 @pytest.mark.policy(recovery_budget=40.0)
@@ -69,7 +57,7 @@ def test_a_reader_calls_the_client_that_it_hears_of(
         answers.append(client.list_collections())
 
     unsubscribe = program.subscribe(hear) if reader == "listener" else lambda: None
-    with _logging_to(hear if reader == "log handler" else lambda news: None):
+    with _Heard(hear if reader == "log handler" else lambda news: None):
         server.stop()
         calls = [Call(client.list_collections) for _ in range(4)]
         assert program.saw("retry")
@@ -100,7 +88,7 @@ def test_a_log_handler_that_hangs_costs_records(
     client.list_collections()
     inside.flush_records()
     before = len(program.heard)
-    with _logging_to(hear):
+    with _Heard(hear):
         for _ in range(6):
             assert Call(client.list_collections).value(SOON) == ["demo"]
             assert wait_until(lambda: program.seen()[-1] == "recovered", SOON)
