@@ -157,13 +157,13 @@ def d28_a_lookup_costs_the_same_in_a_large_pool(env: Env) -> None:
     large, small = env.manager(), type(env.manager())()
     config = env.config(server.uri)
     alone = small.get_or_create(config)
-    for number in range(600):
+    for number in range(300):
         last = large.get_or_create(env.config(server.uri, token=f"user{number}:pw"))
     in_one, in_many = _median_lookups([(small, alone), (large, last)])
     small.close_all()
     verdict(
         in_many < 3 * in_one,
-        f"{in_one * 1e6:.1f} us in a pool of one, {in_many * 1e6:.1f} us in a pool of 600",
+        f"{in_one * 1e6:.1f} us in a pool of one, {in_many * 1e6:.1f} us in a pool of 300",
     )
 
 
