@@ -36,6 +36,7 @@ def test_the_laws_hold_in_every_run(setup: Setup, record_property: Record) -> No
 
 
 @pytest.mark.search
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("setup", [s for s in _SETUPS if s.daily], ids=lambda s: s.name)
 def test_the_laws_hold_in_every_run_of_the_whole(setup: Setup, record_property: Record) -> None:
     """The same for the set-ups of which every run of the tests searches a part."""
