@@ -1,7 +1,8 @@
-"""Fixtures that all tests share: the installed engine, with its records and its clients."""
+"""Fixtures that all tests share: servers, certificates, and who is left over."""
 
 from __future__ import annotations
 
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -12,9 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
-from milvus_lifecycle.testing import CapturedAudit
 from tests.network import TcpProxy
-from tests.observe import wait_until
 from tests.servers import FakeMilvus, TlsFiles, make_tls_files
 from tests.simulation.summary import summarize
 
@@ -26,6 +25,9 @@ set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "hypothesis-of-milvus-life
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A run in the background ignores Ctrl-C, and so would every process that a test interrupts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line(
         "markers", "policy(**fields): the LifecyclePolicy that the engine fixture installs"
     )
@@ -33,64 +35,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     summarize(terminalreporter)
-
-
-class Engine:
-    """The engine as a test sees it: unmodified clients, public names, and the audit records."""
-
-    def __init__(self) -> None:
-        import milvus_lifecycle as ml
-
-        self.manager: Any = ml.ConnectionManager.get_instance()
-        self.audit = CapturedAudit(self.manager)
-        self.clients: list[Any] = []
-
-    @property
-    def records(self) -> list[Any]:
-        """Every record so far."""
-        return self.audit.records
-
-    def client(self, uri: str, **options: Any) -> Any:
-        """An unmodified MilvusClient, kept alive until the test's end."""
-        from pymilvus import MilvusClient
-
-        client = MilvusClient(uri, **options)
-        self.clients.append(client)
-        return client
-
-    def config(self, uri: Any, **options: Any) -> Any:
-        from pymilvus.client.connection_manager import ConnectionConfig
-
-        return ConnectionConfig.from_uri(uri, **options)
-
-    def stats(self) -> dict[str, Any]:
-        stats: dict[str, Any] = self.manager.get_stats()
-        return stats
-
-    def transitions(self, trigger: str | None = None) -> list[Any]:
-        """The records of state changes so far, all or those of one trigger."""
-        return [
-            record
-            for record in list(self.records)
-            if record.event == "connection.transition" and trigger in (None, record.trigger)
-        ]
-
-    def saw(self, trigger: str, limit: float = 10.0) -> bool:
-        """Whether a transition by this trigger is recorded within `limit` seconds."""
-        return wait_until(lambda: self.transitions(trigger), limit)
-
-
-@pytest.fixture
-def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    """The engine, installed with the policy of the test's `policy` marker."""
-    import milvus_lifecycle as ml
-
-    marker = request.node.get_closest_marker("policy")
-    ml.install(policy=ml.LifecyclePolicy(**(marker.kwargs if marker else {})))
-    try:
-        yield Engine()
-    finally:
-        ml.uninstall()
 
 
 @pytest.fixture

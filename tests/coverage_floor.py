@@ -1,7 +1,7 @@
 """The floor under branch coverage: the core at 100 %, the package at 97 %.
 
     python -m tests.coverage_floor            the core, by the tests whose timing cannot matter
-    python -m tests.coverage_floor --whole    the package, by the whole plain suite
+    python -m tests.coverage_floor --whole    the package, by all tests but the long faults
 
 The core is what decides: the table and everything that moves a connection by it, in both flavours.
 It has to be covered by the unit and conformance tests alone, which run on injected clocks and
@@ -112,7 +112,7 @@ def check_whole(report: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Check the floor under branch coverage.")
-    parser.add_argument("--whole", action="store_true", help="the package, by the plain suite")
+    parser.add_argument("--whole", action="store_true", help="the package, by nearly all tests")
     parser.add_argument("-n", dest="workers", default="2", help="processes that run tests")
     options = parser.parse_args()
     passed, report = measure(_PLAIN if options.whole else _DETERMINISTIC, options.workers)

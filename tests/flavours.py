@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from pymilvus import AsyncMilvusClient, MilvusClient
+from pymilvus import AsyncMilvusClient, DataType, MilvusClient
 from pymilvus.client import connection_manager as theirs
 
-import milvus_lifecycle as ml
-from tests.looping import listen_for_complaints
-from tests.observe import wait_until
+from tests.looping import Ticker, listen_for_complaints
+from tests.observe import History
+from tests.stock import Body, Env, defect
 
 FLAVOURS = ("threads", "asyncio")
 
 #: A call never takes this long (seconds): its test fails instead of hanging.
 CALL_LIMIT = 60.0
+
+
+def simple_schema() -> Any:
+    """What a collection needs at least: without an index, which asyncio cannot make everywhere."""
+    schema = MilvusClient.create_schema(auto_id=False)
+    schema.add_field("id", DataType.INT64, is_primary=True)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=4)
+    return schema
 
 
 class Flavour:
@@ -30,10 +40,14 @@ class Flavour:
     def __init__(self, name: str) -> None:
         self.name = name
         self.complaints: list[str] = []
+        # Held here: the engine releases the lease of a client that is garbage-collected.
+        self.clients: list[Any] = []
+        self._before = set(threading.enumerate())
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="program", daemon=True)
-        self._thread.start()
-        self.wait(self._begin())
+        if name == "asyncio":
+            self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+            self._thread.start()
+            self.inside(lambda: listen_for_complaints(self.complaints))
 
     def wait(self, result: Any) -> Any:
         """The result of a call; of a coroutine, once the loop has run it. From any thread."""
@@ -49,12 +63,24 @@ class Flavour:
 
         return function() if self.name == "threads" else self.wait(call())
 
-    def client(self, uri: str, **options: Any) -> Any:
-        """A connected client whose methods block."""
+    def new_client(self, uri: Any, **options: Any) -> Any:
+        """A client whose methods block, connected, and kept alive by nobody but the caller."""
         if self.name == "threads":
             return MilvusClient(uri, **options)
         client = _Blocking(AsyncMilvusClient(uri, **options), self)
         client._connect()
+        return client
+
+    def client(self, uri: Any, **options: Any) -> Any:
+        """The same, kept alive until the end."""
+        client = self.new_client(uri, **options)
+        self.clients.append(client)
+        return client
+
+    def connected(self, uri: str, **options: Any) -> Any:
+        """A client that has made a first good call."""
+        client = self.client(uri, **options)
+        client.list_collections()
         return client
 
     def manager(self) -> Any:
@@ -63,15 +89,44 @@ class Flavour:
             return theirs.ConnectionManager.get_instance()
         return _Blocking(self.inside(theirs.AsyncConnectionManager.get_instance), self)
 
+    def workers(self) -> list[str]:
+        """The names of the threads and tasks of a manager that were started and still run."""
+        names = [each.name for each in threading.enumerate() if each not in self._before]
+        if self.name == "asyncio":
+            tasks = self.inside(lambda: asyncio.all_tasks() - {asyncio.current_task()})
+            names += [task.get_name() for task in tasks]
+        ours = (name for name in names if "milvus-lifecycle" in name or "_refresh" in name)
+        return sorted(ours)
+
+    @contextmanager
+    def ticking(self) -> Iterator[Ticker]:
+        """Measure for how long the event loop stands still; in threads nothing does."""
+        ticker = Ticker()
+        if self.name == "asyncio":
+            self.wait(ticker.__aenter__())
+        try:
+            yield ticker
+        finally:
+            if self.name == "asyncio":
+                self.wait(ticker.__aexit__(None, None, None))
+
+    @contextmanager
+    def never_still(self, limit: float = 2.0) -> Iterator[None]:
+        """Assert that the loop never stands still for so many seconds.
+
+        The promise is 50 ms; a busy machine is allowed far more.
+        """
+        with self.ticking() as ticker:
+            yield
+        assert ticker.longest < limit
+
     def end(self) -> None:
         """End the loop as asyncio.run does."""
-        self.wait(self._finish())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        if self.name == "asyncio":
+            self.wait(self._finish())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(10)
         self._loop.close()
-
-    async def _begin(self) -> None:
-        listen_for_complaints(self.complaints)
 
     async def _finish(self) -> None:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
@@ -80,41 +135,28 @@ class Flavour:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class Program(Flavour):
+class Program(History, Flavour):
     """A program on the engine: clients that live until its end, and records of its connections."""
 
     def __init__(self, name: str) -> None:
-        self.records: list[Any] = []
-        self._clients: list[Any] = []
-        super().__init__(name)
-
-    def client(self, uri: str, **options: Any) -> Any:
-        client = super().client(uri, **options)
-        self._clients.append(client)
-        return client
+        Flavour.__init__(self, name)
+        History.__init__(self)
+        self.subscribe(self.heard.append)
 
     def subscribe(self, listener: Callable[[Any], object]) -> Callable[[], None]:
         """Have every record heard from now on. Returns the unsubscriber."""
-        unsubscribe: Callable[[], None] = self._manager.subscribe(listener)
+        unsubscribe: Callable[[], None] = self.manager().subscribe(listener)
         return unsubscribe
 
-    def seen(self, event: str = "connection.transition") -> list[str]:
-        """The triggers of the records of one kind so far, in order."""
-        return [record.trigger for record in list(self.records) if record.event == event]
+    def stats(self) -> dict[str, Any]:
+        stats: dict[str, Any] = self.manager().get_stats()
+        return stats
 
-    def saw(self, trigger: str, event: str = "connection.transition", limit: float = 10.0) -> bool:
-        """Whether there is a record of this trigger within `limit` seconds."""
-        return wait_until(lambda: trigger in self.seen(event), limit)
-
-    async def _begin(self) -> None:
-        await super()._begin()
-        managers = {"threads": ml.ConnectionManager, "asyncio": ml.AsyncConnectionManager}
-        self._manager: Any = managers[self.name].get_instance()
-        self.subscribe(self.records.append)
+    def close_all(self) -> None:
+        self.manager().close_all()
 
     async def _finish(self) -> None:
-        if self.name == "asyncio":
-            await ml.AsyncConnectionManager.get_instance().close_all()
+        await theirs.AsyncConnectionManager.get_instance().close_all()
         await super()._finish()
 
 
@@ -129,3 +171,28 @@ class _Blocking:
         if not callable(found):
             return found
         return lambda *args, **kwargs: self._wait(found(*args, **kwargs))
+
+
+def each_flavour(
+    *flavours: str, **marks: Any
+) -> Callable[[Callable[[Env, Flavour], None]], list[Body]]:
+    """Mark a body of both flavours (or of those given), as `tests.stock.defect` marks one of none.
+
+    The body's module gets one for each flavour, which `tests.stock` runs by its name.
+    """
+
+    def mark(body: Callable[[Env, Flavour], None]) -> list[Body]:
+        bodies = [_in_flavour(body, name) for name in flavours or FLAVOURS]
+        for each in bodies:
+            setattr(sys.modules[body.__module__], each.__name__, defect(**marks)(each))
+        return bodies
+
+    return mark
+
+
+def _in_flavour(body: Callable[[Env, Flavour], None], name: str) -> Body:
+    def run(env: Env) -> None:
+        body(env, Flavour(name))
+
+    run.__name__, run.__module__ = f"{body.__name__}_in_{name}", body.__module__
+    return run

@@ -9,17 +9,13 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
 from typing import Any
 from unittest import mock
 
-import trustme
 from google.protobuf.message_factory import GetMessageClass
 from typing_extensions import Self
 
-from tests.network import TcpProxy
+from tests.network import TcpProxy, free_port
 from tests.servers import SERVICE, TlsFiles, status
 from tests.topology_service import Behaviour, Service, answer, cluster, reply, serving
 
@@ -56,23 +52,11 @@ def violated(method: str) -> Any:
     return response
 
 
-@dataclass(frozen=True)
-class Authority:
-    """Certificates of an authority that nobody knows: for a topology service, and as files."""
+class Nobody:
+    """A server that refuses connections."""
 
-    leaf: trustme.LeafCert
-    files: TlsFiles
-
-
-def make_authority(directory: Path) -> Authority:
-    """Issue one certificate for HOST and 127.0.0.1 and write it into a directory."""
-    ca = trustme.CA()
-    leaf = ca.issue_cert(HOST, "127.0.0.1")
-    files = TlsFiles(*(str(directory / name) for name in ("ca.pem", "server.pem", "server.key")))
-    ca.cert_pem.write_to_path(files.ca)
-    Path(files.certificate).write_bytes(b"".join(pem.bytes() for pem in leaf.cert_chain_pems))
-    leaf.private_key_pem.write_to_path(files.key)
-    return Authority(leaf, files)
+    def __init__(self) -> None:
+        self.uri = f"http://127.0.0.1:{free_port()}"
 
 
 class GlobalCluster:
@@ -82,7 +66,7 @@ class GlobalCluster:
     down, hang or reset; `behave` replaces its answers until `heal`.
     """
 
-    def __init__(self, *servers: Any, certificate: trustme.LeafCert | None = None) -> None:
+    def __init__(self, *servers: Any, certificate: TlsFiles | None = None) -> None:
         self.servers = servers
         self.primary: Any = servers[0]
         self.version = 1
@@ -108,12 +92,7 @@ class GlobalCluster:
         self.proxy = self._stack.enter_context(TcpProxy(self.service.server.server_port))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self._open.set()
         self._stack.close()
 

@@ -7,8 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
-from types import TracebackType
+from contextlib import ExitStack
 from typing import Any
 from unittest import mock
 
@@ -71,6 +70,115 @@ class Call(threading.Thread):
         return self.result
 
 
+class Client:
+    """Whoever holds a lease."""
+
+
+def all_done(calls: Iterable[Call], limit: float) -> bool:
+    """Whether all calls have returned, with or without an error, within `limit` seconds."""
+    waiting = list(calls)
+    return wait_until(lambda: all(call.done for call in waiting), limit)
+
+
+def held(server: Any, method: str, *calls: Callable[[], Any]) -> tuple[Any, list[Call]]:
+    """Start calls whose RPCs of this method wait for the test in the server; its hold, and they."""
+    hold = server.hold(method)
+    started = [Call(call) for call in calls]
+    assert wait_until(lambda: hold.waiting == len(started), 10)
+    return hold, started
+
+
+def held_rpc(server: Any, client: Any) -> tuple[Any, Call]:
+    """A call that waits in the server, by HasPartition, which nothing else here calls."""
+    hold, (call,) = held(server, "HasPartition", lambda: client.has_partition("demo", "part"))
+    return hold, call
+
+
+class Load:
+    """Threads that do some work again and again, and what comes of it."""
+
+    def __init__(self, work: Callable[[], Any], threads: int = 1) -> None:
+        self._work = work
+        self._stop = threading.Event()
+        #: what the last good piece of work returned
+        self.result: Any = None
+        self.errors: list[Exception] = []
+        #: when each thread's last good piece of work ended (seconds of time.monotonic)
+        self.last_good = [0.0] * threads
+        self._counts = [0] * threads
+        self.threads = [
+            threading.Thread(target=self._run, args=(number,), daemon=True)
+            for number in range(threads)
+        ]
+        for thread in self.threads:
+            thread.start()
+
+    def _run(self, number: int) -> None:
+        while not self._stop.wait(0.02):
+            try:
+                self.result = self._work()
+            except Exception as error:
+                self.errors.append(error)
+            else:
+                self.last_good[number] = time.monotonic()
+            self._counts[number] += 1
+
+    @property
+    def count(self) -> int:
+        """How many pieces of work are done, good or not."""
+        return sum(self._counts)
+
+    def all_good_since(self, moment: float) -> bool:
+        """Whether every thread has done something well since then."""
+        return min(self.last_good) > moment
+
+    def works(self, limit: float = 20.0) -> bool:
+        """Whether more is done from now on, and nothing has failed yet."""
+        target = self.count + 5
+        return wait_until(lambda: self.count >= target, limit) and not self.errors
+
+    def stop(self, limit: float = 20.0) -> bool:
+        """End it; False when a thread is still at work."""
+        self._stop.set()
+        return join_all(self.threads, limit)
+
+
+class History:
+    """The records that were heard, by what happened."""
+
+    def __init__(self) -> None:
+        #: as far as they have come
+        self.heard: list[Any] = []
+
+    @property
+    def records(self) -> list[Any]:
+        """Every record so far: those on their way are waited for."""
+        from tests.inside import flush_records
+
+        flush_records()
+        return list(self.heard)
+
+    def transitions(self, trigger: str | None = None) -> list[Any]:
+        """The records of state changes so far, all or those of one trigger."""
+        return [
+            record
+            for record in self.records
+            if record.event == "connection.transition" and trigger in (None, record.trigger)
+        ]
+
+    def path(self) -> list[str]:
+        """The triggers of all state changes so far, in order."""
+        return [record.trigger for record in self.transitions()]
+
+    def seen(self, event: str = "connection.transition") -> list[str]:
+        """The triggers of the records of one kind, as far as they have come."""
+        return [record.trigger for record in list(self.heard) if record.event == event]
+
+    def saw(self, trigger: str, event: str = "connection.transition", limit: float = 10.0) -> bool:
+        """Whether there is a record of this trigger within `limit` seconds."""
+        return wait_until(lambda: trigger in self.seen(event), limit)
+
+
 _FACTORIES = (
     (grpc, "insecure_channel"),
     (grpc, "secure_channel"),
@@ -87,7 +195,7 @@ class ChannelCount:
         #: what each was given as options
         self.options: list[dict[str, Any]] = []
         self._channels: list[weakref.ref[Any]] = []
-        self._patches: list[AbstractContextManager[Any]] = []
+        self._patches = ExitStack()
 
     def __len__(self) -> int:
         return len(self.opened)
@@ -98,19 +206,12 @@ class ChannelCount:
 
     def __enter__(self) -> Self:
         for module, name in _FACTORIES:
-            patch = mock.patch.object(module, name, self._counting(getattr(module, name)))
-            patch.__enter__()
-            self._patches.append(patch)
+            factory = self._counting(getattr(module, name))
+            self._patches.enter_context(mock.patch.object(module, name, factory))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        while self._patches:
-            self._patches.pop().__exit__(kind, error, trace)
+    def __exit__(self, *exc: object) -> None:
+        self._patches.close()
 
     def _counting(self, factory: Callable[..., Any]) -> Callable[..., Any]:
         def counted(target: str, *args: Any, **kwargs: Any) -> Any:
@@ -138,9 +239,9 @@ class LogLines(logging.Handler):
     @property
     def records(self) -> list[logging.LogRecord]:
         """All so far: the engine's own are told by threads of their own, which are waited for."""
-        from milvus_lifecycle.audit.stream import flush_all
+        from tests.inside import flush_records
 
-        flush_all(10)
+        flush_records()
         return self._records
 
     def text(self) -> str:
@@ -158,15 +259,12 @@ class LogLines(logging.Handler):
         ]
 
     def __enter__(self) -> Self:
+        _ = self.records  # what was recorded before is told to others
         self._logger.addHandler(self)
         self._logger.setLevel(self.level)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
+        _ = self.records  # what was recorded meanwhile is told here
         self._logger.removeHandler(self)
         self._logger.setLevel(self._level_before)

@@ -11,7 +11,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from typing_extensions import Self
 
@@ -85,12 +84,7 @@ class ServerProcess:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.kill()
 
 
@@ -115,6 +109,45 @@ class MilvusLiteProcess(ServerProcess):
         program = Path(sys.executable).with_name("milvus-lite")
         where = ["--data-dir", str(folder), "--host", "127.0.0.1", "--port", "{port}"]
         super().__init__([str(program), "server", *where])
+
+
+class Child:
+    """A program of Python in a process of its own: it says lines, and goes on when it is told."""
+
+    def __init__(self, source: str, *arguments: str, options: Sequence[str] = ()) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, *options, "-c", source, *arguments],
+            cwd=REPOSITORY,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def says(self, line: str) -> None:
+        """Wait for a line; it has to be this one."""
+        assert self.process.stdout is not None
+        said = self.process.stdout.readline()
+        assert said == f"{line}\n", (said, *self.process.communicate(timeout=60))
+
+    def tell(self) -> None:
+        """Let it go on."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("go on\n")
+        self.process.stdin.flush()
+
+    def end(self) -> tuple[str, str]:
+        """Wait for its end, which has to be a good one; the rest of what it said, and stderr."""
+        said, errors = self.process.communicate(timeout=60)
+        assert self.process.returncode == 0, errors
+        return said, errors
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.process.kill()
+        self.process.communicate()
 
 
 def ask_child(work: Callable[[], object], limit: float) -> str:

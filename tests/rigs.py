@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from types import TracebackType
 from typing import Any
 
 from typing_extensions import Self
@@ -16,10 +15,6 @@ from tests.cores import CONFIG
 from tests.observe import Call
 
 HOME = "home:19530"
-
-
-class Client:
-    """Whoever holds a lease."""
 
 
 class Rig:
@@ -69,12 +64,7 @@ class Rig:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.manager.close_all()
         self.script.let_go()
 
@@ -134,12 +124,7 @@ class Unraisable:
         self._hook, sys.unraisablehook = sys.unraisablehook, self._note
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         sys.unraisablehook = self._hook
 
     def _note(self, note: Any) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import itertools
 import os
+import ssl
 import sys
 import threading
 import time
@@ -12,7 +14,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import grpc
@@ -104,6 +105,10 @@ class TlsFiles:
     ca: str
     certificate: str
     key: str
+
+    def configure_cert(self, context: ssl.SSLContext) -> None:
+        """Have a server use it, as trustme's certificates do it."""
+        context.load_cert_chain(self.certificate, self.key)
 
 
 def make_tls_files(directory: Path, *names: str) -> TlsFiles:
@@ -222,12 +227,7 @@ class FakeMilvus:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.stop()
 
     # -- script ------------------------------------------------------------------------------
@@ -252,6 +252,16 @@ class FakeMilvus:
 
         self._fallback = (failing, frozenset(spare))
 
+    def fail_next(self, method: str, times: int = 1, *, details: str = "scripted") -> None:
+        """Answer the next calls of a method with UNAVAILABLE, and those after them well."""
+        left = iter(range(times))
+
+        def answer(call: ServedCall) -> None:
+            if next(left, None) is not None:
+                raise RpcFailure(grpc.StatusCode.UNAVAILABLE, details)
+
+        self.on(method, answer)
+
     def heal(self) -> None:
         """Forget the whole script."""
         self._answers.clear()
@@ -264,10 +274,6 @@ class FakeMilvus:
 
     def seen(self, method: str) -> list[ServedCall]:
         return [call for call in list(self.calls) if call.method == method]
-
-    def peers(self) -> set[str]:
-        """The TCP connections (as gRPC names their far ends) that carried an RPC."""
-        return {call.peer for call in list(self.calls)}
 
     def _serve(self, method: str, request: Any, context: grpc.ServicerContext) -> Any:
         with self._lock:
@@ -315,6 +321,11 @@ def _pause(seconds: float) -> Answer:
         time.sleep(seconds)
 
     return answer
+
+
+def credentials(call: ServedCall) -> str:
+    """The user and password, or the token, that an RPC came with."""
+    return base64.b64decode(call.metadata.get("authorization", "")).decode()
 
 
 def every_other(call: ServedCall) -> None:

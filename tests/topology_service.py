@@ -10,8 +10,6 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import trustme
-
 
 def cluster(
     name: str = "in01-a", endpoint: str = "https://a.example.com", capability: Any = 3
@@ -57,7 +55,7 @@ class Service:
         self.server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
-    def secure(self, certificate: trustme.LeafCert) -> None:
+    def secure(self, certificate: Any) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         certificate.configure_cert(context)
         # The handshake is left to the connection's own thread, not to the accepting one.
@@ -106,7 +104,7 @@ def drip_body(service: Service, handler: http.server.BaseHTTPRequestHandler) -> 
 
 
 @contextlib.contextmanager
-def serving(behave: Behaviour, certificate: trustme.LeafCert | None = None) -> Iterator[Service]:
+def serving(behave: Behaviour, certificate: Any = None) -> Iterator[Service]:
     """Run a service, with TLS when it has a certificate, until the block ends."""
     service = Service(behave)
     if certificate is not None:

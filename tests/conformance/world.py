@@ -15,12 +15,9 @@ from milvus_lifecycle.core.strategies import ConnectionStrategy, Locator
 from milvus_lifecycle.errors import error_code
 from milvus_lifecycle.testing import FakeClock, Operation, Script, rpc_error
 from tests.conformance.adapters import ADAPTERS, Handle, LeaderDied
+from tests.observe import Client
 
 HOME = "home:19530"
-
-
-class Client:
-    """Whoever holds a lease."""
 
 
 class Actor:

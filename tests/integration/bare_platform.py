@@ -8,7 +8,6 @@ prints is "done".
 from __future__ import annotations
 
 # The platform of the others is theirs: they are imported before it is stripped.
-import asyncio
 import concurrent.futures.process  # noqa: F401
 import functools
 import importlib
@@ -26,11 +25,10 @@ from typing import Any
 
 import grpc.aio  # noqa: F401
 import httpx  # noqa: F401
-import pymilvus
 import structlog  # noqa: F401
 import transitions  # noqa: F401
 
-from tests.looping import Doing, until
+from tests.flavours import Flavour
 from tests.observe import Call, wait_until
 from tests.servers import FakeMilvus
 
@@ -103,9 +101,9 @@ def is_recovering(manager: Any) -> bool:
     return bool(manager.get_stats()["connections"][0]["state"] == "RECOVERING")
 
 
-def call_in_threads(server: FakeMilvus) -> Any:
-    """The answers of one client, before and after its server was away."""
-    client = pymilvus.MilvusClient(server.uri)
+def answers(server: FakeMilvus, flavour: str) -> Any:
+    """What one client is answered, before and after its server was away."""
+    client = Flavour(flavour).client(server.uri)
     before = client.list_collections()
     server.stop()
     call = Call(client.list_collections)
@@ -113,19 +111,6 @@ def call_in_threads(server: FakeMilvus) -> Any:
     server.start()
     after = call.value(30)
     client.close()
-    return [before, after]
-
-
-async def call_in_a_loop(server: FakeMilvus) -> Any:
-    """The same, of one asyncio client."""
-    client = pymilvus.AsyncMilvusClient(server.uri)
-    before = await client.list_collections()
-    server.stop()
-    call = Doing(client.list_collections())
-    assert await until(lambda: is_recovering(client._manager), 20)
-    server.start()
-    after = await call.value(30)
-    await client.close()
     return [before, after]
 
 
@@ -143,9 +128,7 @@ def main(flavour: str, folder: str) -> None:
     policy = ml.LifecyclePolicy(recovery_budget=year, linger=year, max_age=year)
     ml.install(policy=policy, audit=audit)
     with FakeMilvus() as server:
-        work = call_in_a_loop(server) if flavour == "asyncio" else None
-        answers = call_in_threads(server) if work is None else asyncio.run(work)
-    assert answers == [["demo"], ["demo"]], answers
+        assert answers(server, flavour) == [["demo"], ["demo"]]
     ml.uninstall()
     assert opened[audit] & O_BINARY, "Windows would write carriage returns"
     for command in ("verify", "stats", "tail"):

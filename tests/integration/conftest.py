@@ -1,4 +1,4 @@
-"""Fixtures of the integration tests: the engine as tests of the asyncio flavour see it."""
+"""Fixtures of the integration tests: programs on the engine, and a global cluster."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import milvus_lifecycle as ml
 from tests.flavours import FLAVOURS, Flavour, Program
 from tests.global_clusters import GlobalCluster
 from tests.looping import AsyncEngine
@@ -13,31 +14,28 @@ from tests.servers import FakeMilvus
 
 
 @pytest.fixture
-def aio(request: pytest.FixtureRequest) -> Iterator[AsyncEngine]:
-    """The engine, installed with the policy of the test's `policy` marker; for `in_loop` tests."""
-    import milvus_lifecycle as ml
-
+def installed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The engine, installed with the policy of the test's `policy` marker."""
     marker = request.node.get_closest_marker("policy")
     ml.install(policy=ml.LifecyclePolicy(**(marker.kwargs if marker else {})))
     try:
-        yield AsyncEngine()
+        yield
     finally:
         ml.uninstall()
+
+
+@pytest.fixture
+def aio(installed: None) -> AsyncEngine:
+    """The engine as tests that are a coroutine themselves (`in_loop`) see it."""
+    return AsyncEngine()
 
 
 @pytest.fixture(params=FLAVOURS)
-def program(request: pytest.FixtureRequest) -> Iterator[Program]:
-    """A program of each flavour on the engine, with the policy of the test's `policy` marker."""
-    import milvus_lifecycle as ml
-
-    marker = request.node.get_closest_marker("policy")
-    ml.install(policy=ml.LifecyclePolicy(**(marker.kwargs if marker else {})))
+def program(request: pytest.FixtureRequest, installed: None) -> Iterator[Program]:
+    """A program of each flavour on the engine."""
     running = Program(request.param)
-    try:
-        yield running
-    finally:
-        running.end()
-        ml.uninstall()
+    yield running
+    running.end()
     assert running.complaints == []
 
 

@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 import milvus_lifecycle as ml
-from tests.callers import Caller
+from tests.flavours import FLAVOURS, Flavour
 from tests.network import free_port
 from tests.observe import Call
 from tests.servers import FakeMilvus
@@ -28,36 +28,27 @@ def entry(address: str) -> str:
     return f"{address} {NAME}\n"
 
 
-class Timed:
-    """Notes when its call was served."""
-
-    def __init__(self, caller: Caller) -> None:
-        self.caller = caller
-        self.at = 0.0
-
-    def __call__(self) -> Any:
-        listed = self.caller.list()
-        self.at = time.monotonic()
-        return listed
+def served(client: Any) -> tuple[Any, float]:
+    """What a client is answered, and when (seconds of time.monotonic)."""
+    return client.list_collections(), time.monotonic()
 
 
 def main(hosts: str, seconds: str, patience: str) -> None:
     ml.install(policy=ml.LifecyclePolicy(backoff_patience=float(patience)))
     port = free_port()
     with FakeMilvus(port, host=OLD) as old, FakeMilvus(port, host=NEW, collections=["new"]):
-        flavours = ("threads", "asyncio")
-        timed = {each: Timed(Caller(each, f"http://{NAME}:{port}")) for each in flavours}
-        for each in timed.values():
-            assert each() == ["demo"]
+        clients = [Flavour(each).connected(f"http://{NAME}:{port}") for each in FLAVOURS]
         old.stop()
-        calls = [Call(each) for each in timed.values()]
+        calls = [Call(served, client) for client in clients]
         time.sleep(float(seconds))
         # In one piece, so that nobody reads half of it.
         with open(hosts, "r+") as file:
             file.write(entry(NEW))
         renamed = time.monotonic()
-        assert [call.value(60) for call in calls] == [["new"], ["new"]]
-        print(json.dumps({flavour: each.at - renamed for flavour, each in timed.items()}))
+        answers = [call.value(60) for call in calls]
+        assert [listed for listed, _ in answers] == [["new"], ["new"]]
+        late = [at - renamed for _, at in answers]
+        print(json.dumps(dict(zip(FLAVOURS, late, strict=True))))
         sys.stdout.flush()
         os._exit(0)
 

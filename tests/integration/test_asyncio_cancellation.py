@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from typing import Any
 
 import pytest
 from pymilvus.exceptions import MilvusException
 
-from tests.looping import AsyncEngine, Doing, in_loop, other_tasks, settled, until
+from tests.looping import AsyncEngine, Doing, held_rpcs, in_loop, other_tasks, settled, until
 from tests.network import BlackHole, TcpProxy, open_sockets_to
 from tests.observe import ChannelCount
 from tests.servers import FakeMilvus
@@ -32,40 +33,34 @@ async def _lose_server(aio: AsyncEngine, proxy: TcpProxy, calls: int) -> tuple[A
     client = await aio.connected(proxy.uri)
     proxy.set_mode("refuse", cut=True)
     waiting = [Doing(client.list_collections()) for _ in range(calls)]
-    assert await aio.saw("fail")
-    assert await aio.saw("retry")
+    assert await aio.has_seen("fail")
+    assert await aio.has_seen("retry")
     return client, waiting
 
 
 # -- waiters -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("others", [0, 1])
 @in_loop
 async def test_a_cancelled_waiter_does_not_cancel_the_recovery(
-    aio: AsyncEngine, proxy: TcpProxy
+    aio: AsyncEngine, proxy: TcpProxy, others: int
 ) -> None:
-    """Of three calls that wait for a recovery two are cancelled: at once, and they alone."""
-    _, calls = await _lose_server(aio, proxy, 3)
-    calls[0].cancel()
-    calls[1].cancel()
+    """Of the calls that wait for a recovery two are cancelled: at once, and they alone.
+
+    It lands without any waiter, too, and the next call is served.
+    """
+    client, calls = await _lose_server(aio, proxy, 2 + others)
+    for call in calls[:2]:
+        call.cancel()
     assert await settled(calls[:2], 2)
-    assert calls[0].cancelled
-    assert calls[1].cancelled
+    assert all(call.cancelled for call in calls[:2])
     proxy.set_mode("pass")
-    assert await calls[2].value(20) == ["demo"]
-    assert len(aio.transitions("recovered")) == 1
-    assert not aio.transitions("abandoned")
-
-
-@in_loop
-async def test_a_recovery_goes_on_without_any_waiter(aio: AsyncEngine, proxy: TcpProxy) -> None:
-    """The only waiter of a recovery is cancelled; the recovery lands, the next call is served."""
-    client, calls = await _lose_server(aio, proxy, 1)
-    calls[0].cancel()
-    assert await settled(calls, 2)
-    proxy.set_mode("pass")
-    assert await aio.saw("recovered")
+    for call in calls[2:]:
+        assert await call.value(20) == ["demo"]
+    assert await aio.has_seen("recovered")
     assert await client.list_collections() == ["demo"]
+    assert len(aio.transitions("recovered")) == 1
     assert not aio.transitions("abandoned")
 
 
@@ -106,9 +101,7 @@ async def test_one_cancelled_waiter_of_a_first_connect_leaves_alone(
 async def test_a_cancelled_call_touches_nothing_else(aio: AsyncEngine, server: FakeMilvus) -> None:
     """Cancelling a running RPC ends it on the server too, fails nothing, and is counted out."""
     client = await aio.connected(server.uri)
-    hold = server.hold("HasPartition")
-    calls = [Doing(client.has_partition("demo", "part")) for _ in range(2)]
-    assert await until(lambda: hold.waiting == 2, 10)
+    hold, calls = await held_rpcs(server, client, 2)
     before = aio.path()
     calls[0].cancel()
     assert await settled(calls[:1], 2)
@@ -142,37 +135,49 @@ async def test_a_storm_of_cancellations_loses_no_count(
     assert await until(lambda: not other_tasks(), 5)
 
 
+@pytest.mark.policy(linger=0.5)
+@in_loop
+async def test_a_call_cancelled_after_its_client_closed_counts_for_linger(
+    aio: AsyncEngine, server: FakeMilvus
+) -> None:
+    """`linger` runs from the end of the last RPC, also when that one was cancelled."""
+    client = await aio.connected(server.uri)
+    _, (running,) = await held_rpcs(server, client)
+    await client.close()
+    await asyncio.sleep(0.7)  # longer than linger: what this is about
+    running.cancel()
+    assert await settled([running], 2)
+    cancelled = time.monotonic()
+    assert aio.stats()["total_connections"] == 1
+    assert await aio.has_seen("expire")
+    assert time.monotonic() - cancelled > 0.4
+
+
 # -- leaders -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("waiters", [0, 2])
 @in_loop
-async def test_a_cancelled_leader_hands_over(aio: AsyncEngine, proxy: TcpProxy) -> None:
-    """The task of a recovery is cancelled: on record as abandoned, and the waiters go on."""
-    _, calls = await _lose_server(aio, proxy, 2)
+async def test_a_cancelled_leader_hands_over(
+    aio: AsyncEngine, proxy: TcpProxy, waiters: int
+) -> None:
+    """The task of a recovery is cancelled: on record as abandoned, and the waiters go on.
+
+    If nobody waits, the connection is IDLE and suspect: the next call mends it.
+    """
+    client, (first, *calls) = await _lose_server(aio, proxy, 1 + waiters)
+    first.cancel()
+    assert await settled([first], 2)
     (leader,) = _flights()
     leader.cancel()
-    assert await aio.saw("abandoned")
+    assert await aio.has_seen("abandoned")
     assert not any(call.done for call in calls)
+    if not waiters:
+        assert [row["state"] for row in aio.stats()["connections"]] == ["IDLE"]
     proxy.set_mode("pass")
-    for call in calls:
+    for call in (*calls, Doing(client.list_collections())):
         assert await call.value(20) == ["demo"]
     assert len(aio.transitions("abandoned")) == 1
-
-
-@in_loop
-async def test_a_cancelled_leader_without_waiters_settles(
-    aio: AsyncEngine, proxy: TcpProxy
-) -> None:
-    """A recovery that nobody waits for is cancelled: IDLE and suspect, the next call mends it."""
-    client, calls = await _lose_server(aio, proxy, 1)
-    calls[0].cancel()
-    assert await settled(calls, 2)
-    (leader,) = _flights()
-    leader.cancel()
-    assert await aio.saw("abandoned")
-    assert [row["state"] for row in aio.stats()["connections"]] == ["IDLE"]
-    proxy.set_mode("pass")
-    assert await Doing(client.list_collections()).value(20) == ["demo"]
 
 
 @in_loop
@@ -289,9 +294,7 @@ async def test_shield_keeps_a_call_alive(aio: AsyncEngine, proxy: TcpProxy) -> N
 async def test_cancel_and_close_at_once(aio: AsyncEngine, server: FakeMilvus) -> None:
     """A call that is cancelled in the very moment of close_all ends, one way or the other."""
     client = await aio.connected(server.uri)
-    hold = server.hold("HasPartition")
-    calls = [Doing(client.has_partition("demo", "part")) for _ in range(4)]
-    assert await until(lambda: hold.waiting == 4, 10)
+    _, calls = await held_rpcs(server, client, 4)
     calls[0].cancel()
     await aio.manager.close_all()
     calls[1].cancel()

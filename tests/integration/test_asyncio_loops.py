@@ -14,7 +14,7 @@ from pymilvus.exceptions import MilvusException
 
 import milvus_lifecycle as ml
 from milvus_lifecycle.errors import LoopMismatch
-from tests.looping import AsyncEngine, Doing, settled, until
+from tests.looping import AsyncEngine, Doing, held_rpcs, settled, until
 from tests.network import TcpProxy, open_sockets_to
 from tests.observe import wait_until
 from tests.servers import FakeMilvus
@@ -33,6 +33,15 @@ def _uvloop() -> asyncio.AbstractEventLoop:
 each_loop = pytest.mark.parametrize(
     "new_loop", [asyncio.new_event_loop, _uvloop], ids=["asyncio", "uvloop"]
 )
+
+
+shared_and_dedicated = pytest.mark.parametrize(
+    "dedicated", [False, True], ids=["shared", "dedicated"]
+)
+
+
+async def _list(client: Any) -> Any:
+    return await client.list_collections()
 
 
 def _final_states(engine: AsyncEngine) -> set[str]:
@@ -79,7 +88,7 @@ def test_a_close_during_an_outage_frees_everything(
         calls.extend(Doing(client.list_collections()) for _ in range(2))
         assert await until(lambda: hold.waiting == 2, 10)
         proxy.set_mode("hang", cut=True)
-        assert await aio.saw("fail")
+        assert await aio.has_seen("fail")
         assert not any(call.done for call in calls)
 
     loop = new_loop()
@@ -106,7 +115,7 @@ def test_an_outage_is_ridden_through(aio: AsyncEngine, proxy: TcpProxy, new_loop
         client = await aio.connected(proxy.uri)
         proxy.set_mode("refuse", cut=True)
         calls = [Doing(client.list_collections()) for _ in range(4)]
-        assert await aio.saw("retry")
+        assert await aio.has_seen("retry")
         calls[0].cancel()
         proxy.set_mode("pass")
         assert await settled(calls, 20)
@@ -124,7 +133,7 @@ def test_an_outage_is_ridden_through(aio: AsyncEngine, proxy: TcpProxy, new_loop
     assert wait_until(lambda: open_sockets_to(proxy.port) == 0, 5)
 
 
-@pytest.mark.parametrize("dedicated", [False, True], ids=["shared", "dedicated"])
+@shared_and_dedicated
 def test_one_client_in_many_loops_one_after_the_other(
     aio: AsyncEngine, server: FakeMilvus, dedicated: bool
 ) -> None:
@@ -169,54 +178,35 @@ def test_one_client_in_two_loops_at_once(aio: AsyncEngine, server: FakeMilvus) -
     assert wait_until(lambda: open_sockets_to(server.port) == 0, 5)
 
 
-def test_concurrent_first_calls_in_a_second_loop_share_one_connect(
-    aio: AsyncEngine, server: FakeMilvus
+@shared_and_dedicated
+def test_concurrent_first_calls_share_one_connect(
+    aio: AsyncEngine, server: FakeMilvus, dedicated: bool
 ) -> None:
-    """Ten concurrent calls of a dedicated client in its second loop connect once."""
-    client = AsyncMilvusClient(server.uri, dedicated=True)
+    """Twenty concurrent first calls of one client connect once, and once in its second loop."""
+    client = AsyncMilvusClient(server.uri, dedicated=dedicated)
 
     async def many() -> list[Any]:
-        return await asyncio.gather(*(client.list_collections() for _ in range(10)))
+        answers = await asyncio.gather(*(client.list_collections() for _ in range(20)))
+        assert open_sockets_to(server.port) == 1
+        stats = aio.stats()
+        assert stats["total_connections"] == 1
+        assert stats["dedicated_connections"] == int(dedicated)
+        return answers
 
     for loops in (1, 2):
-        assert asyncio.run(many()) == [["demo"]] * 10
+        assert asyncio.run(many()) == [["demo"]] * 20
         assert server.count("Connect") == loops
+        assert wait_until(lambda: open_sockets_to(server.port) == 0, 5)
 
 
 def test_a_recovery_works_in_a_second_loop(
     aio: AsyncEngine, server: FakeMilvus, proxy: TcpProxy
 ) -> None:
-    """An outage in a client's second loop is ridden through like one in its first."""
+    """An outage in a client's second loop is ridden through like one in its first.
+
+    The retry gets only what is left of its call's timeout, and the right headers.
+    """
     client = AsyncMilvusClient(proxy.uri, token="root:Milvus")
-
-    async def first() -> None:
-        await client.list_collections()
-
-    async def second() -> None:
-        _ = aio.manager
-        await client.list_collections()
-        proxy.set_mode("refuse", cut=True)
-        call = Doing(client.list_collections())
-        assert await aio.saw("retry")
-        proxy.set_mode("pass")
-        assert await call.value(20) == ["demo"]
-        last = server.seen("ShowCollections")[-1]
-        assert last.metadata["identifier"] == str(server.identifiers[-1])
-        assert "authorization" in last.metadata
-
-    asyncio.run(first())
-    asyncio.run(second())
-    assert wait_until(lambda: open_sockets_to(proxy.port) == 0, 5)
-
-
-def test_a_deadline_is_kept_over_a_retry_in_a_second_loop(
-    aio: AsyncEngine, server: FakeMilvus, proxy: TcpProxy
-) -> None:
-    """In a client's second loop, too, a retry gets only what is left of its call's timeout."""
-    client = AsyncMilvusClient(proxy.uri)
-
-    async def first() -> None:
-        await client.list_collections()
 
     async def second() -> None:
         _ = aio.manager
@@ -226,27 +216,27 @@ def test_a_deadline_is_kept_over_a_retry_in_a_second_loop(
         assert await until(lambda: hold.waiting == 1, 10)
         server.heal()
         proxy.set_mode("refuse", cut=True)
-        assert await aio.saw("fail")
+        assert await aio.has_seen("retry")
         await asyncio.sleep(1.0)  # the outage itself
         proxy.set_mode("pass")
         assert await call.value(10) == ["demo"]
 
-    asyncio.run(first())
+    asyncio.run(_list(client))
     asyncio.run(second())
-    remaining = server.seen("ShowCollections")[-1].time_remaining
-    assert remaining is not None
-    assert remaining < 2.1
+    last = server.seen("ShowCollections")[-1]
+    assert last.metadata["identifier"] == str(server.identifiers[-1])
+    assert "authorization" in last.metadata
+    assert last.time_remaining is not None
+    assert last.time_remaining < 2.1
+    assert wait_until(lambda: open_sockets_to(proxy.port) == 0, 5)
 
 
-@pytest.mark.parametrize("dedicated", [False, True], ids=["shared", "dedicated"])
+@shared_and_dedicated
 def test_a_client_closed_in_its_second_loop_leaves_nothing(
     aio: AsyncEngine, server: FakeMilvus, dedicated: bool
 ) -> None:
     """close() in the second loop gives back what the client holds there."""
     client = AsyncMilvusClient(server.uri, dedicated=dedicated)
-
-    async def first() -> None:
-        await client.list_collections()
 
     async def second() -> None:
         await client.list_collections()
@@ -255,7 +245,7 @@ def test_a_client_closed_in_its_second_loop_leaves_nothing(
         with pytest.raises(MilvusException):
             await client.list_collections()
 
-    asyncio.run(first())
+    asyncio.run(_list(client))
     asyncio.run(second())
     assert wait_until(lambda: open_sockets_to(server.port) == 0, 5)
 
@@ -273,9 +263,7 @@ def test_uninstall_closes_the_connections_of_running_loops(
 
     async def main() -> None:
         client = await aio.connected(server.uri)
-        hold = server.hold("HasPartition")
-        running = Doing(client.has_partition("demo", "part"))
-        assert await until(lambda: hold.waiting == 1, 10)
+        _, (running,) = await held_rpcs(server, client)
         ml.uninstall()
         assert await settled([running], 5)
         assert isinstance(running.error, MilvusException)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
-from collections.abc import Callable
 
 import pytest
 
 from tests.network import BlackHole, TcpProxy
 from tests.observe import wait_until
-from tests.processes import REPOSITORY
+from tests.processes import Child
 from tests.servers import FakeMilvus
 
 pytestmark = pytest.mark.timeout(90)
@@ -19,7 +16,7 @@ pytestmark = pytest.mark.timeout(90)
 _END_DURING = """
 import asyncio, sys, time
 import milvus_lifecycle as ml
-import milvus_lifecycle.audit.stream
+from tests.inside import flush_records
 ml.install(policy=ml.LifecyclePolicy(idle_threshold=0.3))
 from pymilvus import AsyncMilvusClient
 case, ending, uri, loops = sys.argv[1:]
@@ -74,36 +71,10 @@ finally:
     asyncio.set_event_loop(None)
     loop.close()
     del loop, task
-ml.stream.flush_all(20)
+flush_records(20)
 last = {record.connection_id: record.dest for record in records}
 print("ended", sorted(set(last.values())), len(last), flush=True)
 """
-
-
-def _end(case: str, ending: str, uri: str, loops: str, lose: Callable[[], None]) -> tuple[str, str]:
-    """What the process wrote last to stdout, and all that it wrote to stderr."""
-    process = subprocess.Popen(
-        [sys.executable, "-X", "dev", "-W", "error::ResourceWarning:milvus_lifecycle", "-c",
-         _END_DURING, case, ending, uri, loops],
-        cwd=REPOSITORY,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        if case != "connect":
-            assert process.stdout.readline() == "connected\n", process.communicate(timeout=30)
-            lose()
-            process.stdin.write("go on\n")
-            process.stdin.flush()
-        said, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 0, errors
-    return said.strip(), errors
 
 
 _CASES = ("idle", "connect", "probe", "recovery", "rpc")
@@ -137,8 +108,12 @@ def test_the_loops_end_is_quiet(
         if case == "recovery":
             proxy.set_mode("hang", cut=True)
 
+    strictly = ["-X", "dev", "-W", "error::ResourceWarning:milvus_lifecycle"]
     with BlackHole() as hole:
         uri = hole.uri if case == "connect" else proxy.uri
-        said, errors = _end(case, ending, uri, loops, lose)
-    assert errors == ""
-    assert said == "ended ['CLOSED'] 1"
+        with Child(_END_DURING, case, ending, uri, loops, options=strictly) as child:
+            if case != "connect":
+                child.says("connected")
+                lose()
+                child.tell()
+            assert child.end() == ("ended ['CLOSED'] 1\n", "")

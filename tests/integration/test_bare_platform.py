@@ -12,7 +12,7 @@ import pytest
 
 from tests.processes import REPOSITORY
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 
 @pytest.mark.parametrize("flavour", ["threads", "asyncio"])

@@ -22,7 +22,7 @@ pytest.importorskip("httpx")
 # Everything the demo waits for has a limit of its own; this one is only for a demo that hangs.
 LIMIT = 180.0
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
 @contextmanager

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
-from milvus_lifecycle.core.flights import STOPPED
-from tests.processes import REPOSITORY, FakeMilvusProcess
+from tests.inside import STOPPED
+from tests.processes import Child, FakeMilvusProcess
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 #: What calls, and first connects, wait for at most (seconds).
 BUDGET = 8.0
@@ -46,29 +44,20 @@ def test_whoever_waited_is_served_when_the_process_goes_on() -> None:
 
     Calls in an outage, and clients that were just being made; both flavours.
     """
-    with FakeMilvusProcess() as known, FakeMilvusProcess() as new:
-        process = subprocess.Popen(
-            [sys.executable, "-c", _WAIT, str(BUDGET), known.uri, new.uri],
-            cwd=REPOSITORY,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            assert process.stdout.readline() == "connected\n"
-            known.kill()
-            new.pause()  # it does not even refuse
-            process.stdin.write("go on\n")
-            process.stdin.flush()
-            assert process.stdout.readline() == "waiting\n"
-            process.send_signal(signal.SIGSTOP)
-            time.sleep(BUDGET + STOPPED + 0.5)
-            known.start()
-            new.resume()
-            process.send_signal(signal.SIGCONT)
-            assert process.stdout.readline() == f"{[['demo']] * 4}\n"
-            process.communicate(timeout=30)
-        finally:
-            process.kill()
+    with (
+        FakeMilvusProcess() as known,
+        FakeMilvusProcess() as new,
+        Child(_WAIT, str(BUDGET), known.uri, new.uri) as child,
+    ):
+        child.says("connected")
+        known.kill()
+        new.pause()  # it does not even refuse
+        child.tell()
+        child.says("waiting")
+        child.process.send_signal(signal.SIGSTOP)
+        time.sleep(BUDGET + STOPPED + 0.5)
+        known.start()
+        new.resume()
+        child.process.send_signal(signal.SIGCONT)
+        child.says(f"{[['demo']] * 4}")
+        child.end()

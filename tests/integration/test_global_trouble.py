@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import http.server
 import json
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,14 +13,12 @@ from typing import Any
 
 import pytest
 import trustme
-from pymilvus import AsyncMilvusClient
 
-from milvus_lifecycle.endpoints import global_cluster
-from tests.conftest import Engine
-from tests.global_clusters import HOST, GlobalCluster, make_authority
-from tests.looping import Ticker
-from tests.observe import LogLines, wait_until
-from tests.servers import FakeMilvus
+from tests import inside
+from tests.flavours import Program
+from tests.global_clusters import HOST, GlobalCluster
+from tests.observe import Load, LogLines, wait_until
+from tests.servers import FakeMilvus, make_tls_files
 from tests.topology_service import answer, cluster, reply, serving
 
 pytestmark = [
@@ -117,63 +113,25 @@ def troubles(lines: LogLines, cluster: GlobalCluster) -> list[str]:
     ]
 
 
-class _Load:
-    """A client of one flavour that calls all the time, in a thread of its own."""
-
-    def __init__(self, flavour: str, uri: str, **options: Any) -> None:
-        self.errors: list[str] = []
-        self.listed: list[str] = []
-        self.calls = 0
-        #: the longest time for which the loop stood still (seconds)
-        self.stall = 0.0
-        self._stop = threading.Event()
-        self._options = options
-        work = self._work if flavour == "threads" else lambda uri: asyncio.run(self._awork(uri))
-        self._thread = threading.Thread(target=work, args=(uri,), daemon=True)
-        self._thread.start()
-
-    def _work(self, uri: str) -> None:
-        from pymilvus import MilvusClient
-
-        client = MilvusClient(uri, token="root:s3cr3t", **self._options)
-        while not self._stop.wait(0.01):
-            try:
-                self.listed = client.list_collections()
-            except Exception as error:
-                self.errors.append(str(error))
-            self.calls += 1
-
-    async def _awork(self, uri: str) -> None:
-        client = AsyncMilvusClient(uri, token="root:s3cr3t", **self._options)
-        await client.list_collections()
-        async with Ticker() as ticker:
-            while not self._stop.is_set():
-                try:
-                    self.listed = await client.list_collections()
-                except Exception as error:
-                    self.errors.append(str(error))
-                self.calls += 1
-                await asyncio.sleep(0.01)
-            self.stall = ticker.longest
-
-    def works(self, limit: float = 20.0) -> bool:
-        """Whether more calls are answered now, without one that failed."""
-        target = self.calls + 5
-        return wait_until(lambda: self.calls >= target, limit) and not self.errors
-
-    def __enter__(self) -> _Load:
-        assert wait_until(lambda: self.calls >= 5, 20)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._stop.set()
-        self._thread.join(20)
+@contextlib.contextmanager
+def loaded(program: Program, cluster: GlobalCluster, **options: Any) -> Iterator[Load]:
+    """A client that calls all the time; no call may fail, and no loop stand still."""
+    client = program.client(cluster.uri, token="root:s3cr3t", **options)
+    with program.never_still(STALL):
+        load = Load(client.list_collections)
+        try:
+            assert wait_until(lambda: load.count >= 5, 20)
+            yield load
+        finally:
+            assert load.stop()
+    assert load.errors == []
 
 
 @pytest.fixture(autouse=True)
 def short_fetches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fetch may take as long as a recovery, and no longer."""
-    monkeypatch.setattr(global_cluster, "FETCH_LIMIT", 1.0)
+    """A fetch may take as long as a recovery, and no longer; the next may begin soon."""
+    monkeypatch.setattr(*inside.fetch_limit(1.0))
+    monkeypatch.setattr(*inside.fetch_spacing(0.2))
 
 
 @pytest.fixture
@@ -182,22 +140,20 @@ def lines() -> Iterator[LogLines]:
         yield collected
 
 
-@pytest.mark.parametrize("flavour", ["threads", "asyncio"])
 @pytest.mark.parametrize("trouble", TROUBLES, ids=lambda trouble: trouble.__name__)
 def test_clients_go_on_working(
-    engine: Engine,
+    program: Program,
     lines: LogLines,
     old: FakeMilvus,
     new: FakeMilvus,
     cluster: GlobalCluster,
-    flavour: str,
     trouble: Break,
 ) -> None:
     """No call fails, one WARNING until the service answers again, one more for the next outage.
 
     Meanwhile the primary even restarts, and its clients ride through it.
     """
-    with contextlib.ExitStack() as stack, _Load(flavour, cluster.uri) as load:
+    with contextlib.ExitStack() as stack, loaded(program, cluster) as load:
         trouble(cluster, stack)
         assert wait_until(lambda: troubles(lines, cluster), 40)
         asked, entered = len(cluster.asked), len(cluster.proxy.accepted)
@@ -211,35 +167,32 @@ def test_clients_go_on_working(
             assert wait_until(lambda: len(cluster.asked) >= asked + 2, 20)
         assert entered or trouble is go_down
         assert len(troubles(lines, cluster)) == 1, troubles(lines, cluster)
-        assert load.listed == ["old"]
+        assert load.result == ["old"]
 
         cluster.proxy.set_mode("pass", cut=True)
         cluster.heal()
         cluster.move(new)
-        assert wait_until(lambda: load.listed == ["new"], 40)
+        assert wait_until(lambda: load.result == ["new"], 40)
         cluster.behave(reply(b"", status=503))
         assert wait_until(lambda: len(troubles(lines, cluster)) == 2, 20)
         assert load.works()
         assert len(troubles(lines, cluster)) == 2
-    assert load.errors == []
-    assert load.stall < STALL
     assert "s3cr3t" not in lines.text()
     assert all("\n" not in line for line in troubles(lines, cluster))
 
 
-@pytest.mark.parametrize("flavour", ["threads", "asyncio"])
 def test_a_wrong_certificate_is_trouble_like_any_other(
-    engine: Engine, lines: LogLines, tmp_path: Path, flavour: str
+    program: Program, lines: LogLines, tmp_path: Path
 ) -> None:
     """The service suddenly has a certificate of another authority: it is not asked any more."""
-    authority = make_authority(tmp_path)
+    files = make_tls_files(tmp_path, HOST, "127.0.0.1")
     stranger = trustme.CA().issue_cert(HOST)
     with (
-        FakeMilvus(tls=authority.files, collections=["old"]) as old,
-        FakeMilvus(tls=authority.files, collections=["new"]) as new,
-        GlobalCluster(old, new, certificate=authority.leaf) as cluster,
+        FakeMilvus(tls=files, collections=["old"]) as old,
+        FakeMilvus(tls=files, collections=["new"]) as new,
+        GlobalCluster(old, new, certificate=files) as cluster,
         serving(reply(), stranger) as impostor,
-        _Load(flavour, cluster.uri, server_pem_path=authority.files.ca) as load,
+        loaded(program, cluster, server_pem_path=files.ca) as load,
     ):
         genuine = cluster.proxy.target_port
         cluster.proxy.target_port = impostor.server.server_port
@@ -256,6 +209,4 @@ def test_a_wrong_certificate_is_trouble_like_any_other(
 
         cluster.proxy.target_port = genuine
         cluster.move(new)
-        assert wait_until(lambda: load.listed == ["new"], 20)
-    assert load.errors == []
-    assert load.stall < STALL
+        assert wait_until(lambda: load.result == ["new"], 20)

@@ -20,11 +20,12 @@ import pytest
 from pymilvus import AsyncMilvusClient
 
 import milvus_lifecycle as ml
+from tests.flavours import Flavour, each_flavour
 from tests.observe import wait_until
 from tests.processes import FakeMilvusProcess
-from tests.stock import Body, Env, Kind, defect, run, verdict
+from tests.stock import Body, Env, Kind, run, verdict
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 ROUNDS = 200
 #: In its first 5 ms a call fails and the connection recovers; then it sleeps before its retry.
@@ -107,7 +108,9 @@ class _Scene:
             pass
         else:
             return time.monotonic() - began < BUDGET / 2
-        self.manager._pool.close_all("a test gives up")
+        closing = self.manager.close_all()
+        if self._flavour == "asyncio":
+            self._loop.run_until_complete(closing)
         return False
 
     @property
@@ -127,8 +130,10 @@ class _Scene:
         return all(row["in_flight"] == 0 for row in rows)
 
 
-def _at_random(env: Env, flavour: str) -> None:
-    scene, random = _Scene(env, flavour), Random(9)
+@each_flavour(recovery_budget=BUDGET)
+def at_random(env: Env, flavour: Flavour) -> None:
+    """However often calls are interrupted, the next one is served, and nothing counts on."""
+    scene, random = _Scene(env, flavour.name), Random(9)
     hit = wedged = 0
     for _ in range(ROUNDS):
         hit += scene.alarm.interrupt(scene.call, random.uniform(0.0001, MOMENTS))
@@ -146,8 +151,10 @@ class _Slow(logging.Handler):
         time.sleep(0.2)
 
 
-def _in_a_log_handler(env: Env, flavour: str) -> None:
-    scene = _Scene(env, flavour)
+@each_flavour(recovery_budget=BUDGET)
+def in_a_log_handler(env: Env, flavour: Flavour) -> None:
+    """A log handler takes 0.2 s for a record, and a signal comes after 0.1 s."""
+    scene = _Scene(env, flavour.name)
     logger = logging.getLogger("milvus_lifecycle")
     logger.addHandler(_Slow())
     logger.setLevel(logging.DEBUG)
@@ -156,40 +163,7 @@ def _in_a_log_handler(env: Env, flavour: str) -> None:
     verdict(served and wait_until(scene.quiet, 20), f"the next call is served: {served}")
 
 
-@defect(recovery_budget=BUDGET)
-def at_random_in_threads(env: Env) -> None:
-    """However often calls are interrupted, the next one is served, and nothing counts on."""
-    _at_random(env, "threads")
-
-
-@defect(recovery_budget=BUDGET)
-def at_random_in_a_loop(env: Env) -> None:
-    """The same in an event loop, which runs on afterwards."""
-    _at_random(env, "asyncio")
-
-
-@defect(recovery_budget=BUDGET)
-def in_a_log_handler_in_threads(env: Env) -> None:
-    """A log handler takes 0.2 s for a record, and a signal comes after 0.1 s."""
-    _in_a_log_handler(env, "threads")
-
-
-@defect(recovery_budget=BUDGET)
-def in_a_log_handler_in_a_loop(env: Env) -> None:
-    """The same in an event loop."""
-    _in_a_log_handler(env, "asyncio")
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        at_random_in_threads,
-        at_random_in_a_loop,
-        in_a_log_handler_in_threads,
-        in_a_log_handler_in_a_loop,
-    ],
-    ids=lambda body: body.__name__,
-)
+@pytest.mark.parametrize("body", [*at_random, *in_a_log_handler], ids=lambda body: body.__name__)
 def test_interrupted(body: Body) -> None:
     """Each body's promise about interrupted calls holds on the engine."""
     outcome = run("engine", body)

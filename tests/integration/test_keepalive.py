@@ -7,8 +7,7 @@ import time
 import grpc
 import pytest
 
-from tests.conftest import Engine
-from tests.flavours import Flavour
+from tests.flavours import Program
 from tests.observe import Call, ChannelCount, wait_until
 from tests.servers import FakeMilvus, RpcFailure, ServedCall
 
@@ -17,9 +16,7 @@ def _options(channels: ChannelCount) -> list[int]:
     return [options["grpc.keepalive_time_ms"] for options in channels.options]
 
 
-def test_a_fresh_channel_pings_less_often(
-    engine: Engine, flavour: Flavour, server: FakeMilvus
-) -> None:
+def test_a_fresh_channel_pings_less_often(program: Program, server: FakeMilvus) -> None:
     """Each "too many pings" doubles the pause, up to ten minutes; other failures do not.
 
     gRPC does that by itself, within a channel: a fresh one knows nothing of it.
@@ -32,21 +29,19 @@ def test_a_fresh_channel_pings_less_often(
 
     server.on("ShowCollections", answer)
     with ChannelCount() as channels:
-        client = flavour.client(server.uri, grpc_options={"grpc.keepalive_time_ms": 200_000})
-        other = flavour.client(server.uri)
+        client = program.client(server.uri, grpc_options={"grpc.keepalive_time_ms": 200_000})
+        other = program.client(server.uri)
         assert Call(client.list_collections).value(20) == ["demo"]
         other.list_collections()
         assert _options(channels) == [200_000, 10_000, 400_000, 600_000, 600_000]
 
 
 @pytest.mark.policy(max_age=0.3)
-def test_what_was_said_once_counts_once(
-    engine: Engine, flavour: Flavour, server: FakeMilvus
-) -> None:
+def test_what_was_said_once_counts_once(program: Program, server: FakeMilvus) -> None:
     """The channels that replace one another because of their age ping as seldom, not ever less."""
     server.on("ShowCollections", lambda call: _refuse(call, "Too many pings"))
     with ChannelCount() as channels:
-        client = flavour.client(server.uri)
+        client = program.client(server.uri)
         assert Call(client.list_collections).value(20) == ["demo"]
         assert wait_until(lambda: len(channels) > 4, 20)
         assert set(_options(channels)[1:]) == {20_000}
@@ -59,13 +54,13 @@ def _refuse(call: ServedCall, text: str) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(120)
-def test_a_long_call_gets_through(engine: Engine, flavour: Flavour) -> None:
+def test_a_long_call_gets_through(program: Program) -> None:
     """A call that lasts longer than such a server stands pings is not begun anew for ever."""
     options = {"grpc.keepalive_time_ms": 1_000, "grpc.http2.max_pings_without_data": 0}
     strict = [("grpc.http2.max_ping_strikes", 1)]
     with FakeMilvus(options=strict) as server, ChannelCount() as channels:
         server.on("HasPartition", lambda call: time.sleep(6.0))
-        client = flavour.client(server.uri, grpc_options=options)
+        client = program.client(server.uri, grpc_options=options)
         assert Call(client.has_partition, "demo", "part").value(60) is False
         assert server.count("HasPartition") > 1
         assert len(channels) < 5

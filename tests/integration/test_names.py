@@ -38,6 +38,7 @@ def privately(tmp_path: Path) -> list[str]:
     pytest.skip(f"no mount namespace to be had: {'; '.join(refusals)}")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("resolver", ["ares", "native"])
 @pytest.mark.parametrize("channel", ["fast", "slow"])

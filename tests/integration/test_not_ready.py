@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
 from collections.abc import Callable
@@ -87,13 +86,8 @@ def search(client: Any, collection: str = "demo", **options: Any) -> Any:
 
 def recover(program: Program, server: FakeMilvus, client: Any) -> None:
     """One failed listing, and thereby one recovery."""
-    numbers, before = itertools.count(), program.seen().count("recovered")
-
-    def fail_first(call: ServedCall) -> None:
-        if next(numbers) == 0:
-            raise RpcFailure(grpc.StatusCode.UNAVAILABLE)
-
-    server.on("ShowCollections", fail_first)
+    before = program.seen().count("recovered")
+    server.fail_next("ShowCollections")
     client.list_collections()
     assert wait_until(lambda: program.seen().count("recovered") > before, 10)
 
@@ -104,6 +98,14 @@ def recovered(program: Program, server: FakeMilvus) -> Any:
     search(client)
     recover(program, server, client)
     return client
+
+
+def search_while_loading(program: Program, collections: Collections, client: Any) -> Call:
+    """A search that waits for its collection to be loaded again."""
+    collections.become(LOADING)
+    call = Call(search, client)
+    assert program.saw("loading", "connection.waiting")
+    return call
 
 
 def refused(read: Callable[..., Any], *args: Any, **options: Any) -> float:
@@ -197,9 +199,7 @@ def test_a_server_that_is_lost_while_it_loads(
 ) -> None:
     """The call rides through the second outage too, and waits anew after it."""
     client = recovered(program, server)
-    collections.become(LOADING)
-    call = Call(search, client)
-    assert program.saw("loading", "connection.waiting")
+    call = search_while_loading(program, collections, client)
     server.stop()
     assert wait_until(lambda: program.seen().count("fail") == 2, 10)
     server.start()
@@ -219,13 +219,15 @@ def test_two_databases_are_not_mixed(
     recover(program, server, first)
     collections.become(LOADING, database="a")
     collections.become(NOT_LOAD, database="b")
+    calls = []
     for timeout in (None, 20):
-        call = Call(search, first, timeout=timeout)
+        calls.append(Call(search, first, timeout=timeout))
         assert program.saw("loading", "connection.waiting")
         assert refused(search, second, timeout=timeout) < AT_ONCE
-        assert not call.done
+        assert not any(call.done for call in calls)
     collections.become(LOADED, database="a")
-    call.value(10)
+    for call in calls:
+        call.value(10)
 
 
 # -- what is the caller's at once ------------------------------------------------------------------
@@ -259,9 +261,7 @@ def test_a_wait_happens_once_for_each_recovery(
 ) -> None:
     """What was waited for and is not loaded again afterwards is the caller's."""
     client = recovered(program, server)
-    collections.become(LOADING)
-    call = Call(search, client)
-    assert program.saw("loading", "connection.waiting")
+    call = search_while_loading(program, collections, client)
     collections.become(NOT_LOAD)
     assert refused(call.value, 10) < AT_ONCE
     assert program.saw("not_loaded", "connection.waiting")
@@ -332,9 +332,7 @@ def test_waits_are_legal_and_counted(
 ) -> None:
     """`audit verify` accepts the records of waits, `audit stats` counts them."""
     client = recovered(program, server)
-    collections.become(LOADING)
-    call = Call(search, client)
-    assert program.saw("loading", "connection.waiting")
+    call = search_while_loading(program, collections, client)
     time.sleep(0.3)  # what is to be counted
     collections.become(LOADED)
     call.value(10)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -16,10 +14,10 @@ import pytest
 from pymilvus.grpc_gen import milvus_pb2
 
 from milvus_lifecycle.errors import ConnectFailed
-from tests.conftest import Engine
-from tests.flavours import Flavour
+from tests.flavours import Program
 from tests.network import TcpProxy, open_sockets_to
 from tests.observe import Call, ChannelCount, wait_until
+from tests.processes import Child
 from tests.servers import FakeMilvus, ServedCall
 
 pytestmark = pytest.mark.timeout(90)
@@ -27,10 +25,10 @@ pytestmark = pytest.mark.timeout(90)
 
 @pytest.mark.policy(idle_threshold=0.2, probe_timeout=0.5)
 def test_a_hundred_calls_after_a_silent_cut(
-    engine: Engine, flavour: Flavour, server: FakeMilvus, proxy: TcpProxy
+    program: Program, server: FakeMilvus, proxy: TcpProxy
 ) -> None:
     """An idle connection that a router forgot: a hundred calls at once share one probe."""
-    client = flavour.client(proxy.uri)
+    client = program.client(proxy.uri)
     client.list_collections()
     with ChannelCount() as channels:
         proxy.forget()
@@ -47,11 +45,11 @@ def test_a_hundred_calls_after_a_silent_cut(
 
 
 def test_a_message_over_a_limit_is_its_calls_own_trouble(
-    engine: Engine, flavour: Flavour, server: FakeMilvus
+    program: Program, server: FakeMilvus
 ) -> None:
     """RESOURCE_EXHAUSTED from either side is the caller's at once; others go on beside it."""
-    client = flavour.client(server.uri)
-    limited = flavour.client(server.uri, grpc_options={"grpc.max_receive_message_length": 10_000})
+    client = program.client(server.uri)
+    limited = program.client(server.uri, grpc_options={"grpc.max_receive_message_length": 10_000})
     answer = milvus_pb2.ShowCollectionsResponse(collection_names=["x" * 20_000])
     server.on("ShowCollections", lambda call: answer)
     too_long = "id in [" + "1," * 3_000_000 + "1]"  # 6 MB; gRPC's servers accept 4 MiB
@@ -66,9 +64,7 @@ def test_a_message_over_a_limit_is_its_calls_own_trouble(
         assert len(channels) == 0
 
 
-def test_each_client_keeps_its_database(
-    engine: Engine, flavour: Flavour, server: FakeMilvus
-) -> None:
+def test_each_client_keeps_its_database(program: Program, server: FakeMilvus) -> None:
     """Clients of one connection switch databases under load and over an outage: never mixed up."""
 
     def database(call: ServedCall) -> Any:
@@ -78,7 +74,7 @@ def test_each_client_keeps_its_database(
     stopping = False
 
     def work(number: int) -> list[str]:
-        client, wrong, turn = flavour.client(server.uri, db_name=f"{number}-0"), [], 0
+        client, wrong, turn = program.client(server.uri, db_name=f"{number}-0"), [], 0
         while not stopping or turn < 2:
             turn += 1
             client.use_database(f"{number}-{turn}")
@@ -98,12 +94,13 @@ def test_each_client_keeps_its_database(
     assert [call.value(20) for call in calls] == [[]] * 6
 
 
-def test_a_password_that_changes_under_load(engine: Engine, server: FakeMilvus) -> None:
+@pytest.mark.parametrize("program", ["threads"], indirect=True)
+def test_a_password_that_changes_under_load(program: Program, server: FakeMilvus) -> None:
     """Changed again and again while others call by the same client, and over an outage: none fails.
 
     Only MilvusClient can do that (``reset_connection``).
     """
-    client, stopping = engine.client(server.uri, token="root:0"), False
+    client, stopping = program.client(server.uri, token="root:0"), False
 
     def work() -> int:
         calls = 0
@@ -137,25 +134,15 @@ sys.stdin.read()
 """
 
 
-def test_a_file_that_another_process_has_open(
-    engine: Engine, flavour: Flavour, tmp_path: Path
-) -> None:
+def test_a_file_that_another_process_has_open(program: Program, tmp_path: Path) -> None:
     """ConnectFailed says so at once; it opens when that process is gone, killed or not."""
     pytest.importorskip("milvus_lite")
     path = str(tmp_path / "demo.db")
-    with subprocess.Popen(
-        [sys.executable, "-c", _HOLDER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as holder:
-        try:
-            assert holder.stdout is not None
-            assert holder.stdout.readline() == b"open\n"
-            with pytest.raises(ConnectFailed, match="another process may have it open"):
-                Call(flavour.client, path).value(20)
-        finally:
-            holder.kill()
-    client = Call(flavour.client, path).value(20)
-    assert client.list_collections() == ["demo"]
-    client.close()
+    with Child(_HOLDER, path) as holder:
+        holder.says("open")
+        with pytest.raises(ConnectFailed, match="another process may have it open"):
+            Call(program.client, path).value(20)
+    assert Call(program.client, path).value(20).list_collections() == ["demo"]
 
 
 @pytest.fixture
@@ -167,10 +154,10 @@ def endpoints() -> Iterator[tuple[list[FakeMilvus], list[FakeMilvus]]]:
 
 
 def test_half_of_many_endpoints_down(
-    engine: Engine, flavour: Flavour, endpoints: tuple[list[FakeMilvus], list[FakeMilvus]]
+    program: Program, endpoints: tuple[list[FakeMilvus], list[FakeMilvus]]
 ) -> None:
     """Twenty of forty servers go away for a while: the others' clients do not notice."""
-    well, lost = ([(server, flavour.client(server.uri)) for server in lot] for lot in endpoints)
+    well, lost = ([(server, program.client(server.uri)) for server in lot] for lot in endpoints)
     for server, _ in lost:
         server.stop()
     with ChannelCount() as channels:

@@ -11,17 +11,17 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import milvus_lifecycle as ml
-from milvus_lifecycle.audit import stream
+from tests import inside
 from tests.flavours import Program
-from tests.observe import Call, wait_until
+from tests.observe import Call, LogLines, wait_until
 from tests.processes import REPOSITORY, FakeMilvusProcess, ask_child
 from tests.servers import FakeMilvus, every_other
 from tests.stock import FORK_POLLER, Env, Kind, defect, run, verdict
@@ -32,27 +32,15 @@ pytestmark = pytest.mark.timeout(120)
 SOON = 15.0
 
 
-class _Handler(logging.Handler):
+class _Heard(LogLines):
+    """Has every record of the engine's log heard."""
+
     def __init__(self, hear: Callable[[str], object]) -> None:
-        super().__init__()
+        super().__init__(logger="milvus_lifecycle")
         self._hear = hear
 
     def emit(self, record: logging.LogRecord) -> None:
         self._hear(record.getMessage())
-
-
-@contextmanager
-def _logging_to(hear: Callable[[str], object]) -> Iterator[None]:
-    """Have every record of the engine's log heard."""
-    logger, handler = logging.getLogger("milvus_lifecycle"), _Handler(hear)
-    before = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(before)
 
 
 @pytest.mark.policy(recovery_budget=40.0)
@@ -69,7 +57,7 @@ def test_a_reader_calls_the_client_that_it_hears_of(
         answers.append(client.list_collections())
 
     unsubscribe = program.subscribe(hear) if reader == "listener" else lambda: None
-    with _logging_to(hear if reader == "log handler" else lambda news: None):
+    with _Heard(hear if reader == "log handler" else lambda news: None):
         server.stop()
         calls = [Call(client.list_collections) for _ in range(4)]
         assert program.saw("retry")
@@ -88,7 +76,7 @@ def test_a_log_handler_that_hangs_costs_records(
 
     Other readers miss none.
     """
-    monkeypatch.setattr(stream, "LIMIT", 5)
+    monkeypatch.setattr(*inside.records_that_may_wait(5))
     server.on("ShowCollections", every_other)
     go, lines = threading.Event(), list[str]()
 
@@ -98,13 +86,13 @@ def test_a_log_handler_that_hangs_costs_records(
 
     client = program.client(server.uri)
     client.list_collections()
-    stream.flush_all(10)
-    before = len(program.records)
-    with _logging_to(hear):
+    inside.flush_records()
+    before = len(program.heard)
+    with _Heard(hear):
         for _ in range(6):
             assert Call(client.list_collections).value(SOON) == ["demo"]
             assert wait_until(lambda: program.seen()[-1] == "recovered", SOON)
-        happened = len(program.records) - before
+        happened = len(program.heard) - before
         go.set()
         assert wait_until(lambda: lines and "missed" in lines[-1], SOON)
         client.list_collections()
@@ -118,7 +106,7 @@ def test_an_audit_file_that_hangs(
     server: FakeMilvus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Calls and uninstall go on without it; it says itself how many records are missing."""
-    monkeypatch.setattr(stream, "LIMIT", 5)
+    monkeypatch.setattr(*inside.records_that_may_wait(5))
     path = tmp_path / "audit.jsonl"
     os.mkfifo(path)  # who opens it for writing waits until somebody reads
     ml.install(audit=str(path))
@@ -145,7 +133,7 @@ def test_an_audit_file_that_hangs(
     assert wait_until(lost, SOON)
     missed = lost()
     os.close(reading)
-    assert (written.count(b'"seq":'), missed) == (6, len(program.records) - 6)
+    assert (written.count(b'"seq":'), missed) == (6, len(program.heard) - 6)
 
 
 _LEAVE = """
@@ -206,19 +194,19 @@ def a_child_tells_its_own_story(env: Env) -> None:
     def in_child() -> object:
         told.clear()
         client.list_collections()
-        read = manager._pool.audit.flush(20)
-        return client.list_collections(), read, sorted({pid == os.getpid() for pid, _, _ in told})
+        inside.flush_records(20)
+        return client.list_collections(), sorted({pid == os.getpid() for pid, _, _ in told})
 
     said = [ask_child(in_child, 30) for _ in range(3)]
     client.list_collections()
-    manager._pool.audit.flush(20)
+    inside.flush_records(20)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     stories = Counter((line["pid"], line["connection_id"], line["seq"]) for line in lines)
     gaps = [key for key in stories if key[2] > 1 and (*key[:2], key[2] - 1) not in stories]
     once = {*stories.values(), *told.values()} == {1}
     children = len({line["pid"] for line in lines}) - 1
     verdict(
-        said == ["(['demo'], True, [True])"] * 3 and once and not gaps and children == 3,
+        said == ["(['demo'], [True])"] * 3 and once and not gaps and children == 3,
         f"{said}, {children} children, gaps {gaps}, {stories}",
     )
 

@@ -22,7 +22,10 @@ image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
 )
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium: apt-get install chromium")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not CHROMIUM, reason="no chromium: apt-get install chromium"),
+]
 
 #: Ten times what it took here, on a busy machine.
 OPENS_WITHIN_MS = 20_000.0

@@ -50,6 +50,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_the_program", [False, True], ids=["environment", "own-install"])
 def test_children_are_on_the_engine(
     server: FakeMilvus, tmp_path: Path, by_the_program: bool

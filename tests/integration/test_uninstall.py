@@ -18,8 +18,7 @@ from pymilvus.exceptions import MilvusException
 import milvus_lifecycle as ml
 from tests.flavours import Flavour
 from tests.network import open_sockets_to
-from tests.observe import Call, join_all, wait_until
-from tests.rigs import Client
+from tests.observe import Call, Client, join_all, wait_until
 from tests.servers import FakeMilvus
 
 pytestmark = pytest.mark.timeout(90)

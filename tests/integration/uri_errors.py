@@ -26,14 +26,14 @@ def main(side: str, folder: str) -> None:
         ml.install()
     from pymilvus.exceptions import ConnectionConfigException, MilvusException
 
-    from tests.asking import ASKING
+    from tests.flavours import FLAVOURS, Flavour
 
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
     said: dict[str, Any] = {}
     for uri in URIS:
-        for flavour, ask in ASKING.items():
+        for flavour in FLAVOURS:
             try:
-                heard: Any = ask(uri.replace("FOLDER", folder))
+                heard: Any = Flavour(flavour).connected(uri.replace("FOLDER", folder))
             except MilvusException as error:
                 kind = "config" if isinstance(error, ConnectionConfigException) else str(error)
                 phrases = [phrase for phrase in PHRASES if phrase in error.message]

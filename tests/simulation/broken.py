@@ -96,6 +96,8 @@ class Mutant:
     laws: tuple[int, ...]
     patch: Line | Rows
     setup: Setup
+    #: found only after a long search
+    rare: bool = False
 
 
 def _unless(condition: str, *triggers: Trigger) -> Callable[[Row], Row]:
@@ -159,6 +161,7 @@ MUTANTS: tuple[Mutant, ...] = (
             stops=(0.25,),
             stays=True,
         ),
+        rare=True,
     ),
     Mutant(
         "a flight is not ended by the failure that supersedes it",

@@ -248,10 +248,11 @@ class World:
     @contextmanager
     def leads(self, connection: Any, flight: Any) -> Iterator[None]:
         """Somebody flies, or finds that another one does."""
+        who = self.who()  # asked now: a task that is collected has no loop to be found in
         try:
             yield
         finally:
-            entry = self.leaders.pop(self.who(), None)
+            entry = self.leaders.pop(who, None)
             if entry is not None:
                 self.leading.remove(entry)
             # A flight that ends by a mistake in the code is settled as abandoned, without a word.

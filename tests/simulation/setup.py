@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from milvus_lifecycle import LifecyclePolicy
@@ -75,6 +75,12 @@ class Setup:
     stays: bool = False
     #: nodes at which the search gives up
     ceiling: int = 200_000
+    #: what is smaller where it is searched in every run of the tests, though the whole takes long
+    daily: dict[str, Any] = field(default_factory=dict)
+
+    def everyday(self) -> Setup:
+        """The set-up as every run of the tests searches it."""
+        return replace(self, daily={}, **self.daily)
 
     def lifecycle_policy(self) -> LifecyclePolicy:
         return LifecyclePolicy(**{**POLICY, **self.policy})

@@ -1,4 +1,7 @@
-"""The set-ups that are searched: small ones for every run of the tests, deeper ones by option."""
+"""The set-ups that are searched: all of them in CI, deeper ones by option.
+
+Every run of the tests searches all of them, too, some with less in them (``daily``).
+"""
 
 from __future__ import annotations
 
@@ -14,34 +17,81 @@ LIMITED = Plan(2, ("call",), ready=True, limit=1.0)
 #: Switches between any two moves of I/O: what asyncio does, and threads that are lucky.
 SETUPS: tuple[Setup, ...] = (
     Setup("first connect", (Plan(1, ("checkout",)),) * 3),
-    Setup("first connect and close_all", (Plan(1, ("checkout",)),) * 2, ("close_all",), faults=1),
-    Setup("impatient first connect", (Plan(1, ("checkout",), timeout=0.5), CALLER), faults=2),
+    Setup(
+        "first connect and close_all",
+        (Plan(1, ("checkout",)),) * 2,
+        ("close_all",),
+        faults=1,
+        daily={"faults": 0},
+    ),
+    Setup(
+        "impatient first connect",
+        (Plan(1, ("checkout",), timeout=0.5), CALLER),
+        faults=2,
+        daily={"faults": 1},
+    ),
     Setup("outage", (READY, READY, READY), ("close_handler",), faults=1),
-    Setup("outage after outage", (READY, READY), ("close_handler",)),
+    Setup(
+        "outage after outage", (READY, READY), ("close_handler",), daily={"kinds": ("unavailable",)}
+    ),
     Setup("outage and close_all", (READY, READY), ("close_all",), faults=1),
-    Setup("three callers", (CALLER, CALLER, CALLER), faults=1),
-    Setup("two outages", (CALLER, CALLER), flights=5),
+    Setup(
+        "three callers",
+        (CALLER, CALLER, CALLER),
+        faults=1,
+        daily={"actors": (CALLER, *(Plan(1, ("checkout",)),) * 2), "kinds": ("unavailable",)},
+    ),
+    Setup("two outages", (CALLER, CALLER), flights=5, daily={"actors": (CALLER, READY)}),
     Setup("come and go", (GUEST, GUEST), faults=1),
-    Setup("dead leaders", (CALLER, CALLER), kinds=("unavailable", "dead", "nothread")),
-    Setup("cancelled callers", (CALLER, CALLER), kinds=("unavailable", "cancelled")),
-    Setup("refused", (CALLER, CALLER), kinds=("unavailable", "refused")),
-    Setup("deadlines", (LIMITED, READY), policy={"recovery_budget": 3.0}),
+    Setup(
+        "dead leaders",
+        (CALLER, CALLER),
+        kinds=("unavailable", "dead", "nothread"),
+        daily={"faults": 1},
+    ),
+    Setup(
+        "cancelled callers",
+        (CALLER, CALLER),
+        kinds=("unavailable", "cancelled"),
+        daily={"faults": 1},
+    ),
+    Setup("refused", (CALLER, CALLER), kinds=("unavailable", "refused"), daily={"faults": 1}),
+    Setup("deadlines", (LIMITED, READY), policy={"recovery_budget": 3.0}, daily={"faults": 1}),
     Setup(
         "idle",
         (Plan(2, ("call",), ready=True), Plan(2, ("checkout", "rpc"))),
         faults=1,
         policy={"idle_threshold": 0.5},
         stops=(1.0, 2.0),
+        daily={"actors": (READY, Plan(1, ("checkout",))), "stops": (1.0,)},
     ),
     Setup("rotation", (READY,), faults=1, policy={"max_age": 1.0}, flights=3),
-    Setup("drain", (READY, READY), faults=2, policy={"drain_timeout": 1.0}, stops=(1.5,)),
+    Setup(
+        "drain",
+        (READY, READY),
+        faults=2,
+        policy={"drain_timeout": 1.0},
+        stops=(1.5,),
+        daily={"faults": 1},
+    ),
     Setup(
         "dedicated",
         (replace(GUEST, dedicated=True), Plan(1, ("checkout",), dedicated=True)),
         faults=1,
         kinds=("unavailable",),
+        daily={
+            "actors": (
+                replace(GUEST, moves=2, dedicated=True),
+                Plan(1, ("checkout",), dedicated=True),
+            )
+        },
     ),
-    Setup("collected", (Plan(3, ("checkout", "call", "vanish")), CALLER), faults=1),
+    Setup(
+        "collected",
+        (Plan(3, ("checkout", "call", "vanish")), CALLER),
+        faults=1,
+        daily={"actors": (Plan(2, ("checkout", "call", "vanish")), CALLER)},
+    ),
     Setup(
         "collected inside a step",
         (Plan(1, ("vanish_in_step",), ready=True), Plan(2, ("call", "release"), ready=True)),
@@ -61,13 +111,26 @@ SETUPS: tuple[Setup, ...] = (
         (replace(GUEST, anonymous=True), CALLER),
         faults=1,
         kinds=("unavailable", "cancelled"),
+        daily={"kinds": ("unavailable",)},
     ),
-    Setup("fork", (READY, CALLER), ("fork",), faults=1),
+    Setup(
+        "fork",
+        (READY, CALLER),
+        ("fork",),
+        faults=1,
+        daily={"actors": (READY, Plan(1, ("checkout",)))},
+    ),
 )
 
 #: One caller or two, in the corners of the table.
 CORNERS: tuple[Setup, ...] = (
-    Setup("server away", (Plan(2, ("call", "release"), ready=True),), faults=5, flights=5),
+    Setup(
+        "server away",
+        (Plan(2, ("call", "release"), ready=True),),
+        faults=5,
+        flights=5,
+        daily={"faults": 3},
+    ),
     Setup(
         "doubt, and then a failure",
         (Plan(1, ("rpc",), ready=True, limit=0.5), Plan(1, ("rpc",), ready=True)),
@@ -113,14 +176,28 @@ CORNERS: tuple[Setup, ...] = (
         preemptions=1,
         policy={"max_age": 1.0},
         flights=3,
+        daily={"flights": 1},
     ),
 )
 
 #: Switches at every lock as well: what threads do.
 BETWEEN_LOCKS: tuple[Setup, ...] = (
-    Setup("threads: first connect", (Plan(1, ("checkout",)),) * 2, faults=1, preemptions=1),
-    Setup("threads: close", (READY,), ("close_all",), faults=1, preemptions=1),
-    Setup("threads: outage", (READY, READY), faults=1, preemptions=2),
+    Setup(
+        "threads: first connect",
+        (Plan(1, ("checkout",)),) * 2,
+        faults=1,
+        preemptions=1,
+        daily={"faults": 0},
+    ),
+    Setup(
+        "threads: close",
+        (READY,),
+        ("close_all",),
+        faults=1,
+        preemptions=1,
+        daily={"kinds": ("unavailable",)},
+    ),
+    Setup("threads: outage", (READY, READY), faults=1, preemptions=2, daily={"preemptions": 1}),
     Setup(
         "threads: last one out",
         (Plan(1, ("release",), ready=True), Plan(1, ("checkout",))),
@@ -132,6 +209,7 @@ BETWEEN_LOCKS: tuple[Setup, ...] = (
         (Plan(2, ("call", "release"), ready=True, dedicated=True),),
         faults=1,
         preemptions=2,
+        daily={"preemptions": 1},
     ),
     Setup(
         "threads: collected",

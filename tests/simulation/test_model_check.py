@@ -1,7 +1,7 @@
 """Model check: every run of the real core, and a search that is known to find what is broken.
 
-``MILVUS_LIFECYCLE_SEARCH=deep`` adds larger set-ups (hours); ``=1800`` gives each of those so
-many seconds.
+``MILVUS_LIFECYCLE_SEARCH=deep pytest -m search`` adds larger set-ups (hours); ``=1800`` gives each
+of those so many seconds.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from tests.simulation.setups import BETWEEN_LOCKS, CORNERS, DEEP, SETUPS
 
 Record = Callable[[str, object], None]
 _OPTION = os.environ.get("MILVUS_LIFECYCLE_SEARCH", "")
+_SETUPS = (*SETUPS, *CORNERS, *BETWEEN_LOCKS)
 _DEEP_SECONDS = float(_OPTION) if _OPTION.replace(".", "", 1).isdigit() else 86_400.0
 
 
@@ -28,15 +29,28 @@ def _report(outcome: Outcome, record: Record) -> None:
     record("moves", outcome.moves)
 
 
-@pytest.mark.parametrize("setup", [*SETUPS, *CORNERS, *BETWEEN_LOCKS], ids=lambda s: s.name)
+@pytest.mark.parametrize("setup", [s.everyday() for s in _SETUPS], ids=lambda s: s.name)
 def test_the_laws_hold_in_every_run(setup: Setup, record_property: Record) -> None:
     """No order of steps and no outcome of I/O within the bound breaks a law."""
+    _search_whole(setup, record_property)
+
+
+@pytest.mark.search
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("setup", [s for s in _SETUPS if s.daily], ids=lambda s: s.name)
+def test_the_laws_hold_in_every_run_of_the_whole(setup: Setup, record_property: Record) -> None:
+    """The same for the set-ups of which every run of the tests searches a part."""
+    _search_whole(setup, record_property)
+
+
+def _search_whole(setup: Setup, record_property: Record) -> None:
     outcome = search(setup)
     assert outcome.broken is None, outcome.trace
     assert outcome.whole, f"not searched to the end: {outcome.line()}"
     _report(outcome, record_property)
 
 
+@pytest.mark.search
 @pytest.mark.skipif(not _OPTION, reason="MILVUS_LIFECYCLE_SEARCH is not set")
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("setup", DEEP, ids=lambda s: s.name)
@@ -49,7 +63,10 @@ def test_the_laws_hold_in_deeper_runs(setup: Setup, record_property: Record) -> 
 
 # A finalizer that works at once is one of the broken cores: it raises where nobody can catch it.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    "mutant",
+    [pytest.param(m, id=m.name, marks=[pytest.mark.search] if m.rare else []) for m in MUTANTS],
+)
 def test_a_broken_core_is_rejected(mutant: Mutant, record_property: Record) -> None:
     """The search rejects the core with this one line changed, by the law that the line is for."""
     with mutant.patch.applied():
@@ -68,7 +85,7 @@ def test_every_law_that_can_be_searched_has_a_broken_core() -> None:
 
 def test_the_bound_reaches_what_is_promised() -> None:
     """Three generations and two flights are within the bound of the searches of every day."""
-    outcome = search(next(setup for setup in SETUPS if setup.name == "two outages"))
+    outcome = search(next(s for s in SETUPS if s.name == "two outages").everyday())
     assert outcome.generations >= 3
     assert outcome.flights >= 2
     assert outcome.bounded == 0

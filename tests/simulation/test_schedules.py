@@ -1,13 +1,15 @@
 """Schedules of the real drivers: the seed decides who runs next, and every one keeps the laws.
 
-``MILVUS_LIFECYCLE_SCHEDULES=100000`` runs so many (10,000 by default, half of them for each
-driver); ``MILVUS_LIFECYCLE_SEED=1234`` runs that seed alone, and prints its trace.
+Every run of the tests plays the first few hundred of each driver, ``pytest -m search`` the others
+of 10,000 (half of them for each driver), or of as many as ``MILVUS_LIFECYCLE_SCHEDULES=100000``
+says. ``MILVUS_LIFECYCLE_SEED=1234`` runs that seed alone, and prints its trace.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -22,23 +24,29 @@ Record = Callable[[str, object], None]
 _TOTAL = int(os.environ.get("MILVUS_LIFECYCLE_SCHEDULES", "10000"))
 _SEED = os.environ.get("MILVUS_LIFECYCLE_SEED", "")
 _FLAVOURS: dict[str, type[World]] = {"threads": ThreadsWorld, "asyncio": AioWorld}
-#: seeds of each driver, and into how many tests they are dealt
+#: seeds of each driver: in all, and in every run of the tests
 _EACH = max(1, _TOTAL // 2)
-_CHUNKS = min(10, _EACH)
+_EVERYDAY = min(400, _EACH)
 
 
-def _seeds(chunk: int) -> range:
+def _dealt() -> list[Any]:
+    """The seeds, a range for each test."""
     if _SEED:
-        return range(int(_SEED), int(_SEED) + 1)
-    return range(_EACH * chunk // _CHUNKS, _EACH * (chunk + 1) // _CHUNKS)
+        return [range(int(_SEED), int(_SEED) + 1)]
+    others = range(_EVERYDAY, _EACH)
+    size = max(1, -(-len(others) // 10))
+    chunks = [others[at : at + size] for at in range(0, len(others), size)]
+    return [range(_EVERYDAY), *(pytest.param(it, marks=pytest.mark.search) for it in chunks)]
 
 
 @pytest.mark.timeout(0 if _TOTAL > 20_000 else 180)
-@pytest.mark.parametrize("chunk", range(1 if _SEED else _CHUNKS))
+@pytest.mark.parametrize("seeds", _dealt(), ids=lambda it: f"{it.start}-{it.stop - 1}")
 @pytest.mark.parametrize("flavour", _FLAVOURS)
-def test_the_laws_hold_in_every_schedule(flavour: str, chunk: int, record_property: Record) -> None:
+def test_the_laws_hold_in_every_schedule(
+    flavour: str, seeds: range, record_property: Record
+) -> None:
     """No order in which the seeds let threads, callbacks and I/O run breaks a law."""
-    done = campaign(_FLAVOURS[flavour], _seeds(chunk))
+    done = campaign(_FLAVOURS[flavour], seeds)
     if _SEED:
         print("\n".join(done.last))
     assert done.finding is None, str(done.finding)

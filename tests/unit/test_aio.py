@@ -29,7 +29,8 @@ from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import CapturedAudit, FakeClock, Script, rpc_error
 from tests.cores import CONFIG
 from tests.looping import Doing, in_loop, until
-from tests.rigs import Client, Roamer, Signpost
+from tests.observe import Client
+from tests.rigs import Roamer, Signpost
 
 UNAVAILABLE = rpc_error("UNAVAILABLE")
 

@@ -23,8 +23,8 @@ from milvus_lifecycle.errors import (
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import rpc_error
 from tests.cores import CONFIG
-from tests.observe import Call
-from tests.rigs import Client, Rig
+from tests.observe import Call, Client
+from tests.rigs import Rig
 
 UNAVAILABLE = rpc_error("UNAVAILABLE")
 LOST = summarize(UNAVAILABLE)

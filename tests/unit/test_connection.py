@@ -21,10 +21,7 @@ from milvus_lifecycle.errors import ConnectFailed, ConnectionClosed
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import CapturedAudit, FakeClock, Script, rpc_error, until
 from tests.cores import CONFIG, Core
-
-
-class Client:
-    """Whoever holds a lease."""
+from tests.observe import Client
 
 
 class Meddler(RegularStrategy):

@@ -17,13 +17,10 @@ from milvus_lifecycle.core.strategies import ConnectionStrategy
 from milvus_lifecycle.core.wire import Binding, Rpc, Wire
 from milvus_lifecycle.errors import ConnectionClosed, LifecycleError, summarize
 from milvus_lifecycle.testing import FakeClock, Script, rpc_error
+from tests.observe import Client
 
 CONFIG = ConnectionConfig.from_uri("http://home:19530")
 DOWN = rpc_error("UNAVAILABLE")
-
-
-class Client:
-    """Whoever holds a lease."""
 
 
 class Moving(ConnectionStrategy):

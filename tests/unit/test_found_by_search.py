@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,36 +9,10 @@ import pytest
 from milvus_lifecycle import ConnectionConfig, ConnectionManager
 from milvus_lifecycle.errors import ConnectFailed, ConnectionClosed
 from milvus_lifecycle.testing import FakeClock, Script, until
+from tests.observe import Call, Client
 
 CONFIG = ConnectionConfig.from_uri("http://home:19530")
 LIMIT = 20.0
-
-
-class Client:
-    """Whoever holds a lease."""
-
-
-class Call(threading.Thread):
-    """A call on a thread of its own."""
-
-    def __init__(self, call: Callable[[], Any]) -> None:
-        super().__init__(daemon=True)
-        self.call, self.result, self.error = call, None, None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self.result = self.call()
-        except Exception as error:
-            self.error = error
-
-    def end(self) -> Any:
-        """The result; raises what the call raised."""
-        self.join(LIMIT)
-        assert not self.is_alive()
-        if self.error is not None:
-            raise self.error
-        return self.result
 
 
 class Pool:
@@ -65,9 +37,9 @@ class Pool:
         until(lambda: clock.sleeping() == 2, LIMIT, "the second does not wait")
         clock.advance(2.0)
         with pytest.raises(ConnectFailed):
-            impatient.end()
+            impatient.value(LIMIT)
         script.let_go()
-        return patient.end()
+        return patient.value(LIMIT)
 
 
 @pytest.fixture
@@ -132,5 +104,5 @@ def test_a_release_during_a_revival_counts(pool: Pool) -> None:
     pool.script.wait_held("register")
     pool.manager.release(handler, client)
     pool.script.let_go()
-    call.end()
+    call.value(LIMIT)
     assert pool.clients() == [0]

@@ -35,8 +35,7 @@ from milvus_lifecycle.errors import LifecycleError
 from milvus_lifecycle.table import TRANSITIONS, State
 from milvus_lifecycle.testing import CapturedAudit, Script, rpc_error, until
 from tests.cores import CONFIG, Core
-from tests.observe import Call
-from tests.rigs import Client
+from tests.observe import Call, Client
 
 #: what a flight or a call waits at most (seconds)
 BUDGET = 0.3

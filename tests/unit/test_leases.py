@@ -12,8 +12,8 @@ from milvus_lifecycle.core.checkout import SHORTEST_CHECKOUT, VERDICT_GRACE
 from milvus_lifecycle.errors import ConfigError, ConnectFailed
 from milvus_lifecycle.table import State, Trigger
 from tests.cores import Core
-from tests.observe import Call
-from tests.rigs import Client, Rig, Unraisable
+from tests.observe import Call, Client
+from tests.rigs import Rig, Unraisable
 
 
 def test_a_second_checkout_is_the_same_lease() -> None:

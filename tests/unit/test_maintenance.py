@@ -15,8 +15,8 @@ from milvus_lifecycle.errors import summarize
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import Script, rpc_error, until
 from tests.cores import CONFIG
-from tests.observe import Call, LogLines
-from tests.rigs import HOME, Client, Rig, Roamer, Signpost
+from tests.observe import Call, Client, LogLines
+from tests.rigs import HOME, Rig, Roamer, Signpost
 
 
 def test_rotation_goes_by_the_channel_in_use() -> None:

@@ -22,9 +22,9 @@ from milvus_lifecycle.managers import Settings
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import FakeClock, Script, rpc_error, until
 from tests.cores import CONFIG
-from tests.observe import Call
+from tests.observe import Call, Client
 from tests.processes import REPOSITORY
-from tests.rigs import Client, Rig, Roamer, Unraisable
+from tests.rigs import Rig, Roamer, Unraisable
 
 UNAVAILABLE = rpc_error("UNAVAILABLE")
 KEEPER = "milvus-lifecycle-timekeeper"

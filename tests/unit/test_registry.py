@@ -12,10 +12,7 @@ from milvus_lifecycle import ConnectionConfig, ConnectionManager
 from milvus_lifecycle.core.registry import Registry
 from milvus_lifecycle.testing import Script
 from tests.cores import Core
-
-
-class Client:
-    """Whoever holds a lease."""
+from tests.observe import Client
 
 
 def connection(client: object | None = None, *, dedicated: bool = False) -> Any:

@@ -15,12 +15,9 @@ from milvus_lifecycle.core.facts import Facts
 from milvus_lifecycle.core.maintenance import Schedule
 from milvus_lifecycle.table import State
 from milvus_lifecycle.testing import CapturedAudit, FakeClock, Script, until
+from tests.observe import Client
 
 CONFIG = ConnectionConfig.from_uri("http://home:19530")
-
-
-class Client:
-    """Whoever holds a lease."""
 
 
 def test_jobs_come_in_the_order_of_their_time() -> None:

@@ -18,7 +18,8 @@ from milvus_lifecycle import (
 from milvus_lifecycle.endpoints.choose import default_strategy
 from milvus_lifecycle.endpoints.local import LocalServer
 from tests.cores import CONFIG, Core
-from tests.rigs import Client, Rig
+from tests.observe import Client
+from tests.rigs import Rig
 
 PAGE = (Path(__file__).parents[2] / "docs" / "integration.md").read_text(encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Bodies of the asyncio defects of the pool and of event loops: D16, D17, D18, D19, D29."""
+"""Bodies of the defects that only asyncio has: D16, D17, D18, D19, D29."""
 
 from __future__ import annotations
 
@@ -9,17 +9,11 @@ from typing import Any
 import grpc
 from pymilvus import AsyncMilvusClient
 
+from tests.integration.defects_outage import OWN_SOCKETS, WATCHDOG
 from tests.looping import Doing, settled
 from tests.network import open_sockets_to
 from tests.observe import wait_until
-from tests.servers import RpcFailure, ServedCall
 from tests.stock import Env, defect, verdict
-
-#: Longer than anything that a healthy manager does in these bodies (seconds).
-WATCHDOG = 12.0
-
-#: Without it grpc's global pool hides how many channels there are. The engine sets it anyway.
-_OWN_SOCKETS = {"grpc.use_local_subchannel_pool": 1}
 
 
 def _manager() -> Any:
@@ -46,7 +40,7 @@ def d16_forty_loops_leave_nothing(env: Env) -> None:
 
     async def main() -> Any:
         kinds.add(type(_manager()))
-        client = AsyncMilvusClient(server.uri, grpc_options=_OWN_SOCKETS)
+        client = AsyncMilvusClient(server.uri, grpc_options=OWN_SOCKETS)
         return await client.list_collections()
 
     # Sockets are to be freed by the loop's end, not by luck with the collector.
@@ -66,21 +60,17 @@ def d16_forty_loops_leave_nothing(env: Env) -> None:
     )
 
 
-def _refuse(call: ServedCall) -> None:
-    raise RpcFailure(grpc.StatusCode.INTERNAL)
-
-
 @defect()
 def d17_a_failed_create_leaves_no_channel(env: Env) -> None:
     """Five first connects that the server refuses: five errors, and no socket stays open."""
     server = env.server()
-    server.on("Connect", _refuse)
+    server.fail(grpc.StatusCode.INTERNAL, spare=())
 
     async def main() -> tuple[list[Doing], int]:
         gc.collect()
         gc.disable()
         clients = [
-            AsyncMilvusClient(server.uri, grpc_options=_OWN_SOCKETS, dedicated=True)
+            AsyncMilvusClient(server.uri, grpc_options=OWN_SOCKETS, dedicated=True)
             for _ in range(5)
         ]
         calls = [Doing(client._connect()) for client in clients]
@@ -102,7 +92,7 @@ def d18_first_calls_of_one_client_share_one_connect(env: Env) -> None:
     server = env.server()
 
     async def main() -> tuple[list[Doing], int]:
-        client = AsyncMilvusClient(server.uri, dedicated=True, grpc_options=_OWN_SOCKETS)
+        client = AsyncMilvusClient(server.uri, dedicated=True, grpc_options=OWN_SOCKETS)
         calls = [Doing(client.list_collections()) for _ in range(5)]
         await settled(calls, WATCHDOG)
         return calls, open_sockets_to(server.port)

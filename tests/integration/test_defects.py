@@ -1,0 +1,42 @@
+"""The measured defects of pymilvus's own managers: impossible on the engine, real on stock.
+
+Each body runs twice, in a process of its own each time: on the engine its verdict must hold, on
+stock pymilvus the same body must fail at that verdict. A deadlock is found by the body's own
+watchdog and becomes its verdict. See tests/stock.py for the rules.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.integration import defects_global, defects_loops, defects_outage, defects_pool
+from tests.stock import Kind, run
+
+MODULES = (defects_outage, defects_pool, defects_loops, defects_global)
+BODIES = [
+    body
+    for module in MODULES
+    for body in vars(module).values()
+    if "limit" in getattr(body, "__dict__", {})  # what `defect` leaves on a body
+]
+
+each_body = pytest.mark.parametrize("body", BODIES, ids=lambda body: body.__name__)
+
+
+@each_body
+@pytest.mark.timeout(180)
+def test_the_engine_keeps_the_promise(body: Any) -> None:
+    """On the engine the body's verdict holds."""
+    outcome = run("engine", body)
+    assert outcome.kind is Kind.PASSED, str(outcome)
+
+
+@pytest.mark.stock
+@each_body
+@pytest.mark.timeout(180)
+def test_pymilvus_breaks_the_promise(body: Any) -> None:
+    """On stock pymilvus the same body gets as far as its verdict, and fails there."""
+    outcome = run("stock", body)
+    assert outcome.kind is Kind.VERDICT_FAILED, str(outcome)
