@@ -231,7 +231,7 @@ def _close_all_from_here(program: Program) -> None:
 
 
 @pytest.mark.parametrize("case", ["connect", "probe", "recovery"])
-@pytest.mark.policy(idle_threshold=0.3)
+@pytest.mark.policy(idle_threshold=0.3, probe_timeout=30.0)
 def test_close_all_wakes_the_waiters(
     program: Program, server: FakeMilvus, proxy: TcpProxy, case: str
 ) -> None:

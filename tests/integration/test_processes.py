@@ -132,7 +132,8 @@ def test_a_flush_at_exit(name: str, restart: bool) -> None:
 
 #: So many calls lose their server; it says so, and waits for their answers.
 _RIDE = """
-import asyncio, sys, threading
+import asyncio, signal, sys, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background a shell ignores it
 import milvus_lifecycle as ml
 ml.install()
 # Importing is not what this is about.
