@@ -15,6 +15,10 @@ from unittest import mock
 from google.protobuf.message_factory import GetMessageClass
 from typing_extensions import Self
 
+from milvus_lifecycle import AsyncConnectionManager, ConnectionManager
+from milvus_lifecycle.core.facts import Located
+from milvus_lifecycle.endpoints.global_cluster import TopologyLocator
+from milvus_lifecycle.testing import Script
 from tests.network import TcpProxy, free_port
 from tests.servers import SERVICE, TlsFiles, status
 from tests.topology_service import Behaviour, Service, answer, cluster, reply, serving
@@ -151,3 +155,22 @@ class GlobalCluster:
         finally:
             with self._lock:
                 self._at_once -= 1
+
+
+def locate(
+    locator: TopologyLocator, connection: Any, failure: Any = None, timeout: float = 10.0
+) -> Located:
+    """Run its steps as the threads driver does."""
+    return _DRIVER.drive(locator.steps(connection, failure, timeout))
+
+
+async def alocate(
+    locator: TopologyLocator, connection: Any, failure: Any = None, timeout: float = 10.0
+) -> Located:
+    """Run its steps as the asyncio driver does."""
+    manager = AsyncConnectionManager(transport=Script().asyncio())
+    return await manager._driver.drive(locator.steps(connection, failure, timeout))
+
+
+#: it has no connections, and so no thread
+_DRIVER = ConnectionManager(transport=Script().threads())._driver

@@ -172,9 +172,6 @@ class Face:
         self.revivable = True
         self.readiness = Readiness()
 
-    def rebound(self) -> None:
-        """A channel was swapped in."""
-
     # -- a call's deadline over its retries --------------------------------------------------
 
     def call_window(self, timeout: float | None, now: float) -> tuple[float, float | None]:

@@ -21,7 +21,7 @@ from .facts import Facts, Seams
 from .flight import Flight, FlightKind, Outage, Outcome
 from .machine import check_names, fire
 from .recording import record_creation, record_step, record_wait
-from .strategies import Broken, ConnectionStrategy, Dispose, Locator
+from .strategies import AnyLocator, Broken, ConnectionStrategy, Dispose
 from .wire import Binding, Rpc, Wire
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class StepResult:
     #: channels to close now, whatever runs on them
     closing: list[Wire] = field(default_factory=list)
     #: what the strategy wants to be released, as the connection is closed
-    locator: Locator | None = None
+    locator: AnyLocator | None = None
 
     def clear(self) -> None:
         """As if nothing had been decided."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..audit.stream import complain
 from ..errors import LifecycleError, brief
 from ..table import State, Trigger
-from .requests import Locate, Procedure
+from .requests import Procedure, locate
 
 if TYPE_CHECKING:
     from ..policy import LifecyclePolicy
@@ -204,7 +204,7 @@ class Maintenance:
         if locator is not None:
             # The locator says itself, once, what is wrong; the connection goes on as it is.
             with suppress(Exception):
-                yield Locate(connection, locator, None, REFRESH_LIMIT)
+                yield from locate(connection, locator, None, REFRESH_LIMIT)
             self.reroute_all()
 
     def reroute_all(self) -> None:

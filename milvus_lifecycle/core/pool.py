@@ -265,7 +265,6 @@ class Pool:
             self.step(connection, Trigger.RELEASE)
             return
         if trigger in _LANDINGS:
-            connection.face.rebound()
             if trigger is Trigger.STAND_DOWN and not facts.get("unchanged"):
                 self.maintenance.plan_second_try(connection)
             else:

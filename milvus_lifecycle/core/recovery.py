@@ -12,7 +12,7 @@ from ..errors import ConnectionClosed, Failure, FailureSummary, Interrupted, sum
 from ..table import Trigger
 from .flight import Flight, FlightKind
 from .lifecycle import CHANNELS_PER_OUTAGE
-from .requests import Locate, Open, Ping, Procedure, Register, Wait
+from .requests import Open, Ping, Procedure, Register, Wait, locate
 from .strategies import Broken, Connect, Recover
 from .wire import Wire
 
@@ -155,8 +155,8 @@ class Recovery:
             raise plan.error
         if not isinstance(plan, (Connect, Recover)) or plan.locator is None:
             return None
-        located: Located = yield Locate(self.connection, plan.locator, self.flight.failure, timeout)
-        return located
+        failure = self.flight.failure
+        return (yield from locate(self.connection, plan.locator, failure, timeout))
 
     def _keep_standby(self, located: Located | None) -> Procedure[bool]:
         """The target has not moved: if the channel that failed answers, it goes on serving."""

@@ -7,16 +7,17 @@ neither decides anything.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from ..errors import FailureSummary
     from .connection import ManagedConnection
+    from .facts import Located
     from .flight import Flight
     from .readiness import Collection
-    from .strategies import Locator
+    from .strategies import AnyLocator, Locator
     from .wire import Wire
 
 
@@ -38,12 +39,23 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Locate:
-    """Ask a locator where to connect. Result: Located."""
+    """Ask a locator that blocks, or is awaited, where to connect. Result: Located."""
 
     connection: ManagedConnection
     locator: Locator
     failure: FailureSummary | None
     timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """Wait for something that others wait for, too, until a ``time.monotonic()`` time at most.
+
+    ``join`` is given a call that wakes whoever waits. Leaving ends nothing. Result: None.
+    """
+
+    join: Callable[[Callable[[], object]], object]
+    until: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +107,20 @@ class Pause:
     seconds: float
 
 
-Request = Wait | Locate | Open | Register | Ping | AskLoadState | Pause
+Request = Wait | Locate | Join | Open | Register | Ping | AskLoadState | Pause
 Result = TypeVar("Result")
 #: A procedure: yields requests, is sent their results, returns ``Result``.
 Procedure = Generator[Request, Any, Result]
+
+
+def locate(
+    connection: ManagedConnection,
+    locator: AnyLocator,
+    failure: FailureSummary | None,
+    timeout: float,
+) -> Procedure[Located]:
+    """Where to connect to, by whichever of its ways the locator has."""
+    if hasattr(locator, "steps"):
+        return (yield from locator.steps(connection.lifecycle, failure, timeout))
+    located: Located = yield Locate(connection, locator, failure, timeout)
+    return located

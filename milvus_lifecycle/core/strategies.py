@@ -9,9 +9,9 @@ lock). Nothing else decides. To write your own, derive from ``ConnectionStrategy
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from ..errors import Failure
 
@@ -85,11 +85,28 @@ class Locator(Protocol):
         ...
 
 
+class SteppedLocator(Protocol):
+    """One whose waiting is a procedure, which either driver runs (see ``requests``)."""
+
+    def steps(
+        self, connection: View, failure: FailureSummary | None, timeout: float
+    ) -> Generator[Any, Any, Located]:
+        """As ``Locator.locate``."""
+        ...
+
+    def release(self, connection: View) -> None:
+        """As ``Locator.release``."""
+        ...
+
+
+AnyLocator = Locator | SteppedLocator
+
+
 @dataclass(frozen=True)
 class Connect:
     """Open a first channel and validate it."""
 
-    locator: Locator | None = None
+    locator: AnyLocator | None = None
 
 
 @dataclass(frozen=True)
@@ -101,14 +118,14 @@ class Probe:
 class Recover:
     """Open a fresh channel where the locator says, validate it, swap it in."""
 
-    locator: Locator | None = None
+    locator: AnyLocator | None = None
 
 
 @dataclass(frozen=True)
 class Dispose:
     """Give back what the locator holds."""
 
-    locator: Locator | None = None
+    locator: AnyLocator | None = None
 
 
 @dataclass(frozen=True)
@@ -192,7 +209,7 @@ class ConnectionStrategy:
     def committed(self, connection: View, located: Located | None) -> None:
         """A channel to ``located`` was swapped in: what belongs to it holds from now on."""
 
-    def locator(self, connection: View) -> Locator | None:
+    def locator(self, connection: View) -> AnyLocator | None:
         """Who finds the place to connect to. None: the configured address, always."""
         return None
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 import weakref
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from ..core.recovery import Recovery
 from ..core.requests import (
     AskLoadState,
+    Join,
     Locate,
     Open,
     Pause,
@@ -108,6 +110,8 @@ class AsyncDriver:
             return await self._ask(request, self.pool.transport.ping, request.timeout)
         if isinstance(request, Open):
             return self.pool.transport.open(request)
+        if isinstance(request, Join):
+            return await self._join(request)
         if isinstance(request, Locate):
             return await self._locate(request)
         if isinstance(request, AskLoadState):
@@ -153,6 +157,12 @@ class AsyncDriver:
                 await asyncio.wait({landed}, timeout=max(0.0, left))
         finally:
             self.pool.leave(request.connection, request.flight, wake)
+
+    async def _join(self, request: Join) -> None:
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+        request.join(lambda: call_in(loop, settle, ended))
+        await asyncio.wait({ended}, timeout=max(0.0, request.until - time.monotonic()))
 
     async def _locate(self, request: Locate) -> Located:
         args = (request.connection.lifecycle, request.failure, request.timeout)

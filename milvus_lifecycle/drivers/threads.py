@@ -16,12 +16,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ..core.connection import ManagedConnection
+from ..core.facts import wait_until
 from ..core.maintenance import attempt
 from ..core.mutex import Reentered
 from ..core.pool import Pool, look
 from ..core.recovery import Recovery
 from ..core.requests import (
     AskLoadState,
+    Join,
     Locate,
     Open,
     Pause,
@@ -89,6 +91,10 @@ class ThreadsDriver:
         if isinstance(request, Open):
             with self._gate.inside():
                 return self.pool.transport.open(request)
+        if isinstance(request, Join):
+            ended = threading.Event()
+            request.join(ended.set)
+            return wait_until(ended, request.until)
         if isinstance(request, Locate):
             located: Located = request.locator.locate(
                 request.connection.lifecycle, request.failure, request.timeout

@@ -30,8 +30,6 @@ class LifecycleChannel(Face, grpc.Channel):
     ) -> None:
         super().__init__(pool, connection)
         self._drive = drive
-        self._subscriptions: list[tuple[Callable[[Any], None], bool]] = []
-        self._subscribed_at: Any = None
 
     # -- RPCs: begin, and the methods that stubs ask for -----------------------------------
 
@@ -78,28 +76,15 @@ class LifecycleChannel(Face, grpc.Channel):
     # -- the rest of grpc.Channel ----------------------------------------------------------
 
     def subscribe(self, callback: Callable[[Any], None], try_to_connect: bool = False) -> None:
-        """Watch the channel in use, and those that come after it."""
-        self._subscriptions.append((callback, try_to_connect))
-        self._subscribed_at = self._raw()
-        if self._subscribed_at is not None:
-            self._subscribed_at.subscribe(callback, try_to_connect)
+        """Watch the channel in use, if there is one; not those that come after it."""
+        raw = self._raw()
+        if raw is not None:
+            raw.subscribe(callback, try_to_connect)
 
     def unsubscribe(self, callback: Callable[[Any], None]) -> None:
-        self._subscriptions = [known for known in self._subscriptions if known[0] != callback]
-        if self._subscribed_at is not None:
-            self._subscribed_at.unsubscribe(callback)
-
-    def rebound(self) -> None:
-        if not self._subscriptions:
-            return
-        old, self._subscribed_at = self._subscribed_at, self._raw()
-        if old is self._subscribed_at:
-            return
-        for callback, try_to_connect in self._subscriptions:
-            if old is not None:
-                old.unsubscribe(callback)
-            if self._subscribed_at is not None:
-                self._subscribed_at.subscribe(callback, try_to_connect)
+        raw = self._raw()
+        if raw is not None:
+            raw.unsubscribe(callback)
 
     def _raw(self) -> Any:
         binding = self.connection.lifecycle.binding

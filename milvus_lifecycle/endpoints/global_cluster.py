@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ..audit.stream import complain
 from ..config import ConnectionConfig, load_tls, parse_endpoint
-from ..core.facts import Facts, Located, wait_until
+from ..core.facts import Facts, Located
 from ..core.flight import Flight, FlightKind
+from ..core.requests import Join, Procedure
 from ..core.strategies import ConnectionStrategy
 from ..errors import (
     Failure,
@@ -293,20 +294,12 @@ class TopologyLocator:
         self.since = since
         self.flight = flight
 
-    def locate(self, connection: View, failure: FailureSummary | None, timeout: float) -> Located:
-        """Blocks for ``timeout`` seconds at most. Raises LifecycleError if nothing is known."""
-        for fetch, until in self._fetches(connection, failure, timeout):
-            ended = threading.Event()
-            fetch.join(ended.set)
-            wait_until(ended, until)
-        return self._known()
-
-    async def alocate(
+    def steps(
         self, connection: View, failure: FailureSummary | None, timeout: float
-    ) -> Located:
-        """As ``locate``, without blocking the loop."""
+    ) -> Procedure[Located]:
+        """Waits for ``timeout`` seconds at most. Raises LifecycleError if nothing is known."""
         for fetch, until in self._fetches(connection, failure, timeout):
-            await _end_of(fetch, until)
+            yield Join(fetch.join, until)
         return self._known()
 
     def release(self, connection: View) -> None:
@@ -359,18 +352,6 @@ class TopologyLocator:
         assert latest is not None, "else waiting for it has raised"
         address, secure = self.book.place(latest)
         return Located(address, secure, latest.version, latest)
-
-
-async def _end_of(fetch: Fetch, until: float) -> None:
-    """Wait for a fetch; leaving does not cancel it."""
-    import asyncio
-
-    from ..drivers.aio_loops import call_in, settle
-
-    loop = asyncio.get_running_loop()
-    ended = loop.create_future()
-    fetch.join(lambda: call_in(loop, settle, ended))
-    await asyncio.wait({ended}, timeout=max(0.0, until - time.monotonic()))
 
 
 class GlobalStrategy(ConnectionStrategy):

@@ -285,7 +285,7 @@ MUTANTS: tuple[Mutant, ...] = (
         Line(
             Retry,
             "_settle",
-            "if generation is not None and generation < connection.generation:",
+            "if generation is not None and generation < life.generation:",
             "if False:",
         ),
         Setup("two callers, three faults", (READY, READY), faults=3),
@@ -297,7 +297,7 @@ MUTANTS: tuple[Mutant, ...] = (
         Line(
             Pool,
             "_follow_up",
-            "connection.face.rebound()",
+            "self.maintenance.plan_refresh(connection)",
             "connection.handler = self.transport.make_handler(connection, connection.face)",
         ),
         _ONE,
@@ -336,7 +336,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "drain_timeout is forgotten",
         (7,),
-        Line(Pool, "finish", "elif timeout is not None and wire.in_flight:", "elif False:"),
+        Line(Pool, "finish", "elif timeout is not None and wire.running:", "elif False:"),
         _DRAIN,
     ),
     Mutant(
@@ -357,8 +357,8 @@ MUTANTS: tuple[Mutant, ...] = (
         Line(
             Lifecycle,
             "_decide",
-            "if moved or refused:",
-            "if (moved and trigger is not Trigger.RETRY) or refused:",
+            "if (moved or refused) and",
+            "if ((moved and trigger is not Trigger.RETRY) or refused) and",
         ),
         Setup("late answers", (READY,), faults=3),
     ),

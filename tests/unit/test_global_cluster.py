@@ -37,7 +37,7 @@ from milvus_lifecycle.errors import (
     summarize,
 )
 from milvus_lifecycle.table import State, Trigger
-from tests.global_clusters import GlobalCluster
+from tests.global_clusters import GlobalCluster, alocate, locate
 from tests.looping import Doing, until
 from tests.observe import Call, LogLines, wait_until
 from tests.processes import REPOSITORY
@@ -86,8 +86,8 @@ def find(request: pytest.FixtureRequest) -> Callable[..., Call]:
     ) -> Call:
         failure = None if error is None else summarize(error)
         if request.param == "threads":
-            return Call(locator.locate, connection(), failure, timeout)
-        return Call(lambda: asyncio.run(locator.alocate(connection(), failure, timeout)))
+            return Call(locate, locator, connection(), failure, timeout)
+        return Call(lambda: asyncio.run(alocate(locator, connection(), failure, timeout)))
 
     return begin
 
@@ -163,7 +163,7 @@ def test_a_book_never_goes_back(answers: list[tuple[int, str] | TopologyReason])
 def known(cluster: GlobalCluster) -> TopologyBook:
     """A book that has just heard of its cluster, and may ask again."""
     book = TopologyBook.of(config(cluster.uri))
-    assert TopologyLocator(book, time.monotonic()).locate(connection(), None, 10).version == 1
+    assert locate(TopologyLocator(book, time.monotonic()), connection(), None, 10).version == 1
     book.started -= FETCH_SPACING
     return book
 
@@ -208,7 +208,7 @@ def test_a_cancelled_task_leaves_alone(cluster: GlobalCluster) -> None:
 
     def locating() -> Doing:
         locator = TopologyLocator(book, time.monotonic())
-        return Doing(locator.alocate(connection(), None, 20))
+        return Doing(alocate(locator, connection(), None, 20))
 
     async def main() -> Located:
         calls = [locating()]
@@ -233,11 +233,11 @@ def test_a_loop_that_is_over_is_not_told(cluster: GlobalCluster) -> None:
     with pytest.raises(asyncio.TimeoutError):
         asyncio.run(
             asyncio.wait_for(
-                TopologyLocator(book, time.monotonic()).alocate(connection(), None, 20), 0.1
+                alocate(TopologyLocator(book, time.monotonic()), connection(), None, 20), 0.1
             )
         )
     cluster.heal()
-    assert TopologyLocator(book, 0.0).locate(connection(), None, 20).version == 1
+    assert locate(TopologyLocator(book, 0.0), connection(), None, 20).version == 1
 
 
 def test_the_next_fetch_is_a_second_later(cluster: GlobalCluster) -> None:
@@ -246,9 +246,9 @@ def test_the_next_fetch_is_a_second_later(cluster: GlobalCluster) -> None:
     cluster.behave(reply(b"", status=401))
     for _ in range(2):
         with pytest.raises(TopologyError, match="refuses the token"):
-            TopologyLocator(book, time.monotonic()).locate(connection(), None, 10)
+            locate(TopologyLocator(book, time.monotonic()), connection(), None, 10)
     cluster.heal()
-    assert TopologyLocator(book, time.monotonic()).locate(connection(), None, 10).version == 1
+    assert locate(TopologyLocator(book, time.monotonic()), connection(), None, 10).version == 1
     gaps = [later - sooner for sooner, later in zip(cluster.asked, cluster.asked[1:], strict=False)]
     assert len(gaps) == 2
     assert min(gaps) > FETCH_SPACING * 0.9
@@ -260,10 +260,10 @@ def test_a_fetch_serves_those_who_asked_before_it_began(cluster: GlobalCluster) 
     since = book.started
     assert book.fetch(since) is None
     cluster.behave(reply(b"", status=401))
-    TopologyLocator(book, time.monotonic(), flight()).locate(connection(), None, 10)
+    locate(TopologyLocator(book, time.monotonic(), flight()), connection(), None, 10)
     assert wait_until(lambda: not book.is_asking() and book.started > since, 10)
     asked = len(cluster.asked)
-    assert TopologyLocator(book, since, flight()).locate(connection(), None, 10).version == 1
+    assert locate(TopologyLocator(book, since, flight()), connection(), None, 10).version == 1
     assert len(cluster.asked) == asked
 
 
@@ -363,7 +363,7 @@ def test_while_connections_are_down_one_fetch_follows_another(cluster: GlobalClu
     book.attach(engine, 60.0)  # type: ignore[arg-type]
     forgotten.deadline = time.monotonic() + 1  # the flight of a loop that was dropped
     for each in (down, forgotten):
-        TopologyLocator(book, each.began, each).locate(connection(), None, 10)
+        locate(TopologyLocator(book, each.began, each), connection(), None, 10)
     cluster.behave(reply(b"", status=500))
     assert wait_until(lambda: len(cluster.asked) >= 4, 20)
     cluster.heal()
@@ -392,7 +392,7 @@ def test_a_closed_connection_fetches_nothing(cluster: GlobalCluster) -> None:
     """What was about to fetch for it does not begin."""
     book = TopologyBook.of(config(cluster.uri))
     with pytest.raises(TopologyError):
-        TopologyLocator(book, 0.0).locate(connection(State.CLOSED), None, 10)
+        locate(TopologyLocator(book, 0.0), connection(State.CLOSED), None, 10)
     assert cluster.asked == []
 
 
@@ -409,14 +409,14 @@ def test_without_a_thread_to_be_had(
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", start)
         with pytest.raises(TopologyError, match="can't start new thread"):
-            TopologyLocator(unknown, 0.0).locate(connection(), None, 10)
+            locate(TopologyLocator(unknown, 0.0), connection(), None, 10)
         down = flight(attempts=1)
         since = time.monotonic()
-        found = TopologyLocator(book, since, down).locate(connection(), None, 10)
+        found = locate(TopologyLocator(book, since, down), connection(), None, 10)
         assert found.address == "127.0.0.1:1001"
         # Nobody asks, and somebody watches: still no thread.
-        assert TopologyLocator(book, 0.0, down).locate(connection(), None, 10) == found
-    TopologyLocator(book, since, down).locate(connection(), None, 10)
+        assert locate(TopologyLocator(book, 0.0, down), connection(), None, 10) == found
+    locate(TopologyLocator(book, since, down), connection(), None, 10)
     assert wait_until(lambda: len(cluster.asked) == 2, 10)
     down.outcome = Outcome.LANDED
 

@@ -21,6 +21,7 @@ from milvus_lifecycle.errors import REPLICATE_VIOLATION_MARK, summarize
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import rpc_error
 from tests.cores import Core
+from tests.global_clusters import alocate, locate
 from tests.rigs import Rig
 
 URI = "http://x.global-cluster.localhost:1"
@@ -163,8 +164,8 @@ def test_a_move_goes_where_the_book_says() -> None:
     core.step(Trigger.REROUTE)
     found = locator(core)
     places = [
-        found.locate(core.life, None, 10.0),
-        asyncio.run(found.alocate(core.life, None, 10.0)),
+        locate(found, core.life),
+        asyncio.run(alocate(found, core.life)),
     ]
     assert [(place.address, place.version) for place in places] == [("north:19530", 4)] * 2
     assert not it.awaits_news()

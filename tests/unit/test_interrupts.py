@@ -35,6 +35,7 @@ from milvus_lifecycle.errors import LifecycleError
 from milvus_lifecycle.table import TRANSITIONS, State
 from milvus_lifecycle.testing import CapturedAudit, Script, rpc_error, until
 from tests.cores import CONFIG, Core
+from tests.global_clusters import locate
 from tests.observe import Call, Client
 
 #: what a flight or a call waits at most (seconds)
@@ -309,7 +310,7 @@ def test_interrupted_anywhere_while_the_topology_is_asked_for(
     monkeypatch.setattr(global_cluster, "FETCH_SPACING", 0.0)
     found = Topology(1, (Cluster("a", "http://127.0.0.1:1001", 3),))
     monkeypatch.setattr(topology_fetch, "fetch_topology", lambda *args, **options: found)
-    connection: Any = Core().to(State.ACTIVE).connection
+    connection: Any = Core().to(State.ACTIVE).life
 
     def one(trap: Trap) -> None:
         book = TopologyBook(CONFIG)
@@ -317,8 +318,10 @@ def test_interrupted_anywhere_while_the_topology_is_asked_for(
         def locator() -> TopologyLocator:
             return TopologyLocator(book, time.monotonic())
 
-        async def locate() -> None:
-            task = asyncio.ensure_future(locator().alocate(connection, None, BUDGET))
+        async def interrupted() -> None:
+            manager = AsyncConnectionManager(transport=Script().asyncio())
+            steps = locator().steps(connection, None, BUDGET)
+            task = asyncio.ensure_future(manager._driver.drive(steps))
             with trap:
                 await asyncio.wait({task})
             assert isinstance(task.exception(), (Interrupt, LifecycleError, type(None)))
@@ -326,11 +329,11 @@ def test_interrupted_anywhere_while_the_topology_is_asked_for(
         loop = asyncio.new_event_loop()
         loop.set_exception_handler(lambda loop, context: None)
         try:
-            loop.run_until_complete(locate())
+            loop.run_until_complete(interrupted())
         finally:
             loop.close()
         # From another thread: no lock is held by this one.
-        call = Call(locator().locate, connection, None, LIMIT)
+        call = Call(locate, locator(), connection, None, LIMIT)
         assert call.value(2 * LIMIT).address == "127.0.0.1:1001"
         until(lambda: book._worker is None, LIMIT, "the book's thread goes on")
 
