@@ -8,13 +8,14 @@ picture says what it was drawn from; ``find_drift`` compares that with the impor
 from __future__ import annotations
 
 import ast
+import hashlib
 import re
 import textwrap
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from milvus_lifecycle.diagram.formats import FONTS, _render, digest
+from milvus_lifecycle.diagram.formats import FONTS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "milvus_lifecycle"
@@ -160,9 +161,20 @@ def _wrapped(text: str) -> list[str]:
 
 def draw() -> str:
     """The picture as an SVG that says what it was drawn from."""
-    svg = _render(to_dot(), "svg").decode().replace("\r\n", "\n")
-    body = re.sub(r"<!--.*?-->\n?|<!DOCTYPE.*?>\n?", "", svg, flags=re.DOTALL)
-    return f"{body}<!-- dot={digest(to_dot())} body={digest(body)} -->\n"
+    import pygraphviz  # brings Graphviz with it
+
+    svg = pygraphviz.AGraph(string=to_dot()).draw(None, format="svg", prog="dot").decode()
+    # Without what names Graphviz's release.
+    return stamped(re.sub(r"<!--.*?-->\s*|<!DOCTYPE.*?>\s*", "", svg, flags=re.DOTALL))
+
+
+def stamped(svg: str) -> str:
+    """The picture with what it was drawn from, and a digest of its own."""
+    return f"{svg}<!-- dot={_digest(to_dot())} body={_digest(svg)} -->\n"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def find_drift(svg: str) -> list[str]:
@@ -171,9 +183,9 @@ def find_drift(svg: str) -> list[str]:
     if found is None:
         return [f"it does not say what it was drawn from: {REMEDY}"]
     drift = []
-    if found[2] != digest(to_dot()):
+    if found[2] != _digest(to_dot()):
         drift.append(f"it does not show today's imports: {REMEDY}")
-    if found[3] != digest(found[1]):
+    if found[3] != _digest(found[1]):
         drift.append("it was changed by hand since it was drawn")
     return drift
 
