@@ -29,7 +29,7 @@ Rows are tried in the order in which they stand, and the first row whose conditi
 is taken. A condition is a name: ``strategy.x`` asks the connection's strategy (policy about
 endpoints: may this error recover, has the target moved, is it old?), any other name asks the
 connection itself (facts: is it held, is this the flight's outcome?). Actions are names too:
-methods of the connection that keep its books while the row is taken. Conditions and actions
+methods of its lifecycle that keep its books while the row is taken. Conditions and actions
 are pure: they read and write memory and never wait.
 
 A (trigger, state) pair that has no row is accounted for below: in ``IGNORED``, a legal no-op
