@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-from milvus_lifecycle.errors import ConfigError
+from milvus_lifecycle.errors import ConfigError, for_callers
 from milvus_lifecycle.tls import PATH_FIELDS, TlsMaterial, load_tls
 from milvus_lifecycle.uri import UriParts, check_plain, parse_endpoint, parse_uri
 
@@ -113,8 +113,17 @@ class ConnectionConfig:
 
         Raises:
             ConfigError: names the field, its value without credentials, and what is accepted;
-                from an installed engine it is pymilvus's ConnectionConfigException too.
+                where pymilvus is installed it is a ConnectionConfigException too.
         """
+        try:
+            return cls._parse(uri, token, db_name, kwargs)
+        except ConfigError as error:
+            raise for_callers(error) from None
+
+    @classmethod
+    def _parse(
+        cls, uri: str, token: str | None, db_name: str | None, kwargs: dict[str, Any]
+    ) -> ConnectionConfig:
         token = _check_text("token", token)
         db_name = _check_text("db_name", db_name)
         handler_kwargs = _check_kwargs(kwargs)

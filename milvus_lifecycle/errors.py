@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -47,9 +48,11 @@ __all__ = [
     "FailureSummary",
     "classify",
     "error_code",
+    "for_callers",
     "redact",
     "shown",
     "summarize",
+    "translate_by",
 ]
 
 BRIEF_LIMIT = 200
@@ -81,6 +84,23 @@ _SECRETS = (
         r"\1\2***",
     ),
 )
+
+
+#: makes an error what the SDK's users know; see ``for_callers``
+_translator: list[Callable[[Any], Exception]] = []
+
+
+def translate_by(translator: Callable[[Any], Exception]) -> None:
+    """Have ``for_callers`` use ``translator``: the managers do, as they know the SDK."""
+    _translator[:] = [translator]
+
+
+def for_callers(error: LifecycleError) -> Exception:
+    """The error as the SDK's users know errors.
+
+    For what is raised with no manager at hand, whose transport knows its users.
+    """
+    return _translator[0](error) if _translator else error
 
 
 def redact(text: str) -> str:

@@ -22,7 +22,7 @@ from .core.pool import Pool, StrategyFor
 from .drivers.aio import AsyncDriver, running_loop
 from .drivers.threads import ThreadsDriver
 from .endpoints.choose import default_strategy
-from .errors import ConfigError, LifecycleError, LoopMismatch
+from .errors import ConfigError, LifecycleError, LoopMismatch, for_callers, translate_by
 from .fork import renew_in_child
 from .policy import LifecyclePolicy, parse_timeout
 
@@ -257,7 +257,7 @@ class AsyncConnectionManager:
         """The running loop's manager. Raises LoopMismatch outside of a loop."""
         loop = running_loop()
         if loop is None:
-            raise _for_callers(LoopMismatch("no event loop is running here"))
+            raise for_callers(LoopMismatch("no event loop is running here"))
         with Settings.lock:
             over = [known for known in cls._instances.values() if known._driver.loop_is_over()]
             instance = cls._instances.get(id(loop))
@@ -336,10 +336,13 @@ class AsyncConnectionManager:
             anchored.cancel()  # a manager of one's own need not wait for the loop's end
 
 
-def _for_callers(error: LifecycleError) -> Exception:
-    """As pymilvus's users know errors, if they are; raised with no transport at hand."""
+def _translate(error: LifecycleError) -> Exception:
+    """As pymilvus's users know errors, where it is installed."""
     try:
         from .drivers.pymilvus_errors import translate
     except ImportError:
         return error
     return translate(error)
+
+
+translate_by(_translate)

@@ -9,7 +9,6 @@ from ..audit import stream
 from ..audit.jsonl import audit_path
 from ..config import ConnectionConfig
 from ..drivers.pymilvus import require_supported
-from ..errors import ConfigError
 from ..managers import AsyncConnectionManager, ConnectionManager, Settings, choose_policy, hand_on
 from ..policy import LifecyclePolicy
 
@@ -99,12 +98,7 @@ def _patch(settings: Settings) -> None:
         return cls.get_instance()
 
     def from_uri(cls: type, uri: str, **kwargs: Any) -> ConnectionConfig:
-        from ..drivers.pymilvus_errors import translate
-
-        try:
-            return ConnectionConfig.from_uri(uri, **kwargs)
-        except ConfigError as error:
-            raise translate(error) from None
+        return ConnectionConfig.from_uri(uri, **kwargs)
 
     replacements = (
         (theirs.ConnectionManager, "get_instance", get_instance),

@@ -103,7 +103,7 @@ def test_who_asks_for_a_manager_too_late_gets_pymilvus_s_own(
     assert type(late) is owner
     ml.install(policy=ml.LifecyclePolicy(linger=7.0))
     again = flavour.inside(looked_up)
-    assert again.policy.linger == 7.0
+    assert again._pool.policy.linger == 7.0
     ml.uninstall()
     owner._reset_instance()
 
