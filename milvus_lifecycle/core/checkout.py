@@ -181,19 +181,19 @@ class Checkout:
 
         Raises what the caller is to see: closed, connect failed, permanent, deadline or budget.
         """
-        began, until = self.began, self.until
+        life, began, until = connection.lifecycle, self.began, self.until
         budget_end, thawed = began + self.pool.policy.recovery_budget, False
         while True:
             limit = budget_end if until is None else min(until, budget_end)
-            flight = connection.lifecycle.flight
-            if connection.state is State.CLOSED:
+            flight = life.flight
+            if life.state is State.CLOSED:
                 if _deserted(connection):
                     return
                 raise self._closed(connection, began)
             if flight is None or (flight.kind is FlightKind.RECOVERY and not flight.mandatory):
                 return
             self._see_it_flown(connection, flight)
-            first = connection.lifecycle.connecting()
+            first = flight.kind is FlightKind.CONNECT and life.connecting()
             patience = limit
             if first and until is None:
                 patience = min(limit, began + self.pool.policy.connect_timeout)

@@ -23,7 +23,7 @@ from ..errors import (
     shown,
     summarize,
 )
-from ..table import State
+from ..table import State, Trigger
 from .readiness import READS, Collection, Readiness
 from .wire import Binding, Rpc, WireState
 
@@ -222,8 +222,9 @@ class Face:
         self, start: Start, method: str, request: Any, metadata: Any, response: Any
     ) -> None:
         """An RPC succeeded: the connection hears of it; a status in the answer is noted."""
-        connection = start.connection
-        self.pool.rpc_succeeded(connection, start.binding)
+        connection, binding = start.connection, start.binding
+        if connection.lifecycle.succeeded(binding, self.pool.seams.clock()):
+            self.pool.step(connection, Trigger.SERVED, generation=binding.generation)
         status = getattr(response, "status", response)
         code = getattr(status, "code", 0)
         if code == 0:
@@ -267,7 +268,11 @@ class Face:
 
     def left(self, start: Start) -> None:
         """An RPC is over, however: count it out."""
-        self.pool.rpc_left(start.connection, start.binding.wire, start.rpc)
+        connection, wire = start.connection, start.binding.wire
+        if wire.leave(start.rpc):
+            self.pool.drained(connection, wire)
+        if not connection.leases.held and connection.lifecycle.state is State.IDLE:
+            self.pool.maintenance.plan_expiry(connection)
 
     def credentials_changed(self) -> None:
         """The handler has others than its pool key says: nobody else is to find its connection."""

@@ -331,9 +331,12 @@ class Lifecycle:
             return False
         self.last_success = now
         if self.outage is not None:
-            with self.lock:  # nothing in here can run a finalizer
+            locks = mutex.here.locks
+            with self.lock:
+                locks.append(self.lock)
                 if generation == self.generation and self.flight is None:
                     self.outage = None
+                locks.pop()
         return self.state is State.IDLE and bool(self.leases.held)
 
     def ended(self, binding: Binding, now: float) -> int:
@@ -360,21 +363,28 @@ class Lifecycle:
         self, flight: Flight, wake: Callable[[], None], until: float, *, leads: bool = False
     ) -> bool:
         """Wait with ``flight``: call ``wake`` once it has ended. False if it has already."""
-        with self.lock, self.section:
-            if flight.outcome is not None:
-                return False
-            if leads:
-                flight.nudge = wake
-            flight.waiters.append(wake)
-            flight.patience = max(flight.patience, until)
-            return True
+        locks = mutex.here.locks
+        with self.lock:
+            locks.append(self.lock)
+            under_way = flight.outcome is None
+            if under_way:
+                if leads:
+                    flight.nudge = wake
+                flight.waiters.append(wake)
+                flight.patience = max(flight.patience, until)
+            locks.pop()
+            return under_way
 
     def leave(self, flight: Flight, wake: Callable[[], None]) -> bool:
         """Stop waiting. True if the flight has nobody left who waits for it."""
-        with self.lock, self.section:
+        locks = mutex.here.locks
+        with self.lock:
+            locks.append(self.lock)
             if wake in flight.waiters:
                 flight.waiters.remove(wake)
-            return flight.outcome is None and not flight.waiters
+            deserted = flight.outcome is None and not flight.waiters
+            locks.pop()
+            return deserted
 
     def lead(self, flight: Flight, leader: object) -> bool:
         """Make ``leader`` lead ``flight``. False if it is over, or led by somebody else."""
@@ -479,7 +489,8 @@ class Lifecycle:
             before = _Snapshot(self)
             try:
                 self._decide(trigger, facts, result)
-                self._tell(result.emission)
+                if result.emission is not None:
+                    self._tell(result.emission)
             except BaseException as error:
                 if not result.decided:
                     before.restore()

@@ -36,7 +36,7 @@ from .strategies import ConnectionStrategy
 
 if TYPE_CHECKING:
     from .transport import Driver, Transport
-    from .wire import Binding, Rpc, Wire
+    from .wire import Wire
 
 #: attribute of a handler that leads to its permanent channel
 FACE = "_milvus_lifecycle_face"
@@ -232,8 +232,7 @@ class Pool:
         timeout = self.policy.drain_timeout
         for wire in result.retired:
             if wire.close_if_drained():
-                self.close_channel(wire)
-                connection.lifecycle.drained(wire)
+                self.drained(connection, wire)
             elif timeout is not None and wire.running:
                 self.maintenance.plan_cut(connection, wire, timeout)
         if result.locator is not None:
@@ -276,16 +275,13 @@ class Pool:
 
     # -- flights ---------------------------------------------------------------------------
 
-    def leave(
-        self, connection: ManagedConnection, flight: Flight, wake: Callable[[], None]
-    ) -> None:
-        """A waiter goes. Nobody left for a first connect: it is abandoned.
+    def deserted(self, connection: ManagedConnection, flight: Flight) -> None:
+        """The last waiter of a flight has left. Nobody left for a first connect: it is abandoned.
 
         Not if the process was stopped: whoever waited comes back for one more attempt.
         """
-        alone = connection.lifecycle.leave(flight, wake)
         first = flight.kind is FlightKind.CONNECT and not connection.lifecycle.validated
-        if alone and first and not self.thaw(flight):
+        if first and not self.thaw(flight):
             self.step(connection, Trigger.ABANDONED, flight=flight.number)
 
     def thaw(self, flight: Flight) -> bool:
@@ -317,19 +313,10 @@ class Pool:
         with suppress(ConnectionClosed):  # the caller sees it when it asks
             self.step(connection, trigger, failure=failure, generation=generation, started=started)
 
-    def rpc_succeeded(self, connection: ManagedConnection, binding: Binding) -> None:
-        """An RPC was answered."""
-        if connection.lifecycle.succeeded(binding, self.seams.clock()):
-            self.step(connection, Trigger.SERVED, generation=binding.generation)
-
-    def rpc_left(self, connection: ManagedConnection, wire: Wire, rpc: Rpc) -> None:
-        """An RPC has ended. It may be the last one of a draining channel, or of a connection that
-        nobody holds."""
-        if wire.leave(rpc):  # or again, after an interruption
-            self.close_channel(wire)
-            connection.lifecycle.drained(wire)
-        if not connection.leases.held and connection.lifecycle.state is State.IDLE:
-            self.maintenance.plan_expiry(connection)
+    def drained(self, connection: ManagedConnection, wire: Wire) -> None:
+        """The last RPC of a retired channel has ended (or again, after an interruption)."""
+        self.close_channel(wire)
+        connection.lifecycle.drained(wire)
 
     # -- handlers --------------------------------------------------------------------------
 

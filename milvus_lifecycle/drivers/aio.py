@@ -144,6 +144,7 @@ class AsyncDriver:
     async def _wait(self, request: Wait) -> None:
         loop = asyncio.get_running_loop()
         landed: asyncio.Future[None] = loop.create_future()
+        life = request.connection.lifecycle
 
         def wake() -> None:
             # The outcome may come from another thread, or from a loop that is over.
@@ -156,7 +157,8 @@ class AsyncDriver:
                 left = request.until + request.grace - self.pool.seams.clock()
                 await asyncio.wait({landed}, timeout=max(0.0, left))
         finally:
-            self.pool.leave(request.connection, request.flight, wake)
+            if life.leave(request.flight, wake):
+                self.pool.deserted(request.connection, request.flight)
 
     async def _join(self, request: Join) -> None:
         loop = asyncio.get_running_loop()

@@ -49,9 +49,9 @@ class ThreadsDriver:
     """Performs what the procedures of one pool ask for, by blocking. Thread-safe."""
 
     def __init__(self, pool: Pool) -> None:
+        self._mailbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self.pool = pool
         pool.driver = self
-        self._mailbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._keeper: threading.Thread | None = None
         self._keeper_lock = threading.RLock()
         self._gate = ForkGate()
@@ -124,13 +124,14 @@ class ThreadsDriver:
         return answer
 
     def _wait(self, request: Wait) -> None:
-        flight, landed = request.flight, threading.Event()
+        life, flight, landed = request.connection.lifecycle, request.flight, threading.Event()
         wake = landed.set
         try:
-            if request.connection.lifecycle.join(flight, wake, request.until, leads=request.leads):
+            if life.join(flight, wake, request.until, leads=request.leads):
                 self.pool.seams.wait(landed, request.until + request.grace)
         finally:
-            self.pool.leave(request.connection, flight, wake)
+            if life.leave(flight, wake):
+                self.pool.deserted(request.connection, flight)
 
     # -- what the pool asks of its driver ---------------------------------------------------
 
@@ -253,9 +254,7 @@ class ThreadsDriver:
             self.reschedule()
 
     def __del__(self) -> None:
-        mailbox = getattr(self, "_mailbox", None)  # absent if __init__ raised
-        if mailbox is not None:
-            mailbox.put(_stop)
+        self._mailbox.put(_stop)
 
 
 def _stop() -> None:

@@ -330,7 +330,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a drained channel is not closed",
         (7,),
-        Line(Pool, "rpc_left", "self.close_channel(wire)", "pass"),
+        Line(Pool, "drained", "self.close_channel(wire)", "pass"),
         _TWO,
     ),
     Mutant(

@@ -193,7 +193,8 @@ class SearchDriver:
                 self.world.faults += 1
                 raise Died
         finally:
-            self.pool.leave(request.connection, request.flight, wake)
+            if request.connection.lifecycle.leave(request.flight, wake):
+                self.pool.deserted(request.connection, request.flight)
 
     def launch(self, connection: Any, flight: Any) -> None:
         world = self.world

@@ -11,6 +11,7 @@ import pytest
 from milvus_lifecycle import AsyncConnectionManager, ConnectionConfig, ConnectionManager, State
 from milvus_lifecycle import Trigger as T
 from milvus_lifecycle.core.checkout import Checkout
+from milvus_lifecycle.core.face import Start
 from milvus_lifecycle.core.pool import Pool
 from milvus_lifecycle.core.requests import Open
 from milvus_lifecycle.core.strategies import ConnectionStrategy
@@ -114,7 +115,9 @@ def test_the_last_answer_of_a_retired_channel_does_not_make_it_active() -> None:
     rpc = Rpc()
     assert scene.wire.enter(rpc)
     scene.lose_leader()
-    scene.pool.rpc_succeeded(scene.connection, Binding(1, scene.wire, None))
+    now = scene.clock()
+    start = Start(scene.connection, Binding(1, scene.wire, None), rpc, now, now, None, None)
+    scene.face.answered(start, "/Rpc", None, None, None)
     assert scene.connection.state is State.IDLE
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from milvus_lifecycle.core.connection import ManagedConnection
-from milvus_lifecycle.core.facts import Facts
+from milvus_lifecycle.core.facts import Facts, Located
 from milvus_lifecycle.core.flight import STOPPED, Flight
 from milvus_lifecycle.core.recovery import Recovery
+from milvus_lifecycle.core.requests import Join, Procedure
 from milvus_lifecycle.errors import (
     ConfigError,
     ConnectFailed,
@@ -136,6 +139,32 @@ def test_a_refusal_is_not_the_end_of_an_attempt() -> None:
         assert rig.triggers() == [*CONNECTED, "fail", "recovered"]
         assert len(rig.script.channels) == 2
         assert rig.count("register") == 3
+
+
+class Stepped:
+    """A locator whose waiting is a procedure."""
+
+    def __init__(self) -> None:
+        self.wakes: list[Callable[[], object]] = []
+
+    def steps(self, connection: Any, failure: Any, timeout: float) -> Procedure[Located]:
+        yield Join(self.wakes.append, time.monotonic() + timeout)
+        return Located("north:19530")
+
+    def release(self, connection: Any) -> None:
+        """Nothing is held."""
+
+
+def test_a_locator_may_have_its_leader_wait_for_others() -> None:
+    """Its steps are the flight's: the leader waits until it is woken, and goes where it is told."""
+    strategy, locator = Roamer(), Stepped()
+    with Rig(strategy) as rig:
+        strategy.target, strategy.where = "north:19530", locator  # type: ignore[assignment]
+        call = Call(rig.connected)
+        rig.sees(lambda: locator.wakes, "nobody waits")
+        assert rig.script.channels == []
+        locator.wakes[0]()
+        assert call.value(20).face.connection.address == "north:19530"
 
 
 def test_a_server_that_comes_up_and_refuses() -> None:

@@ -47,6 +47,19 @@ def test_a_job_that_was_interrupted_is_done_again() -> None:
     assert done == ["a", "early", "a", "b"]
 
 
+def test_an_earlier_job_that_comes_meanwhile_has_its_own_round() -> None:
+    """The one that was under way is taken off all the same."""
+    schedule, done = Schedule(), list[str]()
+    schedule.push(1.0, partial(done.append, "a"))
+    for job in schedule.due(2.0):
+        job()
+        schedule.push(0.5, partial(done.append, "early"))
+    assert (done, len(schedule)) == (["a"], 1)
+    for job in schedule.due(2.0):
+        job()
+    assert (done, len(schedule)) == (["a", "early"], 0)
+
+
 def test_a_job_that_notes_itself_again_does_not_spin() -> None:
     """It comes in the next round."""
     schedule = Schedule()

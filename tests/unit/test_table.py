@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 import logging
+from dataclasses import replace
 from itertools import product
 
 import pytest
 
 from milvus_lifecycle import RegularStrategy
+from milvus_lifecycle.core import machine
 from milvus_lifecycle.core.facts import Facts
 from milvus_lifecycle.core.lifecycle import Lifecycle
-from milvus_lifecycle.core.machine import build_machine
+from milvus_lifecycle.core.machine import build_machine, check_names
 from milvus_lifecycle.core.mutex import Reentered, inside
 from milvus_lifecycle.core.strategies import ConnectionStrategy, View
 from milvus_lifecycle.errors import ConnectionClosed
@@ -218,3 +220,22 @@ def test_two_connections_do_not_meet_in_the_machine() -> None:
     assert two.connection.state is State.PROBING
     assert isinstance(two.clock, FakeClock)
     assert [record.seq for record in two.records] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        replace(TRANSITIONS[0], conditions=("helt",)),
+        replace(TRANSITIONS[0], unless=("strategy.needs_prob",)),
+        replace(TRANSITIONS[0], actions=("begin_prob",)),
+    ],
+    ids=["guard", "strategy", "action"],
+)
+def test_a_row_that_names_what_there_is_not_is_found_at_import(
+    monkeypatch: pytest.MonkeyPatch, row: Row
+) -> None:
+    """The name and the row are told; the shipped rows are fine."""
+    check_names(Lifecycle, ConnectionStrategy)
+    monkeypatch.setattr(machine, "TRANSITIONS", (*TRANSITIONS, row))
+    with pytest.raises(LookupError, match=r"has no (guard_helt|needs_prob|action_begin_prob), "):
+        check_names(Lifecycle, ConnectionStrategy)
