@@ -258,7 +258,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "joining misses a flight that has just ended",
         (4,),
-        Line(Lifecycle, "join", "if flight.outcome is not None:", "if False:"),
+        Line(Lifecycle, "join", "under_way = flight.outcome is None", "under_way = True"),
         _LOCKS,
     ),
     # -- law 5: generations
