@@ -79,30 +79,16 @@ def execute(options: argparse.Namespace) -> int:
         return 2
     from rich.console import Console
 
-    from milvus_lifecycle.demo.run import Options, play_demo
-    from milvus_lifecycle.demo.scenarios import Signals
+    from milvus_lifecycle.demo.run import play_demo
 
-    with Signals() as signals:
-        try:
-            good = play_demo(
-                Options(
-                    outages=options.outages,
-                    workers=options.threads,
-                    use_asyncio=options.asyncio,
-                    compare=options.compare,
-                    json_file=options.json,
-                    failover=options.failover,
-                ),
-                Console(),
-                signals,
-            )
-        except Interrupted as interrupted:
-            print("milvus-lifecycle demo: interrupted", file=sys.stderr)
-            return 128 + interrupted.signum
-        except (DemoError, OSError) as error:
-            print(f"milvus-lifecycle demo: {error}", file=sys.stderr)
-            return 2
-    return 0 if good else 1
+    try:
+        return 0 if play_demo(options, Console()) else 1
+    except Interrupted as interrupted:
+        print("milvus-lifecycle demo: interrupted", file=sys.stderr)
+        return 128 + interrupted.signum
+    except (DemoError, OSError) as error:
+        print(f"milvus-lifecycle demo: {error}", file=sys.stderr)
+        return 2
 
 
 def find_obstacle(*, failover: bool = False) -> str | None:
@@ -145,10 +131,6 @@ def parse_threads(text: str) -> int:
 def parse_json_file(text: str) -> Path:
     """The argument of --json: a file that can be written, found out before the run."""
     path = Path(text)
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} is a folder, not a file")
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"the folder of {text!r} does not exist")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be written")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text!r} is no file that can be written")
     return path

@@ -2,12 +2,10 @@
 
 program     what a user would write: plain pymilvus
 workload    the process that runs it, and notes what happens to it
-child       the demo's end of that process
-servers     Milvus Lite in processes that can be killed, and a topology service
-scenarios   what is done to them: outages, or failovers
+processes   the demo's end of that process; servers that can be killed, a topology service
+run         what is done to them, outages or failovers, and all of it together
 figures     what was seen, as numbers
 screen      the numbers as a user sees them
-run         all of it together
 """
 
 from __future__ import annotations
