@@ -20,9 +20,7 @@ OUTAGE_RANGE_S = (0.1, 45.0)
 OUTAGES_MOST = 10
 THREADS_MOST = 64
 
-#: Package to import -> what to install.
-_NEEDED = {"pymilvus": "pymilvus", "milvus_lite": "milvus-lite", "rich": "rich"}
-_NEEDED_TO_FAIL_OVER = {"httpx": "httpx"}
+_NEEDED = ("pymilvus", "milvus_lite", "rich")
 _NEEDED_OF_THE_PLATFORM = ((os, "killpg"), (signal, "SIGSTOP"), (socket, "SO_REUSEPORT"))
 
 
@@ -95,16 +93,12 @@ def find_obstacle(*, failover: bool = False) -> str | None:
     """What keeps the demo from running here; None if nothing does."""
     if not all(hasattr(module, name) for module, name in _NEEDED_OF_THE_PLATFORM):
         return "needs process groups, SIGSTOP and SO_REUSEPORT, that is, Linux or macOS"
-    needed = _NEEDED | _NEEDED_TO_FAIL_OVER if failover else _NEEDED
-    missing = [
-        package for name, package in needed.items() if importlib.util.find_spec(name) is None
-    ]
-    if missing:
-        extras = "demo,global" if failover else "demo"
-        return (
-            f"{', '.join(missing)} missing; install with: pip install 'milvus-lifecycle[{extras}]'"
-        )
-    return None
+    needed = (*_NEEDED, "httpx") if failover else _NEEDED
+    missing = [name.replace("_", "-") for name in needed if importlib.util.find_spec(name) is None]
+    if not missing:
+        return None
+    extras = "demo,global" if failover else "demo"
+    return f"{', '.join(missing)} missing; install with: pip install 'milvus-lifecycle[{extras}]'"
 
 
 def parse_outages(text: str) -> tuple[float, ...]:

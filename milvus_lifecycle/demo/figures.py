@@ -147,6 +147,11 @@ class Section:
     figures: Sequence[Figure]
     praise: str = ""
 
+    @property
+    def faults(self) -> list[str]:
+        """What is wrong with them."""
+        return [figure.fault for figure in self.figures if figure.good is False and figure.fault]
+
 
 @dataclass(frozen=True)
 class Run:
@@ -163,8 +168,7 @@ class Run:
     @property
     def faults(self) -> list[str]:
         """Why the program did not get through unharmed; empty if it did."""
-        figures = [figure for section in self.sections for figure in section.figures]
-        return [figure.fault for figure in figures if figure.good is False and figure.fault]
+        return [fault for section in self.sections for fault in section.faults]
 
     def as_json(self) -> dict[str, object]:
         """The run with JSON types; times in seconds."""
@@ -350,18 +354,14 @@ def judge_writes(seen: Seen) -> Section:
         if write.inserts in ids
     ]
     copies = Counter(write.inserts for write, _ in takers)
-    by_server = Counter(address for _, address in takers)
+    by_server = {at: sum(address == at for _, address in takers) for at in seen.contents}
+    shares = " + ".join(map(str, by_server.values()))
     lost, twice = len(writes) - len(copies), len(takers) - len(copies)
     total = f"{len(writes):,}"
     gone = f"{lost} of {total} acknowledged writes are in no database"
     figures = [
         _count("writes", "acknowledged writes", len(writes)),
-        Figure(
-            "by_server",
-            "in the two databases",
-            by_server,
-            " + ".join(str(by_server[address]) for address in seen.contents),
-        ),
+        Figure("by_server", "in the two databases", by_server, shares),
         _count("twice", "in both (sent again after a failure)", twice),
         _count("lost", "in neither", lost, 0, gone),
     ]
