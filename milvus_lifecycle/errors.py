@@ -143,16 +143,8 @@ class LifecycleError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         # A gRPC error cannot be pickled; its text is in the message already, so that an error
         # of a worker process reaches its parent.
-        return _rebuild, (type(self), self.args, {**self.__dict__, "last_error": None})
-
-
-def _rebuild(
-    cls: type[LifecycleError], args: tuple[Any, ...], state: dict[str, Any]
-) -> LifecycleError:
-    error = cls.__new__(cls, *args)
-    error.args = args
-    error.__dict__.update(state)
-    return error
+        state = {**self.__dict__, "last_error": None}
+        return type(self).__new__, (type(self), *self.args), state
 
 
 class ConfigError(LifecycleError, ValueError):
@@ -356,7 +348,7 @@ def brief(error: BaseException) -> str:
         text = _read(error, "message")
         has_code = isinstance(text, str) and isinstance(_read(error, "code"), int)
         name = error_code(error) if has_code else type(error).__name__
-        text = text if has_code else _text(error)
+        text = text if has_code else _read(error, "__str__")
     line = " ".join(redact(str(text)[:_SCAN_LIMIT]).split()) if isinstance(text, str) else ""
     line = "".join(char for char in line if char.isprintable())
     line = f"{name}: {line}" if line else name
@@ -383,10 +375,3 @@ def _read(error: BaseException, name: str) -> object:
         return value() if callable(value) else value
     except Exception:
         return None
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:
-        return ""

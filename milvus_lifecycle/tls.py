@@ -35,16 +35,11 @@ class TlsMaterial:
 
 
 class Configured(Protocol):
-    """What is asked of a configuration."""
+    """A configuration: is it for TLS, and its options by pymilvus's names."""
 
-    @property
-    def secure(self) -> bool:
-        """Is it for TLS?"""
-        ...
+    secure: bool
 
-    def get_handler_kwargs(self) -> dict[str, Any]:
-        """Its options, by pymilvus's names."""
-        ...
+    def get_handler_kwargs(self) -> dict[str, Any]: ...
 
 
 def load_tls(config: Configured) -> TlsMaterial | None:
