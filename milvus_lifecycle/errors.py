@@ -28,26 +28,6 @@ from typing import Any, ClassVar
 
 import grpc
 
-__all__ = [
-    "ConfigError",
-    "ConnectFailed",
-    "ConnectionClosed",
-    "DeadlineExceeded",
-    "Failure",
-    "IllegalTransition",
-    "LifecycleError",
-    "LoopMismatch",
-    "PermanentFailure",
-    "RecoveryExhausted",
-    "TopologyError",
-    "TopologyReason",
-    "UnknownHandler",
-    "brief",
-    "classify",
-    "error_code",
-    "redact",
-]
-
 BRIEF_LIMIT = 200
 """Characters of `brief`: an error fits one line of a log."""
 

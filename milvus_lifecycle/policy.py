@@ -15,8 +15,6 @@ from typing import Any
 
 from milvus_lifecycle.errors import ConfigError
 
-__all__ = ["LifecyclePolicy", "parse_timeout"]
-
 #: share of `backoff_max` that gRPC is given as the longest gap of a fast channel
 FAST_SHARE = 0.625
 

@@ -13,8 +13,6 @@ from typing import Any, Protocol
 
 from milvus_lifecycle.errors import ConfigError
 
-__all__ = ["PATH_FIELDS", "TlsMaterial", "certificate_error", "client_context", "load_tls"]
-
 PATH_FIELDS = ("server_pem_path", "client_pem_path", "client_key_path", "ca_pem_path")
 """The fields of a config that name PEM files."""
 

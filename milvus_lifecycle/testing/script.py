@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -190,14 +191,11 @@ class FakeChannel:
 
 class _ThreadsChannel(FakeChannel):
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        channel = self
+        def with_call(request: Any, timeout: float | None, **about: Any) -> Any:
+            operation = self.begin("rpc", timeout, request=request, **about)
+            return operation.done.result(), operation
 
-        class Method:
-            def with_call(self, request: Any, timeout: float | None, **about: Any) -> Any:
-                operation = channel.begin("rpc", timeout, request=request, **about)
-                return operation.done.result(), operation
-
-        return Method()
+        return SimpleNamespace(with_call=with_call)
 
     def close(self) -> None:
         self.shut()
