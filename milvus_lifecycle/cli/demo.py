@@ -14,7 +14,7 @@ import socket
 import sys
 from pathlib import Path
 
-from milvus_lifecycle.demo import DemoError, Interrupted
+from milvus_lifecycle.demo import DemoError
 
 OUTAGE_RANGE_S = (0.1, 45.0)
 OUTAGES_MOST = 10
@@ -81,9 +81,6 @@ def execute(options: argparse.Namespace) -> int:
 
     try:
         return 0 if play_demo(options, Console()) else 1
-    except Interrupted as interrupted:
-        print("milvus-lifecycle demo: interrupted", file=sys.stderr)
-        return 128 + interrupted.signum
     except (DemoError, OSError) as error:
         print(f"milvus-lifecycle demo: {error}", file=sys.stderr)
         return 2

@@ -13,11 +13,3 @@ from __future__ import annotations
 
 class DemoError(Exception):
     """The demo could not be carried out; the text says what happened. Exit code 2."""
-
-
-class Interrupted(Exception):
-    """A signal asked the demo to end; `signum` says which. Exit code 128 + signum."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"interrupted by signal {signum}")
-        self.signum = signum

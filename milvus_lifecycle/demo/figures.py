@@ -96,7 +96,6 @@ class Seen:
     channels: list[float] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
     log_lines: int = 0
-    manager: str = ""
     steady: tuple[float, float] = (0.0, 1.0)
     blows: list[Blow] = field(default_factory=list)
     contents: Mapping[str, frozenset[int]] = field(default_factory=dict)
@@ -155,11 +154,9 @@ class Section:
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run. `manager`: the module of the connection manager that was in use.
-    `too_slow`: the program worked less than the figures take for granted."""
+    """One finished run; `too_slow`: the program worked less than the figures take for granted."""
 
     title: str
-    manager: str
     too_slow: bool
     sections: Sequence[Section]
     errors: dict[str, int]
@@ -192,7 +189,6 @@ def take_figures(title: str, seen: Seen) -> Run:
         sections.append(judge_writes(seen))
     return Run(
         title=title,
-        manager=seen.manager,
         too_slow=rate < RATE_LIMIT,
         sections=sections,
         errors=dict(errors.most_common(_SHOWN)),
@@ -273,9 +269,8 @@ def find_first_good(seen: Seen, since: float, until: float) -> dict[int, float]:
 def _judge_kill(seen: Seen, blow: Blow) -> Iterator[Figure]:
     if blow.killed_at is None:
         return
-    yield _time(
-        "down_s", "until the server or the topology was back", blow.healed_at - blow.killed_at
-    )
+    until = "the other was named" if blow.new else "it listened"
+    yield _time("down_s", f"from the kill until {until}", blow.healed_at - blow.killed_at)
     calls = [*seen.calls, *seen.in_flight.values()]
     hit = len({call.worker for call in calls if call.start < blow.killed_at < call.end})
     text = f"{hit} of {seen.workers}"

@@ -143,8 +143,6 @@ class Workload(Child):
             seen.records.append({"at": message["at"], **message["record"]})
         elif kind == "log":
             seen.log_lines += message["lines"]
-        elif kind == "ready":
-            seen.manager = message["manager"]
 
 
 class MilvusLite(Child):

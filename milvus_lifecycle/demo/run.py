@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from milvus_lifecycle.demo import DemoError, Interrupted
+from milvus_lifecycle.demo import DemoError
 from milvus_lifecycle.demo.figures import Blow, Run, Seen, find_landing, take_figures
 from milvus_lifecycle.demo.processes import HOST, MilvusLite, TopologyService, Workload
 from milvus_lifecycle.demo.screen import View, print_summary
@@ -56,7 +57,7 @@ _PULSE_GAP = 0.01
 
 @contextlib.contextmanager
 def noted_signals() -> Iterator[Callable[[], None]]:
-    """Note SIGINT, SIGTERM and SIGHUP; yields what raises Interrupted if one came.
+    """Note SIGINT, SIGTERM and SIGHUP; yields what raises SystemExit if one came.
 
     A handler that raises could strike between "the server was started" and "its process is noted",
     and leave a process behind. So the handler only notes, and the demo's main thread, which never
@@ -66,7 +67,8 @@ def noted_signals() -> Iterator[Callable[[], None]]:
 
     def check() -> None:
         if noted:
-            raise Interrupted(noted[0])
+            print("milvus-lifecycle demo: interrupted", file=sys.stderr)
+            raise SystemExit(128 + noted[0])
 
     before = {
         signum: signal.signal(signum, lambda signum, frame: noted.append(signum))
@@ -83,7 +85,8 @@ def noted_signals() -> Iterator[Callable[[], None]]:
 def play_demo(options: argparse.Namespace, console: Console) -> bool:
     """Run the demo and print its summary; says whether the engine's run was without fault.
 
-    Raises DemoError or Interrupted; whatever happens, no process and no file is left behind.
+    Raises DemoError, and SystemExit after a signal. Whatever happens, no process and no file is
+    left behind.
     """
     began = time.monotonic()
     # The servers are on this machine. (gRPC reads the lower-case name.)
@@ -152,7 +155,7 @@ class Session:
     def wait_until(self, met: Callable[[], bool], limit: float, status: str) -> bool:
         """Wait until `met`, at most `limit` seconds; says whether it was met.
 
-        Raises Interrupted or DemoError.
+        Raises SystemExit or DemoError.
         """
         deadline = time.monotonic() + limit
         while not met():

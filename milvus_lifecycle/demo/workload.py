@@ -4,7 +4,6 @@ Both are measured by this same code; the only difference is whether the engine i
 listened to. It ends on SIGTERM, and when its stdin does: the demo is gone. On stdout it tells in
 JSON lines, one message each, what it sees:
 
-    {"kind": "ready", "manager": the module of the manager that is in use}
     {"kind": "call", "row": [worker, id that it inserts, start]}      then, when it has ended,
     {"kind": "call", "row": [worker, id that it inserts, start, end, error]}
     {"kind": "channel", "at": seconds}
@@ -20,7 +19,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import functools
 import json
 import logging
 import os
@@ -74,15 +72,14 @@ class Tally:
 
 def describe_error(error: Exception) -> str:
     """One line about a failed call: its type and the first line of its text."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"[:_ERROR_TEXT_LIMIT]
+    line = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {line}"[:_ERROR_TEXT_LIMIT]
 
 
 def watch_channels(opened: Callable[[], object]) -> None:
     """Call `opened` whenever a factory of grpc's, of either flavour, is called in this process."""
 
     def wrap(factory: Callable[..., object]) -> Callable[..., object]:
-        @functools.wraps(factory)
         def counted(*args: object, **kwargs: object) -> object:
             opened()
             return factory(*args, **kwargs)
@@ -139,8 +136,6 @@ def _take_stdout() -> TextIO:
 
 def _prepare(options: argparse.Namespace, tally: Tally, manager: str) -> None:
     """Install the engine, unless it is pymilvus's own manager that is asked for."""
-    from pymilvus.client import connection_manager
-
     if not options.stock:
         import milvus_lifecycle
 
@@ -153,8 +148,6 @@ def _prepare(options: argparse.Namespace, tally: Tally, manager: str) -> None:
         from pymilvus.client.global_topology import TopologyRefresher
 
         TopologyRefresher.__init__.__defaults__ = (TOPOLOGY_REFRESH_S, None)
-    in_use = getattr(connection_manager, manager).get_instance()
-    tally.put("ready", manager=type(in_use).__module__)
 
 
 def _run(options: argparse.Namespace, tally: Tally) -> None:

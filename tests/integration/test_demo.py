@@ -98,7 +98,7 @@ def assert_unharmed(run: dict[str, Any]) -> None:
     in_all = run["sections"]["in all"]
     assert in_all["failed_calls"] == in_all["unended_calls"] == 0
     assert in_all["calls"] > 50
-    assert run["manager"].startswith("milvus_lifecycle")
+    assert run["transitions_by_trigger"], "pymilvus's own manager makes no records"
 
 
 def assert_rode_through(run: dict[str, Any], workers: int) -> None:
@@ -166,7 +166,6 @@ def test_pymilvus_fails_where_the_engine_rides_through(tmp: Path) -> None:
     said, figures = run_to_the_end(tmp, "--outages", "0.3", "--threads", "4", "--compare")
     engine, stock = figures["runs"]
     assert_rode_through(engine, 4)
-    assert stock["manager"].startswith("pymilvus")
     failed = stock["sections"]["in all"]["failed_calls"]
     assert failed > 0
     assert stock["sections"]["outage 1"]["workers_in_flight"] == 4
@@ -180,7 +179,6 @@ def test_pymilvus_stays_where_it_was(tmp: Path) -> None:
     options = ["--failover", "--outages", "0.3", "--threads", "2", "--compare"]
     engine, stock = run_to_the_end(tmp, *options)[1]["runs"]
     assert_followed(engine, 1)
-    assert stock["manager"].startswith("pymilvus")
     engine_switch, stock_switch = (run["sections"]["switch 1"] for run in (engine, stock))
     assert stock_switch["moved_s"] is None
     assert stock_switch["told_s"] is not None

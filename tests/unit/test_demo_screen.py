@@ -42,7 +42,7 @@ def make_record(trigger: str, source: str, dest: str, **fields: object) -> dict[
 
 def make_run(title: str, *, failed: int) -> Run:
     """A finished run of one worker with one outage."""
-    seen = Seen(1, steady=(0.0, 1.0), log_lines=7 * failed, manager="module")
+    seen = Seen(1, steady=(0.0, 1.0), log_lines=7 * failed)
     seen.blows = [Blow("outage 1", "killed", healed_at=2.8, killed_at=1.0)]
     calls = [Call(0, number, number / 2000, number / 2000 + 0.0001) for number in range(1233)]
     calls += [Call(0, None, 0.9, 2.92, "MilvusException: [gone]" if failed else None)]
