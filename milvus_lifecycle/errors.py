@@ -328,7 +328,7 @@ def brief(error: BaseException) -> str:
         text = _read(error, "message")
         has_code = isinstance(text, str) and isinstance(_read(error, "code"), int)
         name = error_code(error) if has_code else type(error).__name__
-        text = text if has_code else _read(error, "__str__")
+        text = text if has_code else _text(error)
     line = " ".join(redact(str(text)[:_SCAN_LIMIT]).split()) if isinstance(text, str) else ""
     line = "".join(char for char in line if char.isprintable())
     line = f"{name}: {line}" if line else name
@@ -355,3 +355,10 @@ def _read(error: BaseException, name: str) -> object:
         return value() if callable(value) else value
     except Exception:
         return None
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return ""

@@ -41,7 +41,7 @@ _START_LIMIT = 30.0
 
 #: Seconds after which a frozen server's last answers have been told, and that it is given to
 #: collect a call of every worker.
-_FREEZE_S = 0.05
+_FREEZE_S = 0.1
 _FREEZE_LIMIT = 3.0
 
 #: Seconds, beside an outage's own length, that the program is given to be answered again; and to
