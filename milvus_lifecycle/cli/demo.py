@@ -20,7 +20,6 @@ OUTAGE_RANGE_S = (0.1, 45.0)
 OUTAGES_MOST = 10
 THREADS_MOST = 64
 
-_NEEDED = ("pymilvus", "milvus_lite", "rich")
 _NEEDED_OF_THE_PLATFORM = ((os, "killpg"), (signal, "SIGSTOP"), (socket, "SO_REUSEPORT"))
 
 
@@ -90,7 +89,7 @@ def find_obstacle(*, failover: bool = False) -> str | None:
     """What keeps the demo from running here; None if nothing does."""
     if not all(hasattr(module, name) for module, name in _NEEDED_OF_THE_PLATFORM):
         return "needs process groups, SIGSTOP and SO_REUSEPORT, that is, Linux or macOS"
-    needed = (*_NEEDED, "httpx") if failover else _NEEDED
+    needed = ("pymilvus", "milvus_lite", "rich", *["httpx"] * failover)
     missing = [name.replace("_", "-") for name in needed if importlib.util.find_spec(name) is None]
     if not missing:
         return None

@@ -27,7 +27,6 @@ from milvus_lifecycle.demo.figures import Blow, Run, Seen, find_landing, take_fi
 from milvus_lifecycle.demo.processes import HOST, MilvusLite, TopologyService, Workload
 from milvus_lifecycle.demo.screen import View, print_summary
 
-_JSON_SCHEMA = 2
 _JSON_OPTIONS = ("outages", "threads", "asyncio", "failover", "compare")
 
 #: Seconds of regular work before a kill; and between a switch and a death (from a death to the
@@ -102,7 +101,7 @@ def play_demo(options: argparse.Namespace, console: Console) -> bool:
     good = not runs[0].faults
     if options.json is not None:
         content = {
-            "schema": _JSON_SCHEMA,
+            "schema": 2,
             "options": {name: getattr(options, name) for name in _JSON_OPTIONS},
             "runs": [run.as_json() for run in runs],
             "ok": good,

@@ -10,23 +10,20 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 
+from ..config import ConnectionConfig
+from ..core.connection import ManagedConnection
 from ..core.facts import Located
-from ..core.readiness import LoadState
+from ..core.readiness import Collection, LoadState
+from ..core.requests import Open
+from ..core.wire import Wire
+from ..drivers.aio_channel import AsyncLifecycleChannel
+from ..drivers.threads_channel import LifecycleChannel
+from ..errors import LifecycleError
 from .clock import LIMIT, until
-
-if TYPE_CHECKING:
-    from ..config import ConnectionConfig
-    from ..core.connection import ManagedConnection
-    from ..core.readiness import Collection
-    from ..core.requests import Open
-    from ..core.wire import Wire
-    from ..drivers.aio_channel import AsyncLifecycleChannel
-    from ..drivers.threads_channel import LifecycleChannel
-    from ..errors import LifecycleError
 
 METHOD = "/milvus_lifecycle.testing/Rpc"
 
