@@ -27,16 +27,11 @@ _DIGEST_KEY = secrets.token_bytes(32)
 class ForeignConfig(Protocol):
     """What `ConnectionConfig.coerce` reads: pymilvus's class of the same name has it."""
 
-    @property
-    def uri(self) -> str: ...
-    @property
-    def address(self) -> str: ...
-    @property
-    def token(self) -> str: ...
-    @property
-    def db_name(self) -> str: ...
-    @property
-    def handler_kwargs(self) -> Iterable[tuple[str, Any]]: ...
+    uri: str
+    address: str
+    token: str
+    db_name: str
+    handler_kwargs: Iterable[tuple[str, Any]]
 
 
 class ConnectionConfig:
@@ -68,28 +63,17 @@ class ConnectionConfig:
         "uri",
     )
 
-    uri: str
-    address: str
-    token: str
-    db_name: str
-    key: str
-    is_global: bool
-    is_local: bool
-    secure: bool
-    handler_kwargs: tuple[tuple[str, Any], ...]
-
     def __init__(self, parts: UriParts, handler_kwargs: dict[str, Any]) -> None:
         """Use `from_uri`."""
-        put = object.__setattr__
-        put(self, "uri", parts.uri)
-        put(self, "address", parts.address)
-        put(self, "token", parts.token)
-        put(self, "db_name", parts.db_name)
-        put(self, "is_global", GLOBAL_CLUSTER_MARK in parts.host)
-        put(self, "is_local", parts.is_local)
-        put(self, "secure", handler_kwargs.get("secure", False))
-        put(self, "handler_kwargs", tuple(handler_kwargs.items()))
-        put(self, "key", _pool_key(parts, handler_kwargs))
+        self.uri = parts.uri
+        self.address = parts.address
+        self.token = parts.token
+        self.db_name = parts.db_name
+        self.is_global = GLOBAL_CLUSTER_MARK in parts.host
+        self.is_local = parts.is_local
+        self.secure: bool = handler_kwargs.get("secure", False)
+        self.handler_kwargs = tuple(handler_kwargs.items())
+        self.key = _pool_key(parts, handler_kwargs)
 
     @classmethod
     def from_uri(
@@ -135,7 +119,7 @@ class ConnectionConfig:
         return cls(parts, handler_kwargs)
 
     @classmethod
-    def coerce(cls, config: ForeignConfig) -> ConnectionConfig:
+    def coerce(cls, config: ConnectionConfig | ForeignConfig) -> ConnectionConfig:
         """Return `config` itself, or what pymilvus's own ConnectionConfig says, parsed here.
 
         Raises:
@@ -144,11 +128,8 @@ class ConnectionConfig:
         if isinstance(config, ConnectionConfig):
             return config
         try:
-            uri, token, db_name = (
-                config.uri or f"tcp://{config.address}",
-                config.token,
-                config.db_name,
-            )
+            uri = config.uri or f"tcp://{config.address}"
+            token, db_name = config.token, config.db_name
             kwargs = {str(name): value for name, value in config.handler_kwargs}
         except (AttributeError, TypeError, ValueError):
             raise ConfigError(
@@ -163,7 +144,7 @@ class ConnectionConfig:
     def __setattr__(self, name: str, value: object) -> None:
         # The key is computed once: what it was computed from must stay. pymilvus's
         # use_database assigns db_name.
-        if name != "db_name":
+        if name != "db_name" and hasattr(self, name):
             raise AttributeError(f"ConnectionConfig.{name} is read-only; build a new config")
         object.__setattr__(self, name, value)
 
@@ -217,17 +198,23 @@ def _check_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     for name in PATH_FIELDS:
         if name in checked:
             checked[name] = _check_path(name, checked[name])
-    options = checked.get("grpc_options")
-    if options is not None and not isinstance(options, dict):
+    if "grpc_options" in checked:
+        checked["grpc_options"] = _check_grpc_options(checked["grpc_options"])
+    return checked
+
+
+def _check_grpc_options(options: object) -> dict[str, Any]:
+    """A copy: a caller may change his own later."""
+    if options is None:
+        return {}
+    if not isinstance(options, dict):
         raise ConfigError(
             f"grpc_options must be a dict of gRPC channel arguments, not {type(options).__name__}",
             field="grpc_options",
         )
-    if "grpc_options" in checked:
-        if not all(isinstance(option, str) for option in options or ()):
-            raise ConfigError("grpc_options must have strings as keys", field="grpc_options")
-        checked["grpc_options"] = dict(options or {})  # a caller may change his own later
-    return checked
+    if not all(isinstance(option, str) for option in options):
+        raise ConfigError("grpc_options must have strings as keys", field="grpc_options")
+    return dict(options)
 
 
 def _check_path(name: str, value: object) -> str:

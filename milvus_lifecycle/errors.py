@@ -30,31 +30,6 @@ from typing import Any, ClassVar
 
 import grpc
 
-__all__ = [
-    "ConfigError",
-    "ConnectFailed",
-    "ConnectionClosed",
-    "DeadlineExceeded",
-    "Failure",
-    "IllegalTransition",
-    "LifecycleError",
-    "LoopMismatch",
-    "PermanentFailure",
-    "RecoveryExhausted",
-    "TopologyError",
-    "TopologyReason",
-    "UnknownHandler",
-    "brief",
-    "FailureSummary",
-    "classify",
-    "error_code",
-    "for_callers",
-    "redact",
-    "shown",
-    "summarize",
-    "translate_by",
-]
-
 BRIEF_LIMIT = 200
 """Characters of `brief`: an error fits one line of a log."""
 
@@ -167,16 +142,8 @@ class LifecycleError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         # A gRPC error cannot be pickled; its text is in the message already, so that an error
         # of a worker process reaches its parent.
-        return _rebuild, (type(self), self.args, {**self.__dict__, "last_error": None})
-
-
-def _rebuild(
-    cls: type[LifecycleError], args: tuple[Any, ...], state: dict[str, Any]
-) -> LifecycleError:
-    error = cls.__new__(cls, *args)
-    error.args = args
-    error.__dict__.update(state)
-    return error
+        state = {**self.__dict__, "last_error": None}
+        return type(self).__new__, (type(self), *self.args), state
 
 
 class ConfigError(LifecycleError, ValueError):

@@ -31,7 +31,6 @@ class Forked(Protocol):
 
     def fork_child(self) -> None:
         """Forget the parent's locks, threads and channels."""
-        ...
 
 
 class Forking(Protocol):
@@ -39,15 +38,12 @@ class Forking(Protocol):
 
     def fork_begins(self) -> bool:
         """Start no I/O until ``fork_is_over``; end what can be started anew. True if any was."""
-        ...
 
     def fork_waits(self, until: float) -> None:
         """Return when no I/O is under way, or at ``until`` (``time.monotonic()`` seconds)."""
-        ...
 
     def fork_is_over(self) -> None:
         """In the parent: go on."""
-        ...
 
 
 class ForkGate:
@@ -82,14 +78,14 @@ class ForkGate:
         with self._changed:
             self._changed.wait_for(lambda: not self._inside, max(0.0, until - time.monotonic()))
 
+    def _is_open(self) -> bool:
+        return not self._closed
+
     def open(self) -> None:
         """The fork is over."""
         with self._changed:
             self._closed -= 1
             self._changed.notify_all()
-
-    def _is_open(self) -> bool:
-        return not self._closed
 
 
 _LEAKED: list[object] = []

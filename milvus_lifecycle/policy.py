@@ -15,8 +15,6 @@ from typing import Any
 
 from milvus_lifecycle.errors import ConfigError
 
-__all__ = ["LifecyclePolicy", "parse_timeout"]
-
 #: share of `backoff_max` that gRPC is given as the longest gap of a fast channel
 FAST_SHARE = 0.625
 
@@ -87,8 +85,13 @@ class LifecyclePolicy:
             _check_range(name, getattr(self, name))
         if self.backoff_jitter >= 1.0:
             raise _refusal("backoff_jitter", self.backoff_jitter)
-        _check_order("backoff_initial", self.backoff_initial, "backoff_max", self.backoff_max)
-        _check_order("backoff_max", self.backoff_max, "backoff_ceiling", self.backoff_ceiling)
+        for name, other in (("backoff_initial", "backoff_max"), ("backoff_max", "backoff_ceiling")):
+            value, limit = getattr(self, name), getattr(self, other)
+            if value > limit:
+                raise ConfigError(
+                    f"LifecyclePolicy: {name}={value!r} must not be greater than {other}={limit!r}",
+                    field=name,
+                )
 
     def gap(self, failures: int, outage_age: float, random: Callable[[], float]) -> float:
         """Return the seconds to wait before the next attempt of one outage.
@@ -191,14 +194,6 @@ def _check_range(name: str, value: object) -> None:
     # Written so that NaN fails, and an int too large for a float is compared as an int.
     if not least <= value <= greatest or (value == least and not inclusive):
         raise _refusal(name, value)
-
-
-def _check_order(name: str, value: float, other: str, limit: float) -> None:
-    if value > limit:
-        raise ConfigError(
-            f"LifecyclePolicy: {name}={value!r} must not be greater than {other}={limit!r}",
-            field=name,
-        )
 
 
 def _refusal(name: str, value: object) -> ConfigError:

@@ -13,8 +13,6 @@ from typing import Any, Protocol
 
 from milvus_lifecycle.errors import ConfigError
 
-__all__ = ["PATH_FIELDS", "TlsMaterial", "certificate_error", "client_context", "load_tls"]
-
 PATH_FIELDS = ("server_pem_path", "client_pem_path", "client_key_path", "ca_pem_path")
 """The fields of a config that name PEM files."""
 
@@ -35,16 +33,11 @@ class TlsMaterial:
 
 
 class Configured(Protocol):
-    """What is asked of a configuration."""
+    """A configuration: is it for TLS, and its options by pymilvus's names."""
 
-    @property
-    def secure(self) -> bool:
-        """Is it for TLS?"""
-        ...
+    secure: bool
 
-    def get_handler_kwargs(self) -> dict[str, Any]:
-        """Its options, by pymilvus's names."""
-        ...
+    def get_handler_kwargs(self) -> dict[str, Any]: ...
 
 
 def load_tls(config: Configured) -> TlsMaterial | None:

@@ -11,15 +11,12 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import NoReturn
 from urllib.parse import unquote
 
 from milvus_lifecycle.errors import ConfigError
-
-__all__ = ["UriParts", "check_plain", "parse_endpoint", "parse_uri"]
 
 DEFAULT_PORT = 19530
 
@@ -36,7 +33,7 @@ LITE_MISSING = (
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _HOST = re.compile(r"(?=[^.-])[a-z0-9_-]+(?:\.[a-z0-9_-]+)*\.?")
 _ZONE = re.compile(r"[A-Za-z0-9._-]+")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # and lone surrogates
 
 
 @dataclass(repr=False)
@@ -56,6 +53,10 @@ class UriParts:
     is_local: bool = False
 
 
+class _Refused(ValueError):
+    """Why a URI is not accepted."""
+
+
 def parse_uri(uri: object) -> UriParts:
     """Take the URI of a client apart. Of a `.db` path it looks only whether it can be served:
     whether its folder exists and Milvus Lite is installed.
@@ -63,12 +64,7 @@ def parse_uri(uri: object) -> UriParts:
     Raises:
         ConfigError: names the value, without credentials, and what is accepted.
     """
-    text = _check_uri("uri", uri)
-    if text.startswith("unix:"):
-        return _parse_unix("uri", text)
-    if text.endswith(".db") and "://" not in text:
-        return _parse_local(text)
-    return _parse_network("uri", text, shown=text)
+    return _take_apart("uri", uri, _parse_uri)
 
 
 def parse_endpoint(endpoint: str, *, secure: bool = False) -> tuple[str, bool]:
@@ -80,154 +76,148 @@ def parse_endpoint(endpoint: str, *, secure: bool = False) -> tuple[str, bool]:
     Raises:
         ConfigError: anything else; also credentials, which an endpoint must not carry.
     """
-    text = _check_uri("endpoint", endpoint)
-    if text.startswith("unix:"):
-        return _parse_unix("endpoint", text).address, secure
-    parts = _parse_network("endpoint", text if "://" in text else f"tcp://{text}", shown=text)
-    if parts.token:
-        _refuse("endpoint", text, "credentials are not accepted here")
+    parts = _take_apart("endpoint", endpoint, _parse_endpoint)
     if parts.scheme in ("http", "https"):
         secure = parts.scheme == "https"
     return parts.address, secure
 
 
-def _parse_unix(name: str, text: str) -> UriParts:
+def check_plain(text: str) -> bool:
+    """Tell whether a text is Unicode without control characters."""
+    return not _CONTROL.search(text)
+
+
+def _take_apart(name: str, value: object, parse: Callable[[str], UriParts]) -> UriParts:
+    if not isinstance(value, str):
+        raise ConfigError(
+            f"{name} must be a string, not {type(value).__name__}; {_ACCEPTED}", field=name
+        )
+    try:
+        if not value or value != value.strip() or not check_plain(value):
+            raise _Refused(f"empty, outer whitespace or control characters do not fit; {_ACCEPTED}")
+        return parse(value)
+    except _Refused as refused:
+        # Not chained: what failed underneath may hold the value itself.
+        # "is illegal" is how pymilvus says it.
+        raise ConfigError(
+            f"{name} {_without_credentials(value)!r} is illegal: {refused}", field=name
+        ) from None
+
+
+def _parse_uri(text: str) -> UriParts:
+    if text.startswith("unix:"):
+        return _parse_unix(text)
+    if text.endswith(".db") and "://" not in text:
+        return _parse_local(text)
+    return _parse_network(text)
+
+
+def _parse_endpoint(text: str) -> UriParts:
+    if text.startswith("unix:"):
+        return _parse_unix(text)
+    parts = _parse_network(text if "://" in text else f"tcp://{text}")
+    if parts.token:
+        raise _Refused("credentials are not accepted here")
+    return parts
+
+
+def _parse_unix(text: str) -> UriParts:
     if not text.removeprefix("unix:").strip("/"):
-        _refuse(name, text, "the path of the socket is missing, as in unix:/run/milvus.sock")
+        raise _Refused("the path of the socket is missing, as in unix:/run/milvus.sock")
     return UriParts(uri=text, address=text)
 
 
 def _parse_local(text: str) -> UriParts:
     try:
         path = os.path.abspath(text)
-    except (OSError, ValueError):
-        _refuse("uri", text, "it has no absolute path, for the working directory is gone")
+    except OSError:
+        raise _Refused("it has no absolute path, for the working directory is gone") from None
     folder = os.path.dirname(path)
     if not os.path.isdir(folder):
         # A mistyped URI may have come this far, so that even a path is not shown as it is.
         shown = _without_credentials(folder)
-        _refuse("uri", text, f"the folder {shown!r} does not exist; create it first")
-    if not _is_installed("milvus_lite"):
+        raise _Refused(f"the folder {shown!r} does not exist; create it first")
+    if find_spec("milvus_lite") is None:  # not imported: that takes 0.3 s
         raise ConfigError(LITE_MISSING, field="uri")
     return UriParts(uri=text, address=path, is_local=True)
 
 
-def _is_installed(package: str) -> bool:
-    """Whether a package is there, without importing it (Milvus Lite takes 0.3 s)."""
-    if package in sys.modules:
-        return sys.modules[package] is not None
-    return find_spec(package) is not None
-
-
-def _parse_network(name: str, text: str, *, shown: str) -> UriParts:
+def _parse_network(text: str) -> UriParts:
     given, separator, rest = text.partition("://")
     scheme = given.lower()
     if not separator or scheme not in _DEFAULT_PORTS:
-        _refuse(name, shown, _ACCEPTED)
+        raise _Refused(_ACCEPTED)
     if any(char.isspace() for char in text):
-        _refuse(name, shown, "whitespace is not accepted; percent-encode it in credentials")
+        raise _Refused("whitespace is not accepted; percent-encode it in credentials")
     end = next((at for at, char in enumerate(rest) if char in "/?#"), len(rest))
     authority, tail = rest[:end], rest[end:]
     if "@" in tail:
-        _refuse(name, shown, "percent-encode '/', '?', '#' and '@' in credentials")
+        raise _Refused("percent-encode '/', '?', '#' and '@' in credentials")
     if "?" in tail or "#" in tail:
-        _refuse(name, shown, f"'?' and '#' are not accepted; {_ACCEPTED}")
+        raise _Refused(f"'?' and '#' are not accepted; {_ACCEPTED}")
     userinfo, _, hostport = authority.rpartition("@")
-    host, port = _parse_host_port(name, hostport, shown=shown)
+    host, port = _parse_host_port(hostport)
     segment = next((part for part in tail.split("/") if part), "")
     return UriParts(
         uri=f"{given}{separator}{hostport}{tail}",
         address=f"{host}:{port or _DEFAULT_PORTS[scheme]}",
         scheme=scheme,
         host=host,
-        token=_parse_credentials(name, userinfo, shown=shown),
-        db_name=_decode(name, segment, shown=shown),
+        token=_parse_credentials(userinfo),
+        db_name=_decode(segment),
     )
 
 
-def _parse_credentials(name: str, userinfo: str, *, shown: str) -> str:
+def _parse_credentials(userinfo: str) -> str:
     user, _, password = userinfo.partition(":")
     if password and not user:
-        _refuse(name, shown, "a password needs a user name before its colon")
-    user, password = (_decode(name, part, shown=shown) for part in (user, password))
-    return f"{user}:{password}" if password else user
+        raise _Refused("a password needs a user name before its colon")
+    return f"{_decode(user)}:{_decode(password)}" if password else _decode(user)
 
 
-def _parse_host_port(name: str, hostport: str, *, shown: str) -> tuple[str, int]:
+def _parse_host_port(hostport: str) -> tuple[str, int]:
     """Return the host as gRPC wants it (IPv6 in brackets) and the port, 0 for none."""
     if hostport.startswith("["):
         literal, bracket, rest = hostport[1:].partition("]")
         if not bracket or rest[:1] not in ("", ":"):
-            _refuse(name, shown, "an IPv6 address looks like http://[::1]:19530")
-        host, port = _parse_ipv6(name, literal, shown=shown), rest[1:]
+            raise _Refused("an IPv6 address looks like http://[::1]:19530")
+        host, port = _parse_ipv6(literal), rest[1:]
     else:
         host, _, port = hostport.partition(":")
         host = host.lower()
         if ":" in port:
-            _refuse(name, shown, "write an IPv6 address in brackets: http://[::1]:19530")
+            raise _Refused("write an IPv6 address in brackets: http://[::1]:19530")
         if not host:
-            _refuse(name, shown, f"the host is empty; {_ACCEPTED}")
+            raise _Refused(f"the host is empty; {_ACCEPTED}")
         if len(host) > 253 or not _HOST.fullmatch(host):
-            _refuse(name, shown, "the host may hold letters, digits, '-', '_' and single dots")
+            raise _Refused("the host may hold letters, digits, '-', '_' and single dots")
     if not port:
         return host, 0
     if not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536):
-        _refuse(name, shown, "the port must be a number from 1 to 65535")
+        raise _Refused("the port must be a number from 1 to 65535")
     return host, int(port)
 
 
-def _parse_ipv6(name: str, literal: str, *, shown: str) -> str:
+def _parse_ipv6(literal: str) -> str:
     address, percent, zone = literal.partition("%")
     zone = zone.removeprefix("25")  # RFC 6874: "%25eth0" in a URI; many write "%eth0"
     try:
         address = ipaddress.IPv6Address(address).compressed
     except ValueError:
-        _refuse(name, shown, "what stands in brackets must be an IPv6 address")
+        raise _Refused("what stands in brackets must be an IPv6 address") from None
     if percent and not _ZONE.fullmatch(zone):
-        _refuse(name, shown, "an IPv6 zone looks like http://[fe80::1%25eth0]:19530")
+        raise _Refused("an IPv6 zone looks like http://[fe80::1%25eth0]:19530")
     return f"[{address}{percent}{zone}]"
 
 
-def _decode(name: str, text: str, *, shown: str) -> str:
+def _decode(text: str) -> str:
     try:
         decoded = unquote(text, errors="strict")
     except UnicodeDecodeError:
-        _refuse(name, shown, "percent-encoded parts must be UTF-8")
-    if _CONTROL.search(decoded):
-        _refuse(name, shown, "control characters are not accepted")
+        raise _Refused("percent-encoded parts must be UTF-8") from None
+    if not check_plain(decoded):
+        raise _Refused("control characters are not accepted")
     return decoded
-
-
-def check_plain(text: str) -> bool:
-    """Tell whether a text is Unicode without control characters."""
-    return not _CONTROL.search(text) and _is_utf8(text)
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _check_uri(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise ConfigError(
-            f"{name} must be a string, not {type(value).__name__}; {_ACCEPTED}", field=name
-        )
-    if not value or value != value.strip() or not check_plain(value):
-        _refuse(
-            name, value, f"empty, outer whitespace or control characters do not fit; {_ACCEPTED}"
-        )
-    return value
-
-
-def _refuse(name: str, value: str, why: str) -> NoReturn:
-    shown = _without_credentials(value)
-    # Not chained: what failed underneath may hold the value itself.
-    # "is illegal" is how pymilvus says it.
-    raise ConfigError(f"{name} {shown!r} is illegal: {why}", field=name) from None
 
 
 def _without_credentials(text: str) -> str:

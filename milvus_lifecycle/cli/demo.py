@@ -14,15 +14,12 @@ import socket
 import sys
 from pathlib import Path
 
-from milvus_lifecycle.demo import DemoError, Interrupted
+from milvus_lifecycle.demo import DemoError
 
 OUTAGE_RANGE_S = (0.1, 45.0)
 OUTAGES_MOST = 10
 THREADS_MOST = 64
 
-#: Package to import -> what to install.
-_NEEDED = {"pymilvus": "pymilvus", "milvus_lite": "milvus-lite", "rich": "rich"}
-_NEEDED_TO_FAIL_OVER = {"httpx": "httpx"}
 _NEEDED_OF_THE_PLATFORM = ((os, "killpg"), (signal, "SIGSTOP"), (socket, "SO_REUSEPORT"))
 
 
@@ -79,46 +76,25 @@ def execute(options: argparse.Namespace) -> int:
         return 2
     from rich.console import Console
 
-    from milvus_lifecycle.demo.run import Options, play_demo
-    from milvus_lifecycle.demo.scenarios import Signals
+    from milvus_lifecycle.demo.run import play_demo
 
-    with Signals() as signals:
-        try:
-            good = play_demo(
-                Options(
-                    outages=options.outages,
-                    workers=options.threads,
-                    use_asyncio=options.asyncio,
-                    compare=options.compare,
-                    json_file=options.json,
-                    failover=options.failover,
-                ),
-                Console(),
-                signals,
-            )
-        except Interrupted as interrupted:
-            print("milvus-lifecycle demo: interrupted", file=sys.stderr)
-            return 128 + interrupted.signum
-        except (DemoError, OSError) as error:
-            print(f"milvus-lifecycle demo: {error}", file=sys.stderr)
-            return 2
-    return 0 if good else 1
+    try:
+        return 0 if play_demo(options, Console()) else 1
+    except (DemoError, OSError) as error:
+        print(f"milvus-lifecycle demo: {error}", file=sys.stderr)
+        return 2
 
 
 def find_obstacle(*, failover: bool = False) -> str | None:
     """What keeps the demo from running here; None if nothing does."""
     if not all(hasattr(module, name) for module, name in _NEEDED_OF_THE_PLATFORM):
         return "needs process groups, SIGSTOP and SO_REUSEPORT, that is, Linux or macOS"
-    needed = _NEEDED | _NEEDED_TO_FAIL_OVER if failover else _NEEDED
-    missing = [
-        package for name, package in needed.items() if importlib.util.find_spec(name) is None
-    ]
-    if missing:
-        extras = "demo,global" if failover else "demo"
-        return (
-            f"{', '.join(missing)} missing; install with: pip install 'milvus-lifecycle[{extras}]'"
-        )
-    return None
+    needed = ("pymilvus", "milvus_lite", "rich", *["httpx"] * failover)
+    missing = [name.replace("_", "-") for name in needed if importlib.util.find_spec(name) is None]
+    if not missing:
+        return None
+    extras = "demo,global" if failover else "demo"
+    return f"{', '.join(missing)} missing; install with: pip install 'milvus-lifecycle[{extras}]'"
 
 
 def parse_outages(text: str) -> tuple[float, ...]:
@@ -145,10 +121,6 @@ def parse_threads(text: str) -> int:
 def parse_json_file(text: str) -> Path:
     """The argument of --json: a file that can be written, found out before the run."""
     path = Path(text)
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} is a folder, not a file")
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"the folder of {text!r} does not exist")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be written")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text!r} is no file that can be written")
     return path

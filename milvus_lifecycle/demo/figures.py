@@ -1,14 +1,15 @@
-"""What a run showed, as figures: pure arithmetic over calls, channels, records and databases.
+"""What a run showed: what is noted while it lasts, and the figures that come of it.
 
-All moments are seconds of time.monotonic().
+A figure is declared where it is counted: its name in the JSON file, its label in the summary, and
+whether it is what the engine promises. All moments are seconds of time.monotonic().
 """
 
 from __future__ import annotations
 
-import bisect
+import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 #: What the engine promises for an outage of up to 10 s (design, section 5).
@@ -18,11 +19,8 @@ CHANNEL_LIMIT = 12
 #: And for a failover: seconds from the refresh, and from a death's naming.
 MOVE_LIMIT_S = 1.0
 
-#: What the program must do while the server answers, for the figures to mean anything.
+#: Calls per second that a worker must start for the figures to mean anything.
 RATE_LIMIT = 20.0
-
-#: A stretch between outages shorter than this says nothing about a rate.
-_SHORTEST_STRETCH_S = 0.5
 
 _SHOWN = 5
 _LANDINGS = frozenset({"probe_passed", "recovered"})
@@ -32,50 +30,36 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Call:
-    """One call of one worker.
-
-    `end` is None for a call that never ended, `error` for one that did not fail.
-    """
+    """One call of one worker; `inserts`: the id of the entity that it inserts."""
 
     worker: int
-    operation: str
+    inserts: int | None
     start: float
-    end: float | None
-    error: str | None
+    end: float = math.inf
+    error: str | None = None
 
 
 @dataclass(frozen=True)
-class Outage:
-    """One time that the server was killed.
+class Blow:
+    """What was done to the program at one time.
 
-    `asked`: how many seconds after the kill it was started again. `frozen_at`: when it stopped
-    answering, just before `killed_at`. `listens_at`: when its port accepted a connection again.
+    `killed_at`: when its server was killed (None in a planned switch). `healed_at`: when that
+    server listened again or, in a failover, the topology named `new` in place of `old` (addresses);
+    `told_at`: when a client was first sent that topology (None: never).
     """
 
-    asked: float
-    frozen_at: float
-    killed_at: float
-    listens_at: float
-
-
-@dataclass(frozen=True)
-class Move:
-    """One time that the topology named another primary.
-
-    `kind` is "switch" (planned; the old primary lives on) or "death" (killed at `killed_at`).
-    """
-
-    kind: str
-    old: str
-    new: str
-    version: int
-    named_at: float
+    name: str
+    text: str
+    healed_at: float
     killed_at: float | None = None
+    old: str = ""
+    new: str = ""
+    told_at: float | None = None
 
     @property
     def begun(self) -> float:
-        """When the old primary died, or was named no more."""
-        return self.named_at if self.killed_at is None else self.killed_at
+        """When the server died, or was named no more."""
+        return self.healed_at if self.killed_at is None else self.killed_at
 
 
 @dataclass(frozen=True)
@@ -83,353 +67,256 @@ class Stay:
     """How long a client's topology said that `address` is the primary.
 
     `since` is when the flight began that led there (no RPC went there before), `until` when the
-    next one was recorded as landed (None: never).
+    next one was recorded as landed.
     """
 
     address: str
     since: float
-    until: float | None
+    until: float = math.inf
+
+    def allows(self, write: Call, address: str) -> bool:
+        """Whether the topology named the server at some moment of the call."""
+        return self.address == address and self.since <= write.end and write.start <= self.until
 
 
-@dataclass(frozen=True)
-class Write:
-    """One acknowledged insert."""
-
-    id: int
-    start: float
-    end: float
-
-
-@dataclass(frozen=True)
+@dataclass
 class Seen:
-    """All that was seen in one run. `began` and `ended` bound the time of regular work.
+    """All that was seen in one run; most of it is filled while the program runs.
 
-    In a failover `contents` has the ids in each server's database at the end (address -> ids),
-    `first_ids` each worker's first one, and `served` when each version of the topology was first
-    sent to a client. `clean_exit`: the
-    program's process ended by itself.
+    `calls` have ended, `in_flight` have not (by worker). `steady`: from when to when there was
+    regular work, before the first blow. `contents`: in a failover, the ids in each server's
+    database at the end. `clean_exit`: the program's process ended by itself.
     """
 
     workers: int
-    began: float
-    ended: float
-    calls: Sequence[Call] = ()
-    channels: Sequence[float] = ()
-    records: Sequence[Record] = ()
-    outages: Sequence[Outage] = ()
-    moves: Sequence[Move] = ()
+    calls: list[Call] = field(default_factory=list)
+    in_flight: dict[int, Call] = field(default_factory=dict)
+    last_good: dict[int, float] = field(default_factory=dict)
+    failed_calls: int = 0
+    channels: list[float] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+    log_lines: int = 0
+    steady: tuple[float, float] = (0.0, 1.0)
+    blows: list[Blow] = field(default_factory=list)
     contents: Mapping[str, frozenset[int]] = field(default_factory=dict)
-    first_ids: Mapping[int, int] = field(default_factory=dict)
-    served: Mapping[int, float | None] = field(default_factory=dict)
     clean_exit: bool = True
 
+    def add_call(self, call: Call) -> None:
+        """Take in a call that begins, or the same call when it has ended."""
+        if call.end == math.inf:
+            self.in_flight[call.worker] = call
+            return
+        self.in_flight.pop(call.worker, None)
+        self.calls.append(call)
+        if call.error is None:
+            self.last_good[call.worker] = call.end
+        else:
+            self.failed_calls += 1
+
+    def list_writes(self) -> list[Call]:
+        """The acknowledged inserts."""
+        return [call for call in self.calls if call.inserts is not None and call.error is None]
+
+    def all_good_since(self, moment: float) -> bool:
+        """Whether every worker had a good call that ended at or after a moment."""
+        return sum(end >= moment for end in list(self.last_good.values())) >= self.workers
+
 
 @dataclass(frozen=True)
-class OutageFigures:
-    """One outage. `first_good_call_s`: of the slowest worker, after the server listened again;
-    None if some worker had none before the next outage or the end."""
+class Figure:
+    """One figure: `key` and `value` in the JSON file, `label` and `text` in the summary.
 
-    asked_s: float
-    down_s: float
-    workers_in_flight: int
-    failed_calls: int
-    channels: int
-    first_good_call_s: float | None
-
-
-@dataclass(frozen=True)
-class MoveFigures:
-    """One move; seconds after the topology named the new primary, unless it says otherwise.
-
-    `channels`: channels opened from the naming (or the death) until the next move.
-    `refreshed_s`: when a client was first sent the new version. `moved_s`: when the last of the
-    program's connections had swapped, `after_refresh_s`: the same after the refresh; None if one
-    did not. `late_writes`: writes that started after the naming and that the old primary took,
-    `late_s`: when the last of its writes ended. Until the client has asked it cannot know better:
-    what it did wrong, `Placement.misplaced` counts. `first_good_s`, `slowest_s`: the first good
-    call of any, and of the slowest, worker; None if some worker had none until the next move.
+    `good`: whether it is as promised (None: nothing is), `fault`: what it means if it is not.
     """
 
-    kind: str
-    new: str
-    version: int
-    failed_calls: int
-    channels: int
-    refreshed_s: float | None
-    moved_s: float | None
-    after_refresh_s: float | None
-    late_writes: int
-    late_s: float
-    first_good_s: float | None
-    slowest_s: float | None
+    key: str
+    label: str
+    value: object
+    text: str
+    good: bool | None = None
+    fault: str = ""
 
 
 @dataclass(frozen=True)
-class Placement:
-    """Where the acknowledged writes are. `twice`: sent again after a failure, as they may be.
+class Section:
+    """Figures of one subject; `praise`: what to say if none has a fault."""
 
-    `misplaced`: taken by another server than the client's primary, that is, the one that the
-    topology named which the client had (see `Stay`); None if nobody knows what the client had
-    (pymilvus keeps no records).
-    """
-
-    writes: int
-    lost: int
-    twice: int
-    by_server: dict[str, int]
-    misplaced: int | None
-    examples: list[str]
+    name: str
+    text: str
+    figures: Sequence[Figure]
+    praise: str = ""
 
     @property
     def faults(self) -> list[str]:
-        """What is wrong with it; empty if every write is where it belongs."""
-        found = []
-        if self.lost:
-            found.append(f"{self.lost} of {self.writes} acknowledged writes are in no database")
-        if self.misplaced:
-            found.append(
-                f"{self.misplaced} writes were taken by another server than the client's primary "
-                f"({self.examples[0]})"
-            )
-        return found
-
-
-@dataclass(frozen=True)
-class Figures:
-    """One run. `slowest_rate`: calls per second that the slowest worker started while the server
-    answered, in the stretch where it was slowest; None if there was no such stretch."""
-
-    workers: int
-    calls: int
-    failed_calls: int
-    unended_calls: int
-    channels: int
-    channels_at_start: int
-    slowest_rate: float | None
-    longest_call_s: float
-    calls_by_operation: dict[str, int]
-    transitions_by_trigger: dict[str, int]
-    errors: dict[str, int]
-    outages: list[OutageFigures]
-    moves: list[MoveFigures]
-    placement: Placement | None
-    clean_exit: bool
-
-    @property
-    def too_slow(self) -> bool:
-        """Whether the program worked less than the figures take for granted."""
-        return self.slowest_rate is not None and self.slowest_rate < RATE_LIMIT
-
-    @property
-    def faults(self) -> list[str]:
-        """Why the program did not get through unharmed; empty if it did."""
-        found = []
-        if self.failed_calls:
-            found.append(f"{self.failed_calls} of {self.calls} calls failed")
-        if self.unended_calls:
-            found.append(f"{self.unended_calls} calls never ended")
-        for number, outage in enumerate(self.outages, 1):
-            if outage.workers_in_flight < self.workers:
-                found.append(
-                    f"at kill {number} only {outage.workers_in_flight} of {self.workers} workers "
-                    "had a call in flight, so the run proves nothing"
-                )
-            if outage.first_good_call_s is None:
-                found.append(f"after outage {number} not every worker had a good call again")
-        for number, move in enumerate(self.moves, 1):
-            if move.slowest_s is None:
-                found.append(f"after move {number} not every worker had a good call")
-            if move.moved_s is None and self.transitions_by_trigger:  # pymilvus makes no records
-                found.append(f"the connection did not follow move {number}")
-        if self.placement is not None:
-            found += self.placement.faults
-        if not self.clean_exit:
-            found.append("the program's process had to be killed at the end")
-        return found
+        """What is wrong with them."""
+        return [figure.fault for figure in self.figures if figure.good is False and figure.fault]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run. `manager`: the module of the connection manager that was in use.
-    `log_lines`: lines that pymilvus logged."""
+    """One finished run; `too_slow`: the program worked less than the figures take for granted."""
 
     title: str
-    on_engine: bool
-    manager: str
-    log_lines: int
-    figures: Figures
+    too_slow: bool
+    sections: Sequence[Section]
+    errors: dict[str, int]
+    transitions_by_trigger: dict[str, int]
+
+    @property
+    def faults(self) -> list[str]:
+        """Why the program did not get through unharmed; empty if it did."""
+        return [fault for section in self.sections for fault in section.faults]
 
     def as_json(self) -> dict[str, object]:
         """The run with JSON types; times in seconds."""
-        fields, figures = asdict(self), self.figures
-        fields |= fields.pop("figures")
-        return {**fields, "too_slow": figures.too_slow, "faults": figures.faults}
+        figures = {
+            section.name: {figure.key: figure.value for figure in section.figures}
+            for section in self.sections
+        }
+        return {**vars(self), "sections": figures, "faults": self.faults}
 
 
-def take_figures(seen: Seen) -> Figures:
+def take_figures(title: str, seen: Seen) -> Run:
     """Fold what was seen into figures."""
-    blows = [outage.killed_at for outage in seen.outages] + [move.begun for move in seen.moves]
-    failed = [call for call in seen.calls if call.error is not None and call.end is not None]
-    failures = _count_by_blow([call.end for call in failed if call.end is not None], blows)
-    channels = _count_by_blow(seen.channels, blows)
-    triggers = Counter(
-        str(record["trigger"])
-        for record in seen.records
-        if record["event"] == "connection.transition"
-    )
-    writes = list_writes(seen.calls, seen.first_ids) if seen.moves else []
-    return Figures(
-        workers=seen.workers,
-        calls=len(seen.calls),
-        failed_calls=len(failed),
-        unended_calls=sum(call.end is None for call in seen.calls),
-        channels=len(seen.channels),
-        channels_at_start=channels[0],
-        slowest_rate=_find_slowest_rate(seen),
-        longest_call_s=max((call.end - call.start for call in seen.calls if call.end), default=0.0),
-        calls_by_operation=dict(Counter(call.operation for call in seen.calls)),
-        transitions_by_trigger=dict(triggers.most_common()),
-        errors=dict(Counter(str(call.error) for call in failed).most_common(_SHOWN)),
-        outages=[
-            _take_outage(seen, number, failures[number + 1], channels[number + 1])
-            for number in range(len(seen.outages))
-        ],
-        moves=[
-            _take_move(seen, writes, number, failures[number + 1], channels[number + 1])
-            for number in range(len(seen.moves))
-        ],
-        placement=check_placement(writes, seen) if seen.moves else None,
-        clean_exit=seen.clean_exit,
+    begin, end = seen.steady
+    started = Counter(call.worker for call in seen.calls if begin <= call.start < end)
+    rate = min(started[worker] for worker in range(seen.workers)) / (end - begin)
+    errors = Counter(call.error for call in seen.calls if call.error is not None)
+    steps = [record for record in seen.records if record["event"] == "connection.transition"]
+    sections = [_sum_up(seen, rate)]
+    sections += [_judge_blow(seen, number) for number in range(len(seen.blows))]
+    if seen.contents:
+        sections.append(judge_writes(seen))
+    return Run(
+        title=title,
+        too_slow=rate < RATE_LIMIT,
+        sections=sections,
+        errors=dict(errors.most_common(_SHOWN)),
+        transitions_by_trigger=dict(Counter(step["trigger"] for step in steps).most_common()),
     )
 
 
-def _count_by_blow(moments: Iterable[float], blows: Sequence[float]) -> list[int]:
-    """Moments before the first blow, then those from each blow on until the next one."""
-    counts = [0] * (len(blows) + 1)
-    for moment in moments:
-        counts[bisect.bisect_right(blows, moment)] += 1
-    return counts
+def _count(key: str, label: str, value: int, most: int | None = None, fault: str = "") -> Figure:
+    return Figure(key, label, value, f"{value:,}", None if most is None else value <= most, fault)
 
 
-def _take_outage(seen: Seen, number: int, failures: int, channels: int) -> OutageFigures:
-    outage = seen.outages[number]
-    returned = _find_return(seen, number)
-    return OutageFigures(
-        asked_s=outage.asked,
-        down_s=outage.listens_at - outage.killed_at,
-        workers_in_flight=len(find_workers_in_flight(seen.calls, outage.killed_at)),
-        failed_calls=failures,
-        channels=channels,
-        first_good_call_s=_after(returned, outage.listens_at),
-    )
+def _time(
+    key: str, label: str, value: float | None, most: float | None = None, fault: str = ""
+) -> Figure:
+    """A time in seconds; None: what it waited for never came."""
+    if value is None:
+        return Figure(key, label, None, "never", False, fault)
+    return Figure(key, label, value, f"{value:.3f} s", None if most is None else value <= most)
 
 
-def _take_move(
-    seen: Seen, writes: Sequence[Write], number: int, failures: int, channels: int
-) -> MoveFigures:
-    move = seen.moves[number]
-    until = seen.moves[number + 1].begun if number + 1 < len(seen.moves) else seen.ended
-    named, refreshed = move.named_at, seen.served.get(move.version)
-    landed = find_landing(seen.records, move)
-    good = find_first_good(seen.calls, named, until)
-    late = [
-        write
-        for write in writes
-        if named < write.end <= until
-        and write.id in seen.contents[move.old]
-        and write.id not in seen.contents[move.new]
+def _sum_up(seen: Seen, rate: float) -> Section:
+    unended = len(seen.in_flight)
+    calls = len(seen.calls) + unended
+    failed = seen.failed_calls
+    longest = max((call.end - call.start for call in seen.calls), default=0.0)
+    first = min((blow.begun for blow in seen.blows), default=math.inf)
+    at_start = sum(at < first for at in seen.channels)
+    how = "by itself" if seen.clean_exit else "killed"
+    killed = "the program's process had to be killed at the end"
+    figures = [
+        _count("calls", "calls", calls),
+        _count("failed_calls", "failed calls", failed, 0, f"{failed} of {calls} calls failed"),
+        _count("unended_calls", "unended calls", unended, 0, f"{unended} calls never ended"),
+        Figure("rate", "calls/s of the slowest worker", rate, f"{rate:.1f}", rate >= RATE_LIMIT),
+        _time("longest_call_s", "longest call", longest),
+        _count("channels_at_start", "channels opened at the start", at_start),
+        _count("channels", "channels opened in all", len(seen.channels)),
+        _count("log_lines", "lines logged by pymilvus", seen.log_lines),
+        Figure("clean_exit", "the program ended", seen.clean_exit, how, seen.clean_exit, killed),
     ]
-    return MoveFigures(
-        kind=move.kind,
-        new=move.new,
-        version=move.version,
-        failed_calls=failures,
-        channels=channels,
-        refreshed_s=_after(refreshed, named),
-        moved_s=_after(landed, named),
-        after_refresh_s=None if refreshed is None else _after(landed, refreshed),
-        late_writes=sum(write.start > named for write in late),
-        late_s=max((write.end - named for write in late), default=0.0),
-        first_good_s=min(good.values()) - named if good else None,
-        slowest_s=max(good.values()) - named if len(good) == seen.workers else None,
-    )
+    return Section("in all", "", figures, f"no call failed, of {calls:,}")
 
 
-def _after(moment: float | None, since: float) -> float | None:
-    return None if moment is None else moment - since
+def _judge_blow(seen: Seen, number: int) -> Section:
+    """What the program felt of one blow, until the next one."""
+    blow, later = seen.blows[number], seen.blows[number + 1 :]
+    until = later[0].begun if later else math.inf
+    failed = sum(call.error is not None and blow.begun <= call.end < until for call in seen.calls)
+    channels = sum(blow.begun <= at < until for at in seen.channels)
+    good = [end - blow.healed_at for end in find_first_good(seen, blow.healed_at, until).values()]
+    slowest = max(good) if len(good) == seen.workers else None
+    quick, few = (None, None) if blow.new else (FIRST_GOOD_LIMIT_S, CHANNEL_LIMIT)
+    lost = f"after {blow.name} not every worker had a good call"
+    figures = [
+        *_judge_kill(seen, blow),
+        _count("failed_calls", "failed calls", failed, 0),
+        _count("channels", "channels opened", channels, few),
+        *_judge_move(seen, blow, until),
+        _time("first_good_s", "first good call after", min(good, default=None), MOVE_LIMIT_S),
+        _time("slowest_s", "slowest worker's first good call after", slowest, quick, lost),
+    ]
+    return Section(blow.name, blow.text, figures)
 
 
-def find_workers_in_flight(calls: Iterable[Call], moment: float) -> set[int]:
-    """The workers that had a call in flight at a moment."""
-    return {
-        call.worker
-        for call in calls
-        if call.start < moment and (call.end is None or call.end > moment)
-    }
+def _after(moment: float | None, since: float | None) -> float | None:
+    return None if moment is None or since is None else moment - since
 
 
-def find_first_good(calls: Iterable[Call], since: float, until: float) -> dict[int, float]:
+def find_first_good(seen: Seen, since: float, until: float) -> dict[int, float]:
     """For each worker the end of its first good call that ended within [since, until]."""
     first: dict[int, float] = {}
-    for call in calls:
-        if call.error is None and call.end is not None and since <= call.end <= until:
+    for call in seen.calls:
+        if call.error is None and since <= call.end <= until:
             first[call.worker] = min(call.end, first.get(call.worker, call.end))
     return first
 
 
-def _find_return(seen: Seen, number: int) -> float | None:
-    """When the slowest worker was answered again after an outage; None if one was not."""
-    last = number + 1 == len(seen.outages)
-    until = seen.ended if last else seen.outages[number + 1].frozen_at
-    first = find_first_good(seen.calls, seen.outages[number].listens_at, until)
-    return max(first.values()) if len(first) == seen.workers else None
+def _judge_kill(seen: Seen, blow: Blow) -> Iterator[Figure]:
+    if blow.killed_at is None:
+        return
+    until = "the other was named" if blow.new else "it listened"
+    yield _time("down_s", f"from the kill until {until}", blow.healed_at - blow.killed_at)
+    calls = [*seen.calls, *seen.in_flight.values()]
+    hit = len({call.worker for call in calls if call.start < blow.killed_at < call.end})
+    text = f"{hit} of {seen.workers}"
+    missed = f"only {text} workers had a call in flight at {blow.name}, so the run proves nothing"
+    good = hit >= seen.workers
+    yield Figure("workers_in_flight", "workers in flight at the kill", hit, text, good, missed)
 
 
-def _find_slowest_rate(seen: Seen) -> float | None:
-    """Over the stretches in which all workers were being answered: from the beginning, and from
-    each return after an outage. In a failover until the first move: the deaths are no slowness."""
-    ends = [outage.frozen_at for outage in seen.outages]
-    ends.append(seen.moves[0].begun if seen.moves else seen.ended)
-    begins = [seen.began, *(_find_return(seen, number) for number in range(len(seen.outages)))]
-    rates = [
-        sum(1 for call in seen.calls if call.worker == worker and begin <= call.start < end)
-        / (end - begin)
-        for begin, end in zip(begins, ends, strict=True)
-        if begin is not None and end - begin >= _SHORTEST_STRETCH_S
-        for worker in range(seen.workers)
-    ]
-    return min(rates, default=None)
+def _judge_move(seen: Seen, blow: Blow, until: float) -> Iterator[Figure]:
+    """How the program followed the primary. The writes that the old one still took in a planned
+    switch are no fault: until the client has asked, it cannot know better."""
+    if not blow.new:
+        return
+    named, told = blow.healed_at, blow.told_at
+    landed = find_landing(seen.records, blow.new, named)
+    yield _time("told_s", "client told, after the naming", _after(told, named))
+    # pymilvus makes no records and is not expected to follow.
+    lost = f"the connection did not follow {blow.name}" if seen.records else ""
+    yield _time("moved_s", "moved, after the naming", _after(landed, named), None, lost)
+    after = _after(landed, told)
+    yield _time("after_told_s", "moved, after the client was told", after, MOVE_LIMIT_S)
+    if blow.killed_at is None:
+        elsewhere = seen.contents[blow.old] - seen.contents[blow.new]
+        writes = [call for call in seen.list_writes() if call.inserts in elsewhere]
+        late = [call for call in writes if named < call.end <= until]
+        last = max((call.end - named for call in late), default=0.0)
+        yield _time("late_s", "last write on the old primary, after the naming", last)
+        begun = sum(call.start > named for call in late)
+        yield _count("late_writes", "writes begun there, after the naming", begun)
 
 
-def find_landing(records: Iterable[Record], move: Move) -> float | None:
-    """When the last of the connections had swapped to the new primary; None if one did not."""
+def find_landing(records: Sequence[Record], address: str, since: float) -> float | None:
+    """When the last of the connections had swapped to a primary that was named at `since`; None
+    if one did not."""
     landed: dict[str, float | None] = {}
-    for record in list(records):
+    for record in records[:]:
         name, at = record["connection_id"], record["at"]
-        if at < move.named_at:
+        if at < since:
             if record["dest"] == "CLOSED":
                 landed.pop(name, None)
             elif record["generation"]:
                 landed.setdefault(name, None)
-        elif (
-            record["trigger"] == "recovered"
-            and record["address"] == move.new
-            and landed.get(name) is None
-        ):
-            landed[name] = at
+        elif record["trigger"] == "recovered" and record["address"] == address:
+            landed[name] = landed.get(name) or at
     times = [at for at in landed.values() if at is not None]
     return max(times) if times and len(times) == len(landed) else None
-
-
-def list_writes(calls: Iterable[Call], first_ids: Mapping[int, int]) -> list[Write]:
-    """The acknowledged inserts. A worker's n-th insert has its first id + n (n from 0)."""
-    writes, ids = [], dict(first_ids)
-    for call in sorted(calls, key=lambda call: call.start):
-        if call.operation == "insert":
-            if call.error is None and call.end is not None:
-                writes.append(Write(ids[call.worker], call.start, call.end))
-            ids[call.worker] += 1
-    return writes
 
 
 def list_stays(records: Iterable[Record]) -> list[Stay]:
@@ -438,7 +325,7 @@ def list_stays(records: Iterable[Record]) -> list[Stay]:
     current: dict[str, tuple[str, float]] = {}
     before: dict[str, float] = {}
     for record in records:
-        name, address = str(record["connection_id"]), str(record["address"])
+        name, address = record["connection_id"], record["address"]
         at: float = record["at"]
         known = current.get(name)
         if record["trigger"] in _LANDINGS and (known is None or known[0] != address):
@@ -447,40 +334,46 @@ def list_stays(records: Iterable[Record]) -> list[Stay]:
             current[name] = (address, before.get(name, at))
         if record["trigger"] != "retry":
             before[name] = at
-    return [*stays, *(Stay(*known, None) for known in current.values())]
+    return [*stays, *(Stay(*known) for known in current.values())]
 
 
-def check_placement(writes: Sequence[Write], seen: Seen) -> Placement:
-    """Compare what the servers took with where the primary was."""
+def judge_writes(seen: Seen) -> Section:
+    """Compare what the servers took with where the client's primary was: the one that the topology
+    named which the client had."""
+    writes = seen.list_writes()
     stays = list_stays(seen.records)
     takers = [
         (write, address)
         for write in writes
         for address, ids in seen.contents.items()
-        if write.id in ids
+        if write.inserts in ids
     ]
-    copies = Counter(write.id for write, _ in takers)
+    copies = Counter(write.inserts for write, _ in takers)
+    by_server = {at: sum(address == at for _, address in takers) for at in seen.contents}
+    shares = " + ".join(map(str, by_server.values()))
+    lost, twice = len(writes) - len(copies), len(takers) - len(copies)
+    total = f"{len(writes):,}"
+    gone = f"{lost} of {total} acknowledged writes are in no database"
+    figures = [
+        _count("writes", "acknowledged writes", len(writes)),
+        Figure("by_server", "in the two databases", by_server, shares),
+        _count("twice", "in both (sent again after a failure)", twice),
+        _count("lost", "in neither", lost, 0, gone),
+    ]
+    label = "taken by another than the client's primary"
+    if not stays:  # pymilvus keeps no records: nobody knows what the client had
+        figures.append(Figure("misplaced", label, None, "not known"))
+        return Section("writes", "where they are", figures)
     misplaced = [
-        f"id {write.id} on {address}"
+        f"id {write.inserts} on {address}"
         for write, address in takers
-        if not any(_was_primary(address, write, stay) for stay in stays)
+        if not any(stay.allows(write, address) for stay in stays)
     ]
-    return Placement(
-        writes=len(writes),
-        lost=len(writes) - len(copies),
-        twice=sum(count > 1 for count in copies.values()),
-        by_server={
-            address: sum(taker == address for _, taker in takers) for address in seen.contents
-        },
-        misplaced=len(misplaced) if stays else None,
-        examples=misplaced[:_SHOWN] if stays else [],
+    wrong = (
+        f"{len(misplaced)} writes were taken by another server than the client's primary "
+        f"({', '.join(misplaced[:_SHOWN])})"
     )
-
-
-def _was_primary(address: str, write: Write, stay: Stay) -> bool:
-    """Whether the client's topology named the server then, at some moment of the call."""
-    return (
-        stay.address == address
-        and stay.since <= write.end
-        and (stay.until is None or write.start <= stay.until)
+    figures.append(_count("misplaced", label, len(misplaced), 0, wrong))
+    return Section(
+        "writes", "where they are", figures, f"each of {total} writes is where it belongs"
     )

@@ -1,8 +1,8 @@
 """The program under the outages: plain pymilvus, written as if neither engine nor demo existed.
 
 It creates a collection; its workers insert, search and list, about thirty calls a second each.
-No call has a timeout and none is retried here. What `watch` does is noting when a call begins
-and how it ends.
+No call has a timeout and none is retried here. `watch` only notes when a call begins and how it
+ends.
 
 The collection has no index: Milvus Lite 3.2.2 serves such a collection as soon as it listens again
 but leaves an indexed one released after a restart, for ever, until a client calls load_collection.
@@ -15,9 +15,9 @@ import itertools
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 from pymilvus import AsyncMilvusClient, CollectionSchema, DataType, MilvusClient
 
@@ -34,18 +34,17 @@ _QUERY_LIMIT = 16_384
 _PREPARE_TIMEOUT_S = 20.0
 
 
+#: Method of the client, its arguments, the id that it inserts.
+ClientCall = tuple[str, dict[str, Any], int | None]
+
+
 class Watch(Protocol):
     """Who notes the calls."""
 
     stop: threading.Event
 
-    def call(self, worker: int, operation: str, /) -> AbstractContextManager[None]:
+    def call(self, worker: int, inserts: int | None, /) -> AbstractContextManager[None]:
         """The body is one call; an Exception that it raises is noted and swallowed."""
-
-
-def first_id(worker: int) -> int:
-    """Id of a worker's first insert; each insert takes the next one."""
-    return worker * _IDS_PER_WORKER + 1
 
 
 def describe_collection() -> CollectionSchema:
@@ -66,30 +65,33 @@ def create_collection(uri: str) -> None:
 def read_ids(uri: str, workers: int) -> frozenset[int]:
     """Every id in the program's collection there."""
     client = MilvusClient(uri=uri, timeout=_PREPARE_TIMEOUT_S)
-    found: set[int] = set()
-    for worker in range(workers):
-        rows = client.query(
+    rows: list[dict[str, int]] = []
+    for first in range(0, workers * _IDS_PER_WORKER, _IDS_PER_WORKER):
+        rows += client.query(
             COLLECTION,
-            filter=f"id >= {first_id(worker)} and id < {first_id(worker + 1)}",
+            filter=f"id >= {first} and id < {first + _IDS_PER_WORKER}",
             output_fields=["id"],
             limit=_QUERY_LIMIT,
             timeout=_PREPARE_TIMEOUT_S,
         )
-        found.update(int(row["id"]) for row in rows)
     client.close()
-    return frozenset(found)
+    return frozenset(row["id"] for row in rows)
 
 
-def list_operations(worker: int) -> Iterator[tuple[str, dict[str, object]]]:
-    """Endless (method of the client, its arguments): insert, search, list, insert ..."""
-    for number in itertools.count(first_id(worker)):
+def list_calls(worker: int, watch: Watch) -> Iterator[ClientCall]:
+    """Insert, search, list, insert ... until `watch.stop`."""
+    for number in itertools.count(worker * _IDS_PER_WORKER):
         vector = [float((number * prime) % 97) for prime in range(1, DIMENSION + 1)]
-        yield (
-            "insert",
-            {"collection_name": COLLECTION, "data": [{"id": number, "vector": vector}]},
-        )
-        yield "search", {"collection_name": COLLECTION, "data": [vector], "limit": 3}
-        yield "list_collections", {}
+        row = {"id": number, "vector": vector}
+        calls: list[ClientCall] = [
+            ("insert", {"collection_name": COLLECTION, "data": [row]}, number),
+            ("search", {"collection_name": COLLECTION, "data": [vector], "limit": 3}, None),
+            ("list_collections", {}, None),
+        ]
+        for call in calls:
+            if watch.stop.is_set():
+                return
+            yield call
 
 
 class Pace:
@@ -111,26 +113,21 @@ def run_threads(uri: str, workers: int, watch: Watch) -> None:
     if not client.has_collection(COLLECTION):
         client.create_collection(COLLECTION, schema=describe_collection())
     with ThreadPoolExecutor(workers) as pool:
-        runs = [pool.submit(_work, uri, worker, watch) for worker in range(workers)]
-        try:
-            done, _ = wait(runs, return_when=FIRST_EXCEPTION)
-        finally:
-            watch.stop.set()
-    for run in done:
-        run.result()
+        list(pool.map(lambda worker: _work(uri, worker, watch), range(workers)))
     client.close()
 
 
 def _work(uri: str, worker: int, watch: Watch) -> None:
-    client = MilvusClient(uri=uri)
-    pace = Pace()
-    for method, arguments in list_operations(worker):
-        if watch.stop.is_set():
-            break
-        with watch.call(worker, method):
-            getattr(client, method)(**arguments)
-        time.sleep(pace.pause())
-    client.close()
+    try:
+        client = MilvusClient(uri=uri)
+        pace = Pace()
+        for method, arguments, inserts in list_calls(worker, watch):
+            with watch.call(worker, inserts):
+                getattr(client, method)(**arguments)
+            time.sleep(pace.pause())
+        client.close()
+    finally:
+        watch.stop.set()  # if one cannot go on, none does
 
 
 async def run_tasks(uri: str, workers: int, watch: Watch) -> None:
@@ -144,10 +141,8 @@ async def run_tasks(uri: str, workers: int, watch: Watch) -> None:
 async def _work_async(uri: str, worker: int, watch: Watch) -> None:
     client = AsyncMilvusClient(uri=uri)
     pace = Pace()
-    for method, arguments in list_operations(worker):
-        if watch.stop.is_set():
-            break
-        with watch.call(worker, method):
+    for method, arguments, inserts in list_calls(worker, watch):
+        with watch.call(worker, inserts):
             await getattr(client, method)(**arguments)
         await asyncio.sleep(pace.pause())
     await client.close()

@@ -10,14 +10,11 @@ import time
 import weakref
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING
 
 from ..core.facts import Seams
+from ..managers import AsyncConnectionManager, ConnectionManager
 
-if TYPE_CHECKING:
-    from ..managers import AsyncConnectionManager, ConnectionManager
-
-    Manager = ConnectionManager | AsyncConnectionManager
+Manager = ConnectionManager | AsyncConnectionManager
 
 #: Polls end after this many real seconds.
 LIMIT = 10.0

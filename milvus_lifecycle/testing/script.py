@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import threading
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import Any
 
 import grpc
 
+from ..config import ConnectionConfig
+from ..core.connection import ManagedConnection
 from ..core.facts import Located
-from ..core.readiness import LoadState
+from ..core.readiness import Collection, LoadState
+from ..core.requests import Open
+from ..core.wire import Wire
+from ..drivers.aio_channel import AsyncLifecycleChannel
+from ..drivers.threads_channel import LifecycleChannel
+from ..errors import LifecycleError
 from .clock import LIMIT, until
-
-if TYPE_CHECKING:
-    from ..config import ConnectionConfig
-    from ..core.connection import ManagedConnection
-    from ..core.readiness import Collection
-    from ..core.requests import Open
-    from ..core.wire import Wire
-    from ..drivers.aio_channel import AsyncLifecycleChannel
-    from ..drivers.threads_channel import LifecycleChannel
-    from ..errors import LifecycleError
 
 METHOD = "/milvus_lifecycle.testing/Rpc"
 
@@ -74,10 +74,8 @@ class Operation:
 
     def fail(self, error: BaseException) -> None:
         """End by raising ``error``; a BaseException kills whoever leads the flight."""
-        try:
+        with contextlib.suppress(InvalidStateError):  # its caller is gone
             self.done.set_exception(error)
-        except InvalidStateError:
-            return  # its caller is gone
 
     def __repr__(self) -> str:
         return f"<Operation {self.kind} {self.address} timeout={self.timeout}>"
@@ -156,11 +154,11 @@ class Script:
 
     def threads(self) -> ScriptedTransport:
         """The transport for a ``ConnectionManager``."""
-        return ScriptedTransport(self)
+        return ScriptedTransport(self, _ThreadsChannel, FakeHandler, Future.result)
 
-    def asyncio(self) -> AsyncScriptedTransport:
+    def asyncio(self) -> ScriptedTransport:
         """The transport for an ``AsyncConnectionManager``."""
-        return AsyncScriptedTransport(self)
+        return ScriptedTransport(self, _AsyncioChannel, AsyncFakeHandler, _await)
 
 
 class FakeChannel:
@@ -190,14 +188,11 @@ class FakeChannel:
 
 class _ThreadsChannel(FakeChannel):
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        channel = self
+        def with_call(request: Any, timeout: float | None, **about: Any) -> Any:
+            operation = self.begin("rpc", timeout, request=request, **about)
+            return operation.done.result(), operation
 
-        class Method:
-            def with_call(self, request: Any, timeout: float | None, **about: Any) -> Any:
-                operation = channel.begin("rpc", timeout, request=request, **about)
-                return operation.done.result(), operation
-
-        return Method()
+        return SimpleNamespace(with_call=with_call)
 
     def close(self) -> None:
         self.shut()
@@ -257,71 +252,55 @@ class AsyncFakeHandler:
                     raise
 
 
-class _Scripted:
-    channel_class: type[FakeChannel]
+async def _await(outcome: Future[Any]) -> Any:
+    return await asyncio.wrap_future(outcome)
 
-    def __init__(self, script: Script) -> None:
+
+class ScriptedTransport:
+    """The transport of either flavour, which ``wait`` is all about: for an outcome, or awaited."""
+
+    def __init__(
+        self,
+        script: Script,
+        make_channel: type[FakeChannel],
+        make_handler: type[FakeHandler | AsyncFakeHandler],
+        wait: Callable[[Future[Any]], Any],
+    ) -> None:
         self.script = script
+        self._make_channel = make_channel
+        self._make_handler = make_handler
+        self._wait = wait
 
     def check(self, config: ConnectionConfig) -> None:
         """Everything is usable."""
 
+    def make_handler(self, connection: ManagedConnection, channel: Any) -> Any:
+        """A fake handler."""
+        return self._make_handler(channel)
+
     def open(self, request: Open) -> FakeChannel:
         """A fake channel."""
-        return self.script.open(self.channel_class, request.address, request.secure)
-
-    def ask(
-        self, connection: ManagedConnection, collection: Collection, timeout: float
-    ) -> Future[Any]:
-        """Begin a "load_state"."""
-        return self.script.perform(
-            "load_state", connection.address, timeout, request=collection
-        ).done
-
-    def translate(self, error: LifecycleError) -> Exception:
-        """The engine's own error, as it is."""
-        return error
-
-
-class ScriptedTransport(_Scripted):
-    """Transport of the threads flavour."""
-
-    channel_class = _ThreadsChannel
-
-    def make_handler(self, connection: ManagedConnection, channel: Any) -> FakeHandler:
-        return FakeHandler(channel)
+        return self.script.open(self._make_channel, request.address, request.secure)
 
     def register(
         self, connection: ManagedConnection, wire: Wire, timeout: float, patient: bool
     ) -> Any:
-        return wire.channel.begin("register", timeout).done.result()
+        """Begin a "register" on the channel."""
+        return self._wait(wire.channel.begin("register", timeout).done)
 
     def ping(self, connection: ManagedConnection, wire: Wire, timeout: float) -> Any:
-        return wire.channel.begin("ping", timeout).done.result()
+        """Begin a "ping" on the channel."""
+        return self._wait(wire.channel.begin("ping", timeout).done)
 
     def load_state(
         self, connection: ManagedConnection, collection: Collection, timeout: float
     ) -> Any:
-        return self.ask(connection, collection, timeout).result()
+        """Begin a "load_state"."""
+        address = connection.address
+        return self._wait(
+            self.script.perform("load_state", address, timeout, request=collection).done
+        )
 
-
-class AsyncScriptedTransport(_Scripted):
-    """Transport of the asyncio flavour."""
-
-    channel_class = _AsyncioChannel
-
-    def make_handler(self, connection: ManagedConnection, channel: Any) -> AsyncFakeHandler:
-        return AsyncFakeHandler(channel)
-
-    async def register(
-        self, connection: ManagedConnection, wire: Wire, timeout: float, patient: bool
-    ) -> Any:
-        return await asyncio.wrap_future(wire.channel.begin("register", timeout).done)
-
-    async def ping(self, connection: ManagedConnection, wire: Wire, timeout: float) -> Any:
-        return await asyncio.wrap_future(wire.channel.begin("ping", timeout).done)
-
-    async def load_state(
-        self, connection: ManagedConnection, collection: Collection, timeout: float
-    ) -> Any:
-        return await asyncio.wrap_future(self.ask(connection, collection, timeout))
+    def translate(self, error: LifecycleError) -> Exception:
+        """The engine's own error, as it is."""
+        return error

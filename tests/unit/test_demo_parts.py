@@ -10,43 +10,35 @@ import logging
 import os
 import signal
 import socket
-import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
-from milvus_lifecycle.demo import DemoError, Interrupted
-from milvus_lifecycle.demo.scenarios import Signals
-from milvus_lifecycle.demo.servers import HOST, MilvusLite, TopologyService
+from milvus_lifecycle.demo import DemoError
+from milvus_lifecycle.demo.processes import HOST, MilvusLite, TopologyService
+from milvus_lifecycle.demo.run import noted_signals
 from milvus_lifecycle.demo.workload import (
     Tally,
     describe_error,
-    resolve_localhost_names,
-    silence,
+    resolve_here,
     watch_channels,
+    watch_logs,
 )
 from milvus_lifecycle.endpoints.topology import parse_topology
 
 
 @pytest.fixture
-def tally() -> Iterator[Tally]:
-    """A tally, and the pipe that it writes to."""
-    tally = Tally(io.StringIO())
-    yield tally
-    tally.close()
+def pipe() -> io.StringIO:
+    """What a tally writes to."""
+    return io.StringIO()
 
 
-def read_rows(tally: Tally) -> list[list[Any]]:
-    """The calls that have ended, as they were sent."""
-    tally.close()
-    stream = tally.stream
-    assert isinstance(stream, io.StringIO)
-    messages = [json.loads(line) for line in stream.getvalue().splitlines()]
-    return [message["row"] for message in messages if message["kind"] == "call"]
+def read_rows(pipe: io.StringIO) -> list[list[Any]]:
+    """The calls as they were sent: when they began, and when they ended."""
+    return [json.loads(line)["row"] for line in pipe.getvalue().splitlines()]
 
 
 def test_the_port_of_a_server_that_is_down_is_held(tmp_path: Path) -> None:
@@ -71,28 +63,23 @@ def test_a_port_that_somebody_else_listens_on_is_an_error(tmp_path: Path) -> Non
     server.close()
 
 
-def test_a_failed_call_is_noted_and_swallowed(tally: Tally) -> None:
-    """The program goes on after a failed call, and the call is on record with its error."""
-    with tally.call(3, "insert"):
+def test_a_failed_call_is_noted_and_swallowed(pipe: io.StringIO) -> None:
+    """The program goes on after a failed call, which is told when it begins and when it ends."""
+    with Tally(pipe).call(3, 7):
+        (begun,) = read_rows(pipe)
         raise ValueError("no\nserver")
-    ((worker, operation, start, end, error),) = read_rows(tally)
-    assert (worker, operation, error) == (3, "insert", "ValueError: no")
+    _, (worker, inserts, start, end, error) = read_rows(pipe)
+    assert (worker, inserts, error) == (3, 7, "ValueError: no")
+    assert begun == [3, 7, start]
     assert start <= end
 
 
-def test_calls_in_flight_are_listed_until_they_end(tally: Tally) -> None:
-    """What is in flight is known at any time, for each worker."""
-    with tally.call(1, "search"), tally.call(0, "insert"):
-        assert [row[:2] for row in tally.list_open()] == [(0, "insert"), (1, "search")]
-    assert tally.list_open() == []
-    assert len(read_rows(tally)) == 2
-
-
-def test_an_interrupt_is_not_a_failed_call(tally: Tally) -> None:
-    """Only an Exception is a call's failure: the end of the program passes through."""
-    with pytest.raises(KeyboardInterrupt), tally.call(0, "insert"):
+def test_an_interrupt_is_not_a_failed_call(pipe: io.StringIO) -> None:
+    """Only an Exception is a call's failure: the end of the program passes through, and the call
+    stays in flight."""
+    with pytest.raises(KeyboardInterrupt), Tally(pipe).call(0, None):
         raise KeyboardInterrupt
-    assert read_rows(tally) == []
+    assert len(read_rows(pipe)) == 1
 
 
 def test_an_error_without_text_has_a_description() -> None:
@@ -120,31 +107,31 @@ def test_channels_are_counted_at_all_four_factories(monkeypatch: pytest.MonkeyPa
     assert len(opened) == 4
 
 
-def test_a_silenced_library_prints_nothing_and_is_counted(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """Lines of the library and of its child loggers are counted, with tracebacks' lines."""
-    child = logging.getLogger("demo_library.child")
-    child.addHandler(logging.StreamHandler())
-    child.propagate = False
+def test_a_librarys_log_lines_are_counted() -> None:
+    """Those of the library and of its child loggers, each line of a record; nobody else's."""
     counts: list[int] = []
-    silence("demo_library", counts.append)
-    child.error("first\nsecond")
-    logging.getLogger("demo_library").warning("third")
+    before = logging.getLogRecordFactory()
+    try:
+        watch_logs("library", counts.append)
+        logging.getLogger("library.child").error("first\nsecond")
+        logging.getLogger("library").warning("third %s", "time")
+        logging.getLogger("library").debug("below its level")
+        logging.getLogger("library_of_others").error("fourth")
+    finally:
+        logging.setLogRecordFactory(before)
     assert counts == [2, 1]
-    assert capsys.readouterr().err == ""
 
 
 def test_a_signal_is_raised_only_where_asked() -> None:
     """A signal interrupts nothing by itself; the next check raises it, with its number."""
     before = signal.getsignal(signal.SIGINT)
-    with Signals() as signals:
-        signals.check()
+    with noted_signals() as check:
+        check()
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(Interrupted) as caught:
-            signals.check()
-    assert caught.value.signum == signal.SIGINT
+        with pytest.raises(SystemExit) as caught:
+            check()
+    assert caught.value.code == 128 + signal.SIGINT
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -152,9 +139,9 @@ def test_an_ignored_signal_stays_ignored() -> None:
     """A background job of a shell that ignores SIGINT (or nohup's SIGHUP) is not ended by it."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with Signals() as signals:
+        with noted_signals() as check:
             os.kill(os.getpid(), signal.SIGHUP)
-            signals.check()
+            check()
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
@@ -165,29 +152,28 @@ def test_the_topology_service_names_one_primary_at_a_time() -> None:
     endpoints = ["http://127.0.0.1:1", "http://127.0.0.1:2"]
     with contextlib.closing(TopologyService(endpoints)) as service:
         url = service.uri.replace("demo.global-cluster.localhost", "127.0.0.1")
-        assert service.find_first_served(1) is None
 
         def fetch() -> Any:
             with urllib.request.urlopen(f"{url}/global-cluster/topology", timeout=10) as answer:
                 return parse_topology(answer.read())
 
         assert fetch().primary.endpoint == endpoints[0]
-        named_at = service.name_primary(endpoints[1])
-        assert service.find_first_served(2) is None
+        naming = service.name_primary(endpoints[1])
+        assert naming.told_at is None
         topology = fetch()
         assert (topology.version, topology.primary.endpoint) == (2, endpoints[1])
-        told = service.find_first_served(2)
-        assert told is not None
-        assert told >= named_at
-        with pytest.raises(urllib.error.HTTPError):
-            urllib.request.urlopen(f"{url}/other", timeout=10)
+        told_at = naming.told_at
+        assert told_at is not None
+        assert told_at >= naming.at
+        fetch()
+        assert naming.told_at == told_at
 
 
-def test_localhost_names_are_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every name below .localhost, as text or bytes, and no other name."""
+def test_the_name_of_the_topology_service_is_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That name, as text or bytes, and no other."""
     asked: list[Any] = []
     monkeypatch.setattr(socket, "getaddrinfo", lambda host, *rest, **named: asked.append(host))
-    resolve_localhost_names()
-    for host in ("a.localhost", b"A.LOCALHOST", "x.localhost.", "localhost.example.com", None):
+    resolve_here("a.localhost")
+    for host in ("a.localhost", b"a.localhost", "b.localhost", None):
         socket.getaddrinfo(host, 80)
-    assert asked == ["127.0.0.1"] * 3 + ["localhost.example.com", None]
+    assert asked == ["127.0.0.1", "127.0.0.1", "b.localhost", None]

@@ -7,8 +7,7 @@ import time
 
 from rich.console import Console
 
-from milvus_lifecycle.demo.child import Heard
-from milvus_lifecycle.demo.figures import Figures, OutageFigures, Run
+from milvus_lifecycle.demo.figures import Blow, Call, Run, Seen, take_figures
 from milvus_lifecycle.demo.screen import View, print_summary
 
 
@@ -42,38 +41,28 @@ def make_record(trigger: str, source: str, dest: str, **fields: object) -> dict[
 
 
 def make_run(title: str, *, failed: int) -> Run:
-    """A finished run with one outage."""
-    outage = OutageFigures(1.0, 1.8, 8, failed, 1 + failed, 0.12 if not failed else None)
-    figures = Figures(
-        workers=8,
-        calls=1234,
-        failed_calls=failed,
-        unended_calls=0,
-        channels=2 + failed,
-        channels_at_start=1,
-        slowest_rate=29.5,
-        longest_call_s=1.9,
-        calls_by_operation={"insert": 1234},
-        transitions_by_trigger={} if failed else {"fail": 1, "recovered": 1},
-        errors={"MilvusException: [gone]": failed} if failed else {},
-        outages=[outage],
-        moves=[],
-        placement=None,
-        clean_exit=True,
-    )
-    return Run(title, not failed, "module", 7 * failed, figures)
+    """A finished run of one worker with one outage."""
+    seen = Seen(1, steady=(0.0, 1.0), log_lines=7 * failed)
+    seen.blows = [Blow("outage 1", "killed", healed_at=2.8, killed_at=1.0)]
+    calls = [Call(0, number, number / 2000, number / 2000 + 0.0001) for number in range(1233)]
+    calls += [Call(0, None, 0.9, 2.92, "MilvusException: [gone]" if failed else None)]
+    for call in calls + calls[-1:] * (failed - 1):
+        seen.add_call(call)
+    if not failed:
+        seen.records += [make_record("fail", "ACTIVE", "RECOVERING")]
+        seen.records += [make_record("recovered", "RECOVERING", "ACTIVE")]
+    return take_figures(title, seen)
 
 
 def test_transitions_are_lines_without_escapes_off_a_terminal() -> None:
     """A pipe gets one plain line for each transition, retries aside, and no live table."""
-    console, heard = make_console(), Heard()
-    heard.records += [
+    console, seen = make_console(), Seen(1)
+    seen.records += [
         make_record("fail", "ACTIVE", "RECOVERING", error_code="UNAVAILABLE"),
         make_record("retry", "RECOVERING", "RECOVERING"),
         make_record("recovered", "RECOVERING", "ACTIVE", reason="after [2] attempts"),
     ]
-    view = View(console)
-    view.begin_run("a run", heard)
+    view = View(console, "a run", seen)
     with view.live():
         view.show("regular work")
         view.show("regular work")
@@ -89,14 +78,13 @@ def test_transitions_are_lines_without_escapes_off_a_terminal() -> None:
 
 def test_a_terminal_shows_the_states_live() -> None:
     """80 columns of a terminal have room for the connections' states, below them the counts."""
-    console, heard = make_console(terminal=True), Heard()
+    console, seen = make_console(terminal=True), Seen(2)
     record = make_record("probe_passed", "ACTIVE", "RECOVERING", attempt=3)
-    heard.records.append({**record, "address": "127.0.0.1:65535"})
+    seen.records.append({**record, "address": "127.0.0.1:65535"})
     now = time.monotonic()
-    heard.add_call([0, "insert", now - 9, now - 8, None])
-    heard.add_call([0, "search", now - 0.1, now, "gone"])
-    view = View(console)
-    view.begin_run("a run", heard)
+    seen.add_call(Call(0, 1, now - 9, now - 8))
+    seen.add_call(Call(0, None, now - 0.1, now, "gone"))
+    view = View(console, "a run", seen)
     with view.live():
         view.show("the server is down")
         deadline = time.monotonic() + 20
@@ -112,20 +100,17 @@ def test_a_terminal_shows_the_states_live() -> None:
 def test_the_summary_puts_both_runs_side_by_side() -> None:
     """One table with a column per run, each figure of the issue in it, in 80 columns."""
     console = make_console()
-    print_summary(
-        console,
-        [make_run("with the engine", failed=0), make_run("pymilvus alone", failed=249)],
-        "thread",
-    )
+    runs = [make_run("with the engine", failed=0), make_run("pymilvus alone", failed=249)]
+    print_summary(console, runs)
     said = read(console)
     assert "\x1b" not in said
     rows = {line.split("│")[1].strip(): line for line in said.splitlines() if line.count("│") == 4}
-    assert rows["calls"].count("1,234") == 2
-    assert "8 of 8 threads" in rows["in flight at the kill"]
-    assert "0.120 s" in rows["slowest thread's first good call after"]
-    assert "none" in rows["slowest thread's first good call after"]
+    assert "1,234" in rows["calls"]
+    assert "1 of 1" in rows["workers in flight at the kill"]
+    assert "0.120 s" in rows["slowest worker's first good call after"]
+    assert "never" in rows["slowest worker's first good call after"]
     assert "1,743" in rows["lines logged by pymilvus"]
     assert "with the engine: no call failed, of 1,234" in said
-    assert "pymilvus alone: 249 of 1234 calls failed" in said
+    assert "pymilvus alone: 249 of 1482 calls failed" in said
     assert "249 x MilvusException: [gone]" in said
     assert "recovered" in said
