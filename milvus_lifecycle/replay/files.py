@@ -1,6 +1,7 @@
 """Logs from their names to records: files in order, their lines, and what each line says.
 
     names --find_sources--> files --LineReader--> numbered lines --records_in--> records
+                            file  --last_matches, Follower--> its end, and what is added
 
 A file is plain or gzip, or standard input. Memory holds one chunk and one unfinished line,
 whatever the log's size. Nothing is raised for bad input: it is a finding.
@@ -10,21 +11,26 @@ from __future__ import annotations
 
 import glob
 import gzip
-import io
 import json
 import os
+import re
 import stat
 import sys
 import zlib
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from io import BufferedReader
+from itertools import islice
 from json import JSONDecodeError
-from typing import BinaryIO
+from typing import TypeVar, cast
 
 from ..audit.records import EVENTS
 from .findings import Kind, Problem, Problems, clean
 from .records import Record, convert, decode
+
+T = TypeVar("T")
 
 CHUNK = 256 * 1024
 #: A longer line is no audit record (one takes half a kilobyte): it is reported and skipped.
@@ -39,10 +45,10 @@ Progress = Callable[[int], None]
 _ALIASES = ("message", "msg")
 #: How many starts of an object to try in a line that holds more than one.
 _TRIES = 8
-_FIRST = datetime.min.replace(tzinfo=timezone.utc)
-_LAST = datetime.max.replace(tzinfo=timezone.utc)
 #: Lines to look at for a file's first moment before it is put at the end.
 _PEEK_LINES = 100
+#: ``last_matches`` looks at so many bytes, and at so many times more where that is not enough.
+_WINDOW, _GROWTH = 256 * 1024, 8
 
 
 # -- lines ------------------------------------------------------------------------------------
@@ -50,10 +56,13 @@ _PEEK_LINES = 100
 
 @dataclass(frozen=True)
 class Span:
-    """A piece of a plain file that one worker reads: bytes ``start`` up to ``end``."""
+    """A piece of a plain file: bytes ``start`` up to ``end`` (None: to its end)."""
 
     start: int = 0
     end: int | None = None
+
+
+WHOLE = Span()
 
 
 @dataclass(frozen=True)
@@ -68,13 +77,21 @@ class Batch:
     complete: bool = True
 
 
-def open_log(path: str) -> BinaryIO:
+def open_log(path: str) -> BufferedReader:
     """Open ``path`` for reading bytes; OSError with a reason in plain words if that fails."""
     if path == STDIN:
-        return sys.stdin.buffer
-    if stat.S_ISDIR(os.stat(path).st_mode):
+        return cast(BufferedReader, sys.stdin.buffer)
+    if os.path.isdir(path):
         raise IsADirectoryError(f"is a directory; name the files in it, for example {path}/*.jsonl")
     return open(path, "rb")
+
+
+def is_plain(path: str) -> bool:
+    """A file in which one can begin anywhere: not a stream, not compressed."""
+    if path == STDIN or not os.path.isfile(path):
+        return False
+    with open(path, "rb") as file:
+        return file.read(len(_GZIP)) != _GZIP
 
 
 def why(error: OSError) -> str:
@@ -82,41 +99,15 @@ def why(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-class _Counted:
-    """Reads from a raw stream and counts, for progress; its first bytes can be looked at."""
-
-    def __init__(self, raw: BinaryIO) -> None:
-        self._raw = raw
-        self._head = b""
-        self.count = 0
-
-    def peek(self, size: int) -> bytes:
-        """The first bytes, which are read again afterwards."""
-        self._head = self._raw.read(size)
-        return self._head
-
-    def read(self, size: int, /) -> bytes:
-        data, self._head = self._head[:size], self._head[size:]
-        data = data or self._raw.read(size)
-        self.count += len(data)
-        return data
-
-    def seek(self, _offset: int, /) -> object:
-        """Only gzip's rewind would ask; a log is read once, from front to back."""
-        raise io.UnsupportedOperation("seek")
-
-
 class LineReader:
     """Iterates over ``Batch`` and ``Problem``: the lines, and what kept some from being lines.
 
     ``lines`` is the number of lines seen so far, ``failed`` tells whether reading stopped
-    early. Damage of the file itself (a cut gzip, a
-    read error) ends the iteration with a Problem; nothing is raised.
+    early. Damage of the file itself (a cut gzip, a read error) ends the iteration with a
+    Problem; nothing is raised.
     """
 
-    def __init__(
-        self, path: str, span: Span | None = None, on_progress: Progress | None = None
-    ) -> None:
+    def __init__(self, path: str, span: Span = WHOLE, on_progress: Progress | None = None) -> None:
         self.path = path
         self.lines = 0
         self.failed = False
@@ -146,33 +137,31 @@ class LineReader:
         line = self.lines + 1
         return Problem(kind, self.path, line, f"{what}; nothing after this place was read")
 
-    def _read(self, raw: BinaryIO) -> Iterator[Batch | Problem]:
-        span = self._span or Span()
-        left = None if span.end is None else span.end - span.start
-        if span.start:
-            raw.seek(span.start)
-        counted = _Counted(raw)
-        read: Callable[[int], bytes] = counted.read
-        head = b"" if span.start else counted.peek(len(_BOM))
-        if head.startswith(_GZIP):
+    def _read(self, raw: BufferedReader) -> Iterator[Batch | Problem]:
+        start, end = self._span.start, self._span.end
+        read: Callable[[int], bytes] = raw.read
+        if start:
+            raw.seek(start)
+        elif raw.peek(len(_GZIP)).startswith(_GZIP):
             # read1: of a damaged file, what came before the damage is not lost.
-            read = gzip.GzipFile(fileobj=counted).read1
-        elif head == _BOM:
-            counted.read(len(_BOM))
-            left = None if left is None else left - len(_BOM)
+            read = gzip.GzipFile(fileobj=raw).read1
+        elif raw.peek(len(_BOM)).startswith(_BOM):
+            raw.read(len(_BOM))
+        counts = self._on_progress is not None and raw.seekable()
         pending = b""
-        reported = 0
         while True:
-            chunk = read(CHUNK if left is None else min(CHUNK, left))
-            if left is not None:
-                left -= len(chunk)
-            if self._on_progress is not None:
-                self._on_progress(counted.count - reported)
-                reported = counted.count
+            chunk = read(CHUNK if end is None else min(CHUNK, end - raw.tell()))
+            if counts and self._on_progress is not None:
+                self._on_progress(raw.tell() - start)
+                start = raw.tell()
             if not chunk:
                 break
             pending = yield from self._split(pending, chunk)
-        yield from self._finish(pending)
+        if self._skipping:
+            yield self._long_line(0)
+        elif pending:
+            self.lines += 1
+            yield Batch(self.lines, [pending], complete=False)
 
     def _split(self, pending: bytes, chunk: bytes) -> Generator[Batch | Problem, None, bytes]:
         """Yield the complete lines of ``pending + chunk``; return what is left over."""
@@ -193,19 +182,8 @@ class LineReader:
     def _long_line(self, size: int) -> Problem:
         total, self._skipping = self._skipping + size, 0
         self.lines += 1
-        return Problem(
-            Kind.LONG_LINE,
-            self.path,
-            self.lines,
-            f"a line of {total:,} bytes is no audit record (limit {MAX_LINE:,}): skipped",
-        )
-
-    def _finish(self, pending: bytes) -> Iterator[Batch | Problem]:
-        if self._skipping:
-            yield self._long_line(0)
-        elif pending:
-            self.lines += 1
-            yield Batch(self.lines, [pending], complete=False)
+        what = f"a line of {total:,} bytes is no audit record (limit {MAX_LINE:,}): skipped"
+        return Problem(Kind.LONG_LINE, self.path, self.lines, what)
 
 
 # -- records ----------------------------------------------------------------------------------
@@ -238,41 +216,29 @@ def decode_or_explain(line: bytes, complete: bool = True) -> tuple[list[Record],
 def _examine(line: bytes, complete: bool) -> tuple[list[Record], Finding | None]:
     try:
         text = line.decode()
+        value = json.loads(text)
     except UnicodeDecodeError as error:
         return [], (Kind.BROKEN_LINE, f"not UTF-8 (byte {error.start + 1} of the line)")
-    try:
-        value = json.loads(text)
     except JSONDecodeError as error:
         return _salvage(text, error, complete)
     except RecursionError:
         return [], (Kind.FOREIGN_LINE, "JSON nested too deeply to be an audit record")
     if not isinstance(value, dict):
-        return [], (Kind.FOREIGN_LINE, f"not an audit record: JSON, but {_kind(value)}")
+        return [], (Kind.FOREIGN_LINE, "not an audit record: JSON, but no object")
     return _convert(value)
 
 
-def _kind(value: object) -> str:
-    names = {list: "an array", str: "a string", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
-
-
 def _convert(values: dict[str, object]) -> tuple[list[Record], Finding | None]:
-    event = values.get("event")
-    if event not in EVENTS:
-        alias = next((name for name in _ALIASES if values.get(name) in EVENTS), None)
-        if alias is None:
-            return [], (Kind.FOREIGN_LINE, _foreign(event))
-        values = {**values, "event": values[alias]}
-    try:
-        return [convert(values)], None
-    except ValueError as error:
-        return [], (Kind.BAD_RECORD, f"a {values['event']} record with a fault: {error}")
-
-
-def _foreign(event: object) -> str:
+    names = (values.get(key) for key in ("event", *_ALIASES))
+    event = next((name for name in names if name in EVENTS), None)
     if event is None:
-        return "not an audit record: JSON without an event name"
-    return f"not an audit record: event {clean(str(event))!r}"
+        found = values.get("event")
+        what = "JSON without an event name" if found is None else f"event {clean(str(found))!r}"
+        return [], (Kind.FOREIGN_LINE, f"not an audit record: {what}")
+    try:
+        return [convert({**values, "event": event})], None
+    except ValueError as error:
+        return [], (Kind.BAD_RECORD, f"a {event} record with a fault: {error}")
 
 
 def _salvage(
@@ -282,15 +248,12 @@ def _salvage(
     if not text.lstrip().startswith("{"):
         return [], (Kind.FOREIGN_LINE, f"not JSON: {clean(text)!r}")
     records: list[Record] = []
-    whole = True
-    starts = [index for index in range(len(text)) if text.startswith('{"', index)]
-    decoder = json.JSONDecoder()
-    end = 0
-    for start in starts[:_TRIES]:
-        if start < end:
+    whole, end = True, 0
+    for start in islice(re.finditer(r'\{"', text), _TRIES):
+        if start.start() < end:
             continue
         try:
-            value, stop = decoder.raw_decode(text, start)
+            value, stop = json.JSONDecoder().raw_decode(text, start.start())
         except (JSONDecodeError, RecursionError):
             whole = False
             continue
@@ -345,7 +308,7 @@ def read_records(
     for problem in sources.problems:
         problems.add(problem)
     for path in sources.paths:
-        for _, record in records_in(LineReader(path, None, on_progress), tell):
+        for _, record in records_in(LineReader(path, on_progress=on_progress), tell):
             yield record
 
 
@@ -369,33 +332,29 @@ def find_sources(names: Sequence[str]) -> Sources:
     pipes and standard input follow in the order given.
     """
     problems: list[Problem] = []
-    dated: list[tuple[datetime, str]] = []
+    files: list[str] = []
     streams: list[str] = []
-    seen: set[tuple[int, int]] = set()
+    seen: set[object] = set()
     size = 0
     for path in _expand(names, problems):
-        if path == STDIN:
-            if STDIN not in streams:
-                streams.append(STDIN)
-            continue
         try:
-            status = os.stat(path)
-            if (status.st_dev, status.st_ino) in seen:
+            status = None if path == STDIN else os.stat(path)
+            identity = status and (status.st_dev, status.st_ino)
+            if identity in seen:
                 continue
-            seen.add((status.st_dev, status.st_ino))
-            if not stat.S_ISDIR(status.st_mode) and not stat.S_ISREG(status.st_mode):
+            seen.add(identity)
+            if status is None or not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
                 streams.append(path)
                 continue
             open_log(path).close()
         except OSError as error:
             problems.append(Problem(Kind.UNREADABLE, path, 0, f"cannot be opened: {why(error)}"))
             continue
-        dated.append((_FIRST, path))
+        files.append(path)
         size += status.st_size
-    if len(dated) > 1:
-        dated = sorted(((_first_moment(path), path) for _, path in dated), key=lambda one: one[0])
-    paths = (*(path for _, path in dated), *streams)
-    return Sources(paths, tuple(problems), size)
+    if len(files) > 1:
+        files.sort(key=_first_moment)
+    return Sources((*files, *streams), tuple(problems), size)
 
 
 def name_files(files: Sequence[str]) -> str:
@@ -420,14 +379,116 @@ def _expand(names: Iterable[str], problems: list[Problem]) -> list[str]:
 
 def _first_moment(path: str) -> datetime:
     """When the first record of a file was written; a file without records comes last."""
-    left = _PEEK_LINES
-    for batch in LineReader(path):
-        if isinstance(batch, Batch):
-            for line in batch.lines[:left]:
-                records, _ = decode_or_explain(line)
-                if records:
-                    return records[0].ts
-            left -= len(batch.lines)
-        if left <= 0:
-            break
-    return _LAST
+    batches = (batch.lines for batch in LineReader(path) if isinstance(batch, Batch))
+    for line in islice((line for lines in batches for line in lines), _PEEK_LINES):
+        records, _ = decode_or_explain(line)
+        if records:
+            return records[0].ts
+    return datetime.max.replace(tzinfo=timezone.utc)
+
+
+# -- the end of a log -------------------------------------------------------------------------
+
+
+def last_matches(
+    path: str, wanted: int, match: Callable[[bytes], T | None], end: int | None = None
+) -> list[T]:
+    """What ``match`` makes of the last ``wanted`` lines for which it is not None.
+
+    Of a large plain file only the end is read, in windows that grow until enough was found;
+    what comes behind byte ``end`` is left out. Raises OSError if the file cannot be opened.
+    """
+    if path != STDIN:
+        open_log(path).close()
+    plain = is_plain(path)
+    size = min(os.path.getsize(path), end or sys.maxsize) if plain else 0
+    window = _WINDOW
+    while True:
+        start = max(0, size - window)
+        # One byte earlier: then the first line is whole if and only if that byte is a newline.
+        reader = LineReader(path, Span(max(0, start - 1), end if plain else None))
+        found = deque(_matches(reader, start > 0, match), maxlen=wanted)
+        if start == 0 or len(found) >= wanted:
+            return list(found)
+        window *= _GROWTH
+
+
+def _matches(
+    reader: LineReader, skip_first: bool, match: Callable[[bytes], T | None]
+) -> Iterator[T]:
+    for part in reader:
+        if isinstance(part, Batch):
+            for line in part.lines[1 if skip_first and part.first == 1 else 0 :]:
+                found = match(line)
+                if found is not None:
+                    yield found
+
+
+class Follower:
+    """The lines that are added to a file. ``poll`` never waits; whoever calls it does.
+
+    A rotated file is read to its end before the new one is opened; a truncated one is read
+    from its start. While the file is missing nothing comes.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._file: BufferedReader | None = None
+        self._pending = b""
+
+    def seek_end(self) -> int:
+        """Start behind the last complete line that is there by now; returns where that is."""
+        file = self._opened()
+        if file is None:
+            return 0
+        end = file.seek(0, os.SEEK_END)
+        start = file.seek(max(0, end - MAX_LINE))
+        return file.seek(start + file.read(end - start).rfind(b"\n") + 1)
+
+    def poll(self) -> list[bytes]:
+        """The complete lines that were added since the last call."""
+        lines = self._read()
+        if self._moved():
+            lines += self._read()  # what was written between the last look and the rotation
+            if self._pending:
+                lines.append(self._pending)
+            self.close()
+            lines += self._read()
+        return lines
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file is not None:
+            self._file.close()
+        self._file = None
+        self._pending = b""
+
+    def _opened(self) -> BufferedReader | None:
+        if self._file is None:
+            try:
+                self._file = open_log(self.path)
+            except FileNotFoundError:
+                return None
+        return self._file
+
+    def _moved(self) -> bool:
+        """Is there another file of that name by now? A missing one may yet come back."""
+        try:
+            return self._file is not None and not os.path.samestat(
+                os.stat(self.path), os.fstat(self._file.fileno())
+            )
+        except FileNotFoundError:
+            return False
+
+    def _read(self) -> list[bytes]:
+        file, lines = self._opened(), list[bytes]()
+        if file is None:
+            return lines
+        if os.fstat(file.fileno()).st_size < file.tell():
+            file.seek(0)
+            self._pending = b""
+        while chunk := file.read(CHUNK):
+            *whole, rest = (self._pending + chunk).split(b"\n")
+            lines += whole
+            self._pending = rest if len(rest) <= MAX_LINE else b""
+        return lines

@@ -17,8 +17,10 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime
 
 from ..table import LIVE, TRANSITIONS, State, Trigger
+from .findings import Recent, as_json
 from .outages import (
     ATTEMPTS,
+    FAILURES,
     FLAPPING,
     MOVES,
     Incident,
@@ -26,10 +28,8 @@ from .outages import (
     Life,
     Outage,
     dwell_of,
-    is_failed_connect,
 )
 from .records import Created, Record, RecordsLost, Refused, Transition, Waiting
-from .tracks import Recent
 
 #: How many of the longest outages, and of the connections that flap most, are kept.
 LONGEST = 20
@@ -42,7 +42,7 @@ _EDGES: tuple[Edge, ...] = tuple(
     dict.fromkeys((str(row.trigger), str(row.source), str(row.dest)) for row in TRANSITIONS)
 )
 _GIVE_UP = str(Trigger.GIVE_UP)
-_RECOVERING, _CLOSED = str(State.RECOVERING), str(State.CLOSED)
+_PROBING, _RECOVERING, _CLOSED = map(str, (State.PROBING, State.RECOVERING, State.CLOSED))
 _STATES = frozenset(map(str, LIVE))
 
 #: Dwell times of an edge up to this many are kept as they are: their median is exact.
@@ -56,7 +56,7 @@ def quantile(ordered: Sequence[float], share: float) -> float | None:
     """The value that ``share`` of the values do not exceed (nearest rank); None without any."""
     if not ordered:
         return None
-    return ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))]
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 class DwellTally:
@@ -154,19 +154,14 @@ class Figures:
     def as_dict(self) -> dict[str, object]:
         """JSON-ready."""
         shares = self.state_shares()
-        lengths = {**self.outage_quantiles(), "sum": math.fsum(self.outage_times)}
         return {
             **{name: getattr(self, name) for name in _COUNTS},
             "outages": self.outages,
-            "outage_s": {
-                name: None if value is None else round(value, 6) for name, value in lengths.items()
-            },
-            "waited_s": round(self.waited_s, 6),
-            "state_s": {state.value: round(self.state_s[state.value], 6) for state in State},
-            "state_share": {
-                state.value: round(shares[state.value], 6) if shares else None for state in State
-            },
-            "errors": dict(self.errors.most_common()),
+            "outage_s": {**self.outage_quantiles(), "sum": math.fsum(self.outage_times)},
+            "waited_s": self.waited_s,
+            "state_s": {state: self.state_s[state] for state in State},
+            "state_share": {state: shares.get(state) for state in State},
+            "errors": self.errors,
         }
 
 
@@ -211,33 +206,28 @@ class Stats:
 
     def as_dict(self) -> dict[str, object]:
         """JSON-ready."""
-        return {
-            "records": self.records,
-            "lost_records": self.lost_records,
-            "forgotten_connections": self.forgotten,
-            "since": self.since.isoformat() if self.since else None,
-            "until": self.until.isoformat() if self.until else None,
-            "total": self.total.as_dict(),
-            "endpoints": {name: one.as_dict() for name, one in self.endpoints.items()},
-            "incidents": [incident.as_dict() for incident in self.incidents],
-            "longest_outages": [outage.as_dict() for outage in self.longest_outages],
-            "flapping_connections": [vars(flapper) for flapper in self.flapping],
-            "edges": [
-                {"trigger": on, "source": at, "dest": to, "count": self.edges.get((on, at, to), 0)}
-                for on, at, to in _EDGES
-            ],
-            "never_travelled": [
-                {"trigger": on, "source": at, "dest": to} for on, at, to in self.never_travelled
-            ],
-        }
+        edges = [_named(edge) | {"count": self.edges.get(edge, 0)} for edge in _EDGES]
+        told: dict[str, object] = as_json(
+            {
+                "records": self.records,
+                "lost_records": self.lost_records,
+                "forgotten_connections": self.forgotten,
+                "since": self.since,
+                "until": self.until,
+                "total": self.total.as_dict(),
+                "endpoints": {name: one.as_dict() for name, one in self.endpoints.items()},
+                "incidents": self.incidents,
+                "longest_outages": self.longest_outages,
+                "flapping_connections": self.flapping,
+                "edges": edges,
+                "never_travelled": [_named(edge) for edge in self.never_travelled],
+            }
+        )
+        return told
 
 
-class _Taken:
-    """The tally of one edge."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.dwells = DwellTally()
+def _named(edge: Edge) -> dict[str, object]:
+    return dict(zip(("trigger", "source", "dest"), edge, strict=True))
 
 
 class StatsFold:
@@ -246,14 +236,15 @@ class StatsFold:
     def __init__(self, longest: int = LONGEST) -> None:
         self.longest = longest
         self._endpoints: dict[str, Figures] = {}
-        self._edges: dict[Edge, _Taken] = {edge: _Taken() for edge in _EDGES}
+        self._edges: Counter[Edge] = Counter()
+        self._dwells = {edge: DwellTally() for edge in _EDGES}
         self._strays = 0
-        self._lives: Recent[str, Life] = Recent(forget=self._forget)
+        self._lives: Recent[str, Life] = Recent(forget=Life.forget)
         self._outages: list[tuple[float, int, Outage]] = []
         self._incidents = IncidentBook()
         self._flapping: dict[str, Flapper] = {}
-        self._since: datetime | None = None
-        self._until: datetime | None = None
+        self.since: datetime | None = None
+        self.until: datetime | None = None
         self._records = self._lost = self._serial = 0
 
     def add(self, record: Record) -> Life | None:
@@ -277,13 +268,13 @@ class StatsFold:
 
     def reach(self, moment: datetime) -> None:
         """The log has something of ``moment``: it lasts at least from or until then."""
-        if self._since is None or moment < self._since:
-            self._since = moment
-        if self._until is None or moment > self._until:
-            self._until = moment
+        if self.since is None or moment < self.since:
+            self.since = moment
+        if self.until is None or moment > self.until:
+            self.until = moment
 
     def _begin(self, record: Created | Transition) -> Life:
-        life = Life(record)
+        life = Life.of(record, self._suffer)
         self._lives.put(record.connection_id, life)
         self._figures(record.address).connections += 1
         return life
@@ -301,20 +292,19 @@ class StatsFold:
         figures = self._figures(life.address)
         self._count(figures, record)
         dwell = dwell_of(record)
-        taken = self._edges.get((record.trigger, record.source, record.dest))
-        if taken is None:
+        edge = record.trigger, record.source, record.dest
+        dwells = self._dwells.get(edge)
+        if dwells is None:
             self._strays += 1
         else:
-            taken.count += 1
+            self._edges[edge] += 1
             if dwell is not None:
-                taken.dwells.add(dwell)
+                dwells.add(dwell)
         if life.state and dwell is not None and record.source in _STATES:
             # Time before a connection's first record is another log's, or a parent process's.
             figures.state_s[record.source] += dwell
         outage, relapses = life.outage, life.relapses
-        settled = life.add(record)
-        if settled is not None:
-            self._suffer(life, settled)
+        life.add(record)
         if life.outage is not None and life.outage is not outage:
             life.incident = self._incidents.begin(life.outage, life.incident)
         if life.relapses > relapses and life.relapses >= FLAPPING:
@@ -334,7 +324,7 @@ class StatsFold:
         elif record.dest == _RECOVERING != record.source:
             figures.recoveries += 1
             figures.moves += int(record.trigger in MOVES)
-        elif is_failed_connect(record):
+        elif record.source == _PROBING and record.dest == _CLOSED and record.trigger in FAILURES:
             figures.failed_connects += 1
 
     def _suffer(self, life: Life, outage: Outage) -> None:
@@ -351,11 +341,6 @@ class StatsFold:
         else:
             heapq.heappushpop(self._outages, entry)
 
-    def _forget(self, life: Life) -> None:
-        outage = life.forget()
-        if outage is not None:
-            self._suffer(life, outage)
-
     def _flap(self, flapper: Flapper) -> None:
         """Keep the connections that flap most."""
         self._flapping[flapper.connection_id] = flapper
@@ -368,28 +353,24 @@ class StatsFold:
 
     def result(self) -> Stats:
         """The figures. What lasts when the log ends counts up to its last moment."""
-        for life in self._lives.values():
-            if self._until is None:
-                break
-            left, outage = life.finish(self._until)
+        for life in self._lives.values() if self.until is not None else ():
+            left = life.finish(self.until)
             if life.state in _STATES:
                 self._figures(life.address).state_s[life.state] += left
-            if outage is not None:
-                self._suffer(life, outage)
         total = Figures()
         for figures in self._endpoints.values():
             total.absorb(figures)
         return Stats(
             endpoints=dict(sorted(self._endpoints.items())),
             total=total,
-            edges={edge: taken.count for edge, taken in self._edges.items() if taken.count},
-            medians={edge: taken.dwells.median() for edge, taken in self._edges.items()},
+            edges=dict(self._edges),
+            medians={edge: dwells.median() for edge, dwells in self._dwells.items()},
             strays=self._strays,
             incidents=self._incidents.worst(self.longest),
             longest_outages=[outage for _, _, outage in sorted(self._outages, reverse=True)],
             flapping=self._worst_flappers(),
-            since=self._since,
-            until=self._until,
+            since=self.since,
+            until=self.until,
             records=self._records,
             lost_records=self._lost,
             forgotten=self._lives.forgotten,

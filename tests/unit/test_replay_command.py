@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from milvus_lifecycle.cli import console, main
+from milvus_lifecycle.cli import audit as command
+from milvus_lifecycle.cli import main
 from milvus_lifecycle.cli import tail as command_tail
 from tests.audit_logs import Story, merged, write_log
 from tests.corruption import encode, join
@@ -144,7 +145,7 @@ def test_verify_reads_standard_input(
     log: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``-`` is standard input."""
-    stdin = io.TextIOWrapper(io.BytesIO(Path(log).read_bytes()))
+    stdin = io.TextIOWrapper(io.BufferedReader(io.BytesIO(Path(log).read_bytes())))
     monkeypatch.setattr(sys, "stdin", stdin)
     code, out = run(capsys, "verify", "-")
     assert (code, out.startswith("legal: 9 records")) == (0, True)
@@ -193,14 +194,14 @@ def test_a_progress_bar_is_for_people_at_a_terminal(
     log: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On standard error, on a terminal, for long input; never in a pipe."""
-    monkeypatch.setattr(console, "WORTH_IT", 0)
+    monkeypatch.setattr(command, "WORTH_IT", 0)
     run(capsys, "verify", log)
-    with console.progress_bar(10**9, what="reading") as on_progress:
+    with command.progress_bar(10**9, "reading") as on_progress:
         assert on_progress is None
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", terminal)
-    with console.progress_bar(10**9, what="reading") as on_progress:
+    with command.progress_bar(10**9, "reading") as on_progress:
         assert on_progress is not None
         on_progress(5 * 10**8)
     assert "reading" in terminal.getvalue()
