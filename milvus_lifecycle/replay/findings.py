@@ -207,8 +207,9 @@ class Recent(Generic[K, V]):
         if len(self.young) >= self._capacity and key not in self.young:
             gone, self._old, self.young = self._old, self.young, {}
             self.forgotten += len(gone)
-            for lost in gone.values() if self._forget is not None else ():
-                self._forget(lost)
+            if self._forget is not None:
+                for lost in gone.values():
+                    self._forget(lost)
         self.young[key] = value
 
     def drop(self, key: K) -> None:

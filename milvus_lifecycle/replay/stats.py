@@ -14,7 +14,7 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from datetime import datetime
+from datetime import datetime, timezone
 
 from ..table import LIVE, TRANSITIONS, State, Trigger
 from .findings import Recent, as_json
@@ -243,8 +243,8 @@ class StatsFold:
         self._outages: list[tuple[float, int, Outage]] = []
         self._incidents = IncidentBook()
         self._flapping: dict[str, Flapper] = {}
-        self.since: datetime | None = None
-        self.until: datetime | None = None
+        self.since = datetime.max.replace(tzinfo=timezone.utc)
+        self.until = datetime.min.replace(tzinfo=timezone.utc)
         self._records = self._lost = self._serial = 0
 
     def add(self, record: Record) -> Life | None:
@@ -268,9 +268,9 @@ class StatsFold:
 
     def reach(self, moment: datetime) -> None:
         """The log has something of ``moment``: it lasts at least from or until then."""
-        if self.since is None or moment < self.since:
+        if moment < self.since:
             self.since = moment
-        if self.until is None or moment > self.until:
+        if moment > self.until:
             self.until = moment
 
     def _begin(self, record: Created | Transition) -> Life:
@@ -353,7 +353,7 @@ class StatsFold:
 
     def result(self) -> Stats:
         """The figures. What lasts when the log ends counts up to its last moment."""
-        for life in self._lives.values() if self.until is not None else ():
+        for life in self._lives.values():
             left = life.finish(self.until)
             if life.state in _STATES:
                 self._figures(life.address).state_s[life.state] += left
@@ -369,8 +369,8 @@ class StatsFold:
             incidents=self._incidents.worst(self.longest),
             longest_outages=[outage for _, _, outage in sorted(self._outages, reverse=True)],
             flapping=self._worst_flappers(),
-            since=self.since,
-            until=self.until,
+            since=self.since if self._records else None,
+            until=self.until if self._records else None,
             records=self._records,
             lost_records=self._lost,
             forgotten=self._lives.forgotten,

@@ -5,17 +5,17 @@ On a terminal rich draws them, elsewhere they are plain columns.
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TextIO
 
 from ..diagram.drawing import show_seconds, show_share
 from ..replay.findings import clean
 from ..replay.outages import FLAPPING, RELAPSE, TOGETHER, Incident, Outage
 from ..replay.stats import Figures, Stats
-from ..table import State
+from ..table import LIVE
 
 TOTAL = "all"
 NONE = "\N{EN DASH}"
@@ -40,7 +40,7 @@ def print_tables(tables: Iterable[Table], stream: TextIO | None = None) -> None:
     """Print the tables that have rows; with lines and emphasis if a person looks."""
     out = sys.stdout if stream is None else stream
     shown = [table for table in tables if table.rows]
-    if out.isatty() and importlib.util.find_spec("rich") is not None:
+    if out.isatty():
         _print_rich(shown, out)
         return
     for table in shown:
@@ -94,6 +94,11 @@ def seconds(value: float | None) -> str:
     return NONE if value is None else show_seconds(value)
 
 
+def share(value: float | None) -> str:
+    """A fraction in percent; a dash for none."""
+    return show_share(value) if value else NONE
+
+
 def stats_tables(stats: Stats) -> list[Table]:
     """All tables of ``audit stats``; one without rows is left out when printed."""
     return [
@@ -101,8 +106,8 @@ def stats_tables(stats: Stats) -> list[Table]:
         _states(stats),
         _waits(stats),
         _errors(stats),
-        incident_table(stats.incidents),
-        outage_table(stats.longest_outages),
+        _incident_table(stats.incidents),
+        _outage_table(stats.longest_outages),
         _flapping(stats),
         _edges(stats),
     ]
@@ -114,48 +119,45 @@ def _figures(stats: Stats) -> list[tuple[str, Figures]]:
 
 
 def _outages(stats: Stats) -> Table:
-    rows = []
-    for name, figures in _figures(stats):
-        spent = figures.outage_quantiles()
-        rows.append(
-            (
-                name,
-                f"{figures.connections:,}",
-                f"{figures.outages:,}",
-                *(seconds(spent[which]) for which in ("p50", "p95", "p99", "max")),
-                f"{figures.unfinished:,}",
-                f"{figures.recoveries:,}",
-                f"{figures.attempts:,}",
-                f"{figures.give_ups:,}",
-                f"{figures.failed_connects:,}",
-                f"{figures.moves:,}",
-                f"{figures.flapping:,}",
-            )
+    rows = [
+        (
+            name,
+            *_counts(figures, ("connections", "outages")),
+            *map(seconds, figures.outage_quantiles().values()),
+            *_counts(figures, _COUNTED),
         )
-    counts = ("unfinished>", "recoveries>", "attempts>", "give_ups>", "failed connects>")
-    lengths = ("p50>", "p95>", "p99>", "longest>")
-    columns = ("endpoint", "connections>", "outages>", *lengths, *counts, "moves>", "flapping>")
+        for name, figures in _figures(stats)
+    ]
+    counted = (f"{name}>" for name in _COUNTED)
+    columns = ("endpoint", "connections>", "outages>", "p50>", "p95>", "p99>", "longest>", *counted)
     note = "p50 to longest: how long the outages were; moves: recoveries by reroute and recycle"
     return Table("Connections and outages", columns, rows, note)
+
+
+_COUNTED = (
+    "unfinished",
+    "recoveries",
+    "attempts",
+    "give_ups",
+    "failed_connects",
+    "moves",
+    "flapping",
+)
+
+
+def _counts(one: Figures | Incident | Outage, names: Iterable[str]) -> Iterator[str]:
+    return (f"{getattr(one, name):,}" for name in names)
 
 
 def _states(stats: Stats) -> Table:
     rows = []
     for name, figures in _figures(stats):
         shares = figures.state_shares()
-        cells = []
-        for state in _LIVE:
-            share = shares.get(state)
-            cells += [seconds(figures.state_s[state]), show_share(share) if share else NONE]
-        rows.append((name, *cells))
-    columns = ["endpoint"]
-    for state in _LIVE:
-        columns += [f"{state}>", "share>"]
+        cells = ((seconds(figures.state_s[state]), share(shares.get(state))) for state in LIVE)
+        rows.append((name, *chain.from_iterable(cells)))
+    columns = ("endpoint", *chain.from_iterable((f"{state}>", "share>") for state in LIVE))
     note = "of each connection from its first record to its close, or to the end of the log"
     return Table("Time in each state", columns, rows, note)
-
-
-_LIVE = tuple(state.value for state in State if state is not State.CLOSED)
 
 
 def _waits(stats: Stats) -> Table:
@@ -177,21 +179,18 @@ def _errors(stats: Stats) -> Table:
     return Table("Error codes", ("endpoint", "error code", "records>"), rows)
 
 
-def incident_table(incidents: list[Incident]) -> Table:
+def _incident_table(incidents: list[Incident]) -> Table:
     """One row for each incident, in the order given."""
     rows = [
         (
             f"{one.began:%Y-%m-%d %H:%M:%S}",
             clean(one.address),
-            f"{one.connections:,}",
-            f"{one.outages:,}",
+            *_counts(one, ("connections", "outages")),
             seconds(one.seconds),
             seconds(one.suffered_s),
             ", ".join(clean(cause) for cause, _ in one.causes.most_common()),
             ", ".join(clean(error) for error, _ in one.errors.most_common()) or NONE,
-            f"{one.attempts:,}",
-            f"{one.give_ups:,}",
-            f"{one.unfinished:,}",
+            *_counts(one, ("attempts", "give_ups", "unfinished")),
         )
         for one in incidents
     ]
@@ -201,7 +200,7 @@ def incident_table(incidents: list[Incident]) -> Table:
     return Table("Worst incidents", (*columns, *counts), rows, note)
 
 
-def outage_table(outages: list[Outage], title: str = "Longest outages") -> Table:
+def _outage_table(outages: list[Outage]) -> Table:
     """One row for each outage, in the order given."""
     rows = [
         (
@@ -211,15 +210,13 @@ def outage_table(outages: list[Outage], title: str = "Longest outages") -> Table
             seconds(one.seconds),
             clean(one.cause),
             one.error_code or NONE,
-            f"{one.attempts:,}",
-            f"{one.give_ups:,}",
-            f"{one.relapses:,}",
+            *_counts(one, ("attempts", "give_ups", "relapses")),
             clean(one.end),
         )
         for one in outages
     ]
     columns = ("began (UTC)", "endpoint", "connection", "duration>", "cause", "error code")
-    return Table(title, (*columns, "attempts>", "give_ups>", "relapses>", "end"), rows)
+    return Table("Longest outages", (*columns, "attempts>", "give_ups>", "relapses>", "end"), rows)
 
 
 def _flapping(stats: Stats) -> Table:
@@ -232,5 +229,5 @@ def _flapping(stats: Stats) -> Table:
 
 
 def _edges(stats: Stats) -> Table:
-    rows = [(trigger, source, dest) for trigger, source, dest in stats.never_travelled]
-    return Table("Edges of the table never travelled", ("trigger", "from", "to"), rows)
+    columns = ("trigger", "from", "to")
+    return Table("Edges of the table never travelled", columns, stats.never_travelled)
