@@ -24,32 +24,26 @@ except ImportError as error:
 if TYPE_CHECKING:
     # What is made below, for type checkers. Numbers are None where a record lacks them.
 
-    class Transition(schema.TransitionRecord):
+    class _Moment(schema.TransitionRecord):
+        ts: datetime  # type: ignore[assignment]
+
+    class _Step(_Moment):
+        trigger: str
+        source: str
+
+    class Transition(_Step):
         """One state change. ``seq`` counts a connection's changes from 1 without gaps."""
 
-        ts: datetime  # type: ignore[assignment]
         seq: int
-        trigger: str
-        source: str
 
-    class Created(schema.TransitionRecord):
+    class Created(_Moment):
         """A connection came to be, in IDLE. Its ``seq`` is 0 and counts as no change."""
 
-        ts: datetime  # type: ignore[assignment]
-
-    class Refused(schema.TransitionRecord):
+    class Refused(_Step):
         """A trigger was refused: nothing changed, hence no ``seq``."""
 
-        ts: datetime  # type: ignore[assignment]
-        trigger: str
-        source: str
-
-    class Waiting(schema.TransitionRecord):
+    class Waiting(_Step):
         """Calls wait for a collection to be loaded again, or have waited ``dwell_s``: no change."""
-
-        ts: datetime  # type: ignore[assignment]
-        trigger: str
-        source: str
 
     class RecordsLost(LossRecord):
         """The sink of process ``pid`` could not write ``count`` records."""
