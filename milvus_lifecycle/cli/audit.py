@@ -183,7 +183,7 @@ def _verify(options: argparse.Namespace) -> int:
     from ..replay.files import find_sources
     from ..replay.verify import verify_logs
 
-    size = find_sources(options.logs).size if sys.stderr.isatty() else 0
+    size = find_sources(options.logs, Problems(0)).size if sys.stderr.isatty() else 0
     with progress_bar(size, "verifying") as on_progress:
         verdict = verify_logs(
             options.logs,
@@ -255,8 +255,8 @@ def _stats(options: argparse.Namespace) -> int:
     from ..replay.stats import fold_stats
     from ..report.tables import print_tables, stats_tables
 
-    sources = find_sources(options.logs)
     problems = Problems(limit=10)
+    sources = find_sources(options.logs, problems)
     with progress_bar(sources.size, "reading") as on_progress:
         stats = fold_stats(read_records(sources, problems, on_progress))
     if not stats.records and problems.counts:
@@ -355,13 +355,14 @@ def _report(options: argparse.Namespace) -> int:
     from ..replay.files import find_sources
     from ..report.page import fold_report, render_page
 
-    sources = find_sources(options.logs)
+    problems = Problems(limit=200)
+    sources = find_sources(options.logs, problems)
     with progress_bar(sources.size, "reading") as on_progress:
-        report = fold_report(sources, on_progress)
+        report = fold_report(sources, problems, on_progress)
     if not report.stats.records:
-        print(explain_nothing(sources, report.problems), file=sys.stderr)
+        print(explain_nothing(sources, problems), file=sys.stderr)
         return 2
-    _complain(one for one in report.problems.kept if one.kind is Kind.UNREADABLE)
+    _complain(one for one in problems.kept if one.kind is Kind.UNREADABLE)
     page = render_page(report).encode()
     try:
         with open(options.output, "wb") as file:
@@ -370,4 +371,4 @@ def _report(options: argparse.Namespace) -> int:
         print(f"{options.output}: cannot be written: {error.strerror}", file=sys.stderr)
         return 2
     print(f"{options.output}: {report.stats.records:,} records, {len(page) / 1e6:.1f} MB")
-    return 2 if report.problems.unreadable else 0
+    return 2 if problems.unreadable else 0

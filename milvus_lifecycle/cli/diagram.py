@@ -110,9 +110,10 @@ def _drawing(options: argparse.Namespace) -> Drawing:
     from ..replay.files import find_sources, read_records
     from ..replay.stats import UnknownConnection, fold_connection, fold_stats
 
-    sources, problems = find_sources(options.audit), Problems(0)
-    if sources.problems:  # half a picture is none
-        first = sources.problems[0]
+    problems = Problems(0)
+    sources = find_sources(options.audit, problems)
+    if problems.kept:  # half a picture is none
+        first = problems.kept[0]
         raise _Refused(f"{first.place}: {first.message}")
     records, path = read_records(sources, problems), None
     if options.connection is None:

@@ -1,6 +1,6 @@
 """Logs from their names to records: files in order, their lines, and what each line says.
 
-    names --find_sources--> files --LineReader--> numbered lines --records_in--> records
+    names --find_sources--> files --LineReader--> numbered lines --decode--> records
                             file  --last_matches, Follower--> its end, and what is added
 
 A file is plain or gzip, or standard input. Memory holds one chunk and one unfinished line,
@@ -18,7 +18,7 @@ import stat
 import sys
 import zlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from io import BufferedReader
@@ -41,6 +41,8 @@ _BOM = b"\xef\xbb\xbf"
 
 #: Told how many bytes of the file (compressed ones, if it is) were read since the last call.
 Progress = Callable[[int], None]
+#: Told of what is wrong with a log: kind, line, message.
+Tell = Callable[[Kind, int, str], object]
 #: Where loggers that do not know structlog's ``event`` put the message.
 _ALIASES = ("message", "msg")
 #: How many starts of an object to try in a line that holds more than one.
@@ -65,18 +67,6 @@ class Span:
 WHOLE = Span()
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Consecutive lines without their newlines. ``first`` is the number of the first one.
-
-    ``complete`` is False for the last line of a file that does not end in a newline.
-    """
-
-    first: int
-    lines: list[bytes]
-    complete: bool = True
-
-
 def open_log(path: str) -> BufferedReader:
     """Open ``path`` for reading bytes; OSError with a reason in plain words if that fails."""
     if path == STDIN:
@@ -99,45 +89,56 @@ def why(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-class LineReader:
-    """Iterates over ``Batch`` and ``Problem``: the lines, and what kept some from being lines.
+def _untold(kind: Kind, line: int, message: str) -> None:
+    """Nobody wants to know."""
 
-    ``lines`` is the number of lines seen so far, ``failed`` tells whether reading stopped
-    early. Damage of the file itself (a cut gzip, a read error) ends the iteration with a
-    Problem; nothing is raised.
+
+class LineReader:
+    """Iterates over some lines at a time: (the number of the first, lines without newlines).
+
+    ``tell(kind, line, message)`` is called for what keeps something from being a line, or from
+    being a record. Damage of the file itself (a cut gzip, a read error) ends the iteration.
     """
 
-    def __init__(self, path: str, span: Span = WHOLE, on_progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        tell: Tell = _untold,
+        span: Span = WHOLE,
+        on_progress: Progress | None = None,
+    ) -> None:
         self.path = path
+        #: lines so far
         self.lines = 0
+        #: did reading stop early?
         self.failed = False
+        self._tell = tell
         self._span = span
         self._on_progress = on_progress
-        self._skipping = 0
+        self._complete = True
 
-    def __iter__(self) -> Iterator[Batch | Problem]:
+    def __iter__(self) -> Iterator[tuple[int, list[bytes]]]:
         try:
             raw = open_log(self.path)
         except OSError as error:
             self.failed = True
-            yield Problem(Kind.UNREADABLE, self.path, 0, f"cannot be opened: {why(error)}")
+            self._tell(Kind.UNREADABLE, 0, f"cannot be opened: {why(error)}")
             return
         try:
-            yield from self._read(raw)
+            yield from self._split(self._chunks(raw))
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            yield self._stopped(Kind.CUT_FILE, f"the compressed file is damaged: {error}")
+            self._stop(Kind.CUT_FILE, f"the compressed file is damaged: {error}")
         except OSError as error:
-            yield self._stopped(Kind.UNREADABLE, f"cannot be read: {why(error)}")
+            self._stop(Kind.UNREADABLE, f"cannot be read: {why(error)}")
         finally:
             if self.path != STDIN:
                 raw.close()
 
-    def _stopped(self, kind: Kind, what: str) -> Problem:
+    def _stop(self, kind: Kind, what: str) -> None:
         self.failed = True
-        line = self.lines + 1
-        return Problem(kind, self.path, line, f"{what}; nothing after this place was read")
+        self._tell(kind, self.lines + 1, f"{what}; nothing after this place was read")
 
-    def _read(self, raw: BufferedReader) -> Iterator[Batch | Problem]:
+    def _chunks(self, raw: BufferedReader) -> Iterator[bytes]:
         start, end = self._span.start, self._span.end
         read: Callable[[int], bytes] = raw.read
         if start:
@@ -147,43 +148,54 @@ class LineReader:
             read = gzip.GzipFile(fileobj=raw).read1
         elif raw.peek(len(_BOM)).startswith(_BOM):
             raw.read(len(_BOM))
-        counts = self._on_progress is not None and raw.seekable()
-        pending = b""
-        while True:
-            chunk = read(CHUNK if end is None else min(CHUNK, end - raw.tell()))
-            if counts and self._on_progress is not None:
-                self._on_progress(raw.tell() - start)
+        on_progress = self._on_progress if raw.seekable() else None
+        while chunk := read(CHUNK if end is None else min(CHUNK, end - raw.tell())):
+            if on_progress is not None:
+                on_progress(raw.tell() - start)
                 start = raw.tell()
-            if not chunk:
-                break
-            pending = yield from self._split(pending, chunk)
-        if self._skipping:
-            yield self._long_line(0)
-        elif pending:
-            self.lines += 1
-            yield Batch(self.lines, [pending], complete=False)
+            yield chunk
 
-    def _split(self, pending: bytes, chunk: bytes) -> Generator[Batch | Problem, None, bytes]:
-        """Yield the complete lines of ``pending + chunk``; return what is left over."""
-        lines = (pending + chunk).split(b"\n")
-        rest = lines.pop()
-        if lines:
-            if self._skipping or len(lines[0]) > MAX_LINE:
-                yield self._long_line(len(lines.pop(0)))
+    def _split(self, chunks: Iterator[bytes]) -> Iterator[tuple[int, list[bytes]]]:
+        pending = b""
+        skipped = 0  # bytes of a line that is too long
+        for chunk in chunks:
+            lines = (pending + chunk).split(b"\n")
+            pending = lines.pop()
+            if lines and (skipped or len(lines[0]) > MAX_LINE):
+                self._skip(skipped + len(lines.pop(0)))
+                skipped = 0
             if lines:
                 first = self.lines + 1
                 self.lines += len(lines)
-                yield Batch(first, lines)
-        if self._skipping or len(rest) > MAX_LINE:
-            self._skipping += len(rest)
-            rest = b""
-        return rest
+                yield first, lines
+            if skipped or len(pending) > MAX_LINE:
+                skipped += len(pending)
+                pending = b""
+        if skipped:
+            self._skip(skipped)
+        elif pending:
+            self.lines += 1
+            self._complete = False
+            yield self.lines, [pending]
 
-    def _long_line(self, size: int) -> Problem:
-        total, self._skipping = self._skipping + size, 0
+    def _skip(self, size: int) -> None:
         self.lines += 1
-        what = f"a line of {total:,} bytes is no audit record (limit {MAX_LINE:,}): skipped"
-        return Problem(Kind.LONG_LINE, self.path, self.lines, what)
+        what = f"a line of {size:,} bytes is no audit record (limit {MAX_LINE:,}): skipped"
+        self._tell(Kind.LONG_LINE, self.lines, what)
+
+    def records(self) -> Iterator[tuple[int, Record]]:
+        """All sound records of the log, with the numbers of their lines."""
+        for first, lines in self:
+            for number, line in enumerate(lines, first):
+                try:
+                    record = decode(line)
+                except (ValueError, RecursionError):
+                    records, findings = decode_or_explain(line, self._complete)
+                    for kind, message in findings:
+                        self._tell(kind, number, message)
+                    yield from ((number, record) for record in records)
+                else:
+                    yield number, record
 
 
 # -- records ----------------------------------------------------------------------------------
@@ -270,29 +282,6 @@ def _salvage(
     return records, (Kind.BROKEN_LINE, f"broken JSON ({detail}){saved}")
 
 
-def records_in(
-    reader: LineReader, tell: Callable[[Kind, int, str], object]
-) -> Iterator[tuple[int, Record]]:
-    """All sound records of a log, with the numbers of their lines.
-
-    What cannot be read is left out, and ``tell(kind, line, message)`` called for it.
-    """
-    for part in reader:
-        if isinstance(part, Problem):
-            tell(part.kind, part.line, part.message)
-            continue
-        for number, line in enumerate(part.lines, part.first):
-            try:
-                record = decode(line)
-            except (ValueError, RecursionError):
-                records, findings = decode_or_explain(line, part.complete)
-                for kind, message in findings:
-                    tell(kind, number, message)
-                yield from ((number, record) for record in records)
-            else:
-                yield number, record
-
-
 def read_records(
     sources: Sources, problems: Problems, on_progress: Progress | None = None
 ) -> Iterator[Record]:
@@ -305,10 +294,8 @@ def read_records(
     def tell(kind: Kind, line: int, message: str) -> None:
         problems.add(Problem(kind, path, line, message))
 
-    for problem in sources.problems:
-        problems.add(problem)
     for path in sources.paths:
-        for _, record in records_in(LineReader(path, on_progress=on_progress), tell):
+        for _, record in LineReader(path, tell, on_progress=on_progress).records():
             yield record
 
 
@@ -317,21 +304,19 @@ def read_records(
 
 @dataclass(frozen=True)
 class Sources:
-    """The files to read, oldest first; what was asked for and is not there; bytes in all."""
+    """The files to read, oldest first, and their bytes in all."""
 
     paths: tuple[str, ...]
-    problems: tuple[Problem, ...]
     size: int
 
 
-def find_sources(names: Sequence[str]) -> Sources:
-    """Resolve file names, globs and ``-``.
+def find_sources(names: Sequence[str], problems: Problems) -> Sources:
+    """Resolve file names, globs and ``-``; what is not there goes to ``problems``.
 
     A file that was named twice is read once. Regular files come in the order of their first
     record's time, because a connection's records continue from a rotated log to the next one;
     pipes and standard input follow in the order given.
     """
-    problems: list[Problem] = []
     files: list[str] = []
     streams: list[str] = []
     seen: set[object] = set()
@@ -348,13 +333,13 @@ def find_sources(names: Sequence[str]) -> Sources:
                 continue
             open_log(path).close()
         except OSError as error:
-            problems.append(Problem(Kind.UNREADABLE, path, 0, f"cannot be opened: {why(error)}"))
+            problems.add(Problem(Kind.UNREADABLE, path, 0, f"cannot be opened: {why(error)}"))
             continue
         files.append(path)
         size += status.st_size
     if len(files) > 1:
         files.sort(key=_first_moment)
-    return Sources((*files, *streams), tuple(problems), size)
+    return Sources((*files, *streams), size)
 
 
 def name_files(files: Sequence[str]) -> str:
@@ -363,7 +348,7 @@ def name_files(files: Sequence[str]) -> str:
     return shown if len(files) <= 3 else f"{shown} and {len(files) - 3} more"
 
 
-def _expand(names: Iterable[str], problems: list[Problem]) -> list[str]:
+def _expand(names: Iterable[str], problems: Problems) -> list[str]:
     """File names; a pattern that matches nothing becomes a problem."""
     paths: list[str] = []
     for name in names:
@@ -372,15 +357,14 @@ def _expand(names: Iterable[str], problems: list[Problem]) -> list[str]:
             continue
         found = sorted(glob.glob(name, recursive=True))
         if not found:
-            problems.append(Problem(Kind.UNREADABLE, name, 0, "no file matches this pattern"))
+            problems.add(Problem(Kind.UNREADABLE, name, 0, "no file matches this pattern"))
         paths.extend(found)
     return paths
 
 
 def _first_moment(path: str) -> datetime:
     """When the first record of a file was written; a file without records comes last."""
-    batches = (batch.lines for batch in LineReader(path) if isinstance(batch, Batch))
-    for line in islice((line for lines in batches for line in lines), _PEEK_LINES):
+    for line in islice((line for _, lines in LineReader(path) for line in lines), _PEEK_LINES):
         records, _ = decode_or_explain(line)
         if records:
             return records[0].ts
@@ -406,7 +390,7 @@ def last_matches(
     while True:
         start = max(0, size - window)
         # One byte earlier: then the first line is whole if and only if that byte is a newline.
-        reader = LineReader(path, Span(max(0, start - 1), end if plain else None))
+        reader = LineReader(path, span=Span(max(0, start - 1), end if plain else None))
         found = deque(_matches(reader, start > 0, match), maxlen=wanted)
         if start == 0 or len(found) >= wanted:
             return list(found)
@@ -416,12 +400,11 @@ def last_matches(
 def _matches(
     reader: LineReader, skip_first: bool, match: Callable[[bytes], T | None]
 ) -> Iterator[T]:
-    for part in reader:
-        if isinstance(part, Batch):
-            for line in part.lines[1 if skip_first and part.first == 1 else 0 :]:
-                found = match(line)
-                if found is not None:
-                    yield found
+    for first, lines in reader:
+        for line in lines[1 if skip_first and first == 1 else 0 :]:
+            found = match(line)
+            if found is not None:
+                yield found
 
 
 class Follower:

@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
-from .files import WHOLE, LineReader, Progress, Span, find_sources, is_plain, records_in
+from .files import WHOLE, LineReader, Progress, Span, find_sources, is_plain
 from .findings import LIMIT, Kind, Problems, as_json
 from .rules import Verifier
 
@@ -78,10 +78,8 @@ def verify_logs(
     a finding.
     """
     began = time.monotonic()
-    sources = find_sources(names)
     verifier = Verifier(Problems(limit, ignore))
-    for problem in sources.problems:
-        verifier.problems.add(problem)
+    sources = find_sources(names, verifier.problems)
     pieces = plan_pieces(sources.paths, jobs)
     # Streams, which no other process can open, come last.
     shared = sum(os.path.isfile(piece.path) for piece in pieces)
@@ -145,9 +143,9 @@ def _cut(path: str, size: int, target: int) -> list[Piece]:
 def _read_piece(verifier: Verifier, piece: Piece, on_progress: Progress | None) -> int:
     """Check every record of ``piece``; returns its number of lines."""
     verifier.begin(piece.path)
-    reader = LineReader(piece.path, piece.span, on_progress)
+    reader = LineReader(piece.path, verifier.damage, piece.span, on_progress)
     check = verifier.check
-    for number, record in records_in(reader, verifier.damage):
+    for number, record in reader.records():
         check(record, number)
     if not reader.lines and not reader.failed:
         verifier.damage(Kind.EMPTY_FILE, 0, "the file is empty: nothing to verify")

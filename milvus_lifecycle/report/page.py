@@ -12,7 +12,7 @@ from string import Template
 
 from ..diagram.drawing import draw, plural
 from ..diagram.formats import RendererMissing, render_svg
-from ..replay.files import LineReader, Progress, Sources, name_files, records_in
+from ..replay.files import LineReader, Progress, Sources, name_files
 from ..replay.findings import Problems
 from ..replay.outages import Incident
 from ..replay.rules import Verifier
@@ -22,8 +22,7 @@ from .chart import LOOKS, bokeh_script, chart_item
 from .tables import TOTAL, Table, seconds, share, stats_tables
 from .timeline import STAYS, TimelineFold, pack, timeline_data
 
-#: Findings and outages that a page lists; further ones are counted.
-FINDINGS = 200
+#: Outages that a page lists; further ones are counted.
 OUTAGES = 300
 _ASSETS = files(__package__) / "assets"
 
@@ -41,27 +40,25 @@ class Report:
     timeline: TimelineFold
 
 
-def fold_report(sources: Sources, on_progress: Progress | None = None) -> Report:
+def fold_report(
+    sources: Sources, problems: Problems, on_progress: Progress | None = None
+) -> Report:
     """Read the logs once, for the verdict, the figures and the timeline."""
-    verifier = Verifier(Problems(FINDINGS))
+    verifier = Verifier(problems)
     stats = StatsFold(OUTAGES)
     timeline = TimelineFold(stats, STAYS)
-    for problem in sources.problems:
-        verifier.problems.add(problem)
     for path in sources.paths:
         verifier.begin(path)
-        reader = LineReader(path, on_progress=on_progress)
-        for number, record in records_in(reader, verifier.damage):
+        reader = LineReader(path, verifier.damage, on_progress=on_progress)
+        for number, record in reader.records():
             verifier.check(record, number)
             timeline.add(record)
     verifier.finish()
-    verifier.problems.sort(sources.paths)
+    problems.sort(sources.paths)
     found, now = stats.result(), datetime.now(timezone.utc)
     since, until = found.since or now, found.until or now
     timeline.finish()
-    return Report(
-        sources.paths, since, until, verifier.problems, verifier.connections, found, timeline
-    )
+    return Report(sources.paths, since, until, problems, verifier.connections, found, timeline)
 
 
 def render_page(report: Report) -> str:
