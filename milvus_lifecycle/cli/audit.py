@@ -251,6 +251,7 @@ def _add_stats(children: Commands) -> None:
 
 
 def _stats(options: argparse.Namespace) -> int:
+    from ..diagram.drawing import show_span
     from ..replay.files import find_sources, read_records
     from ..replay.stats import fold_stats
     from ..report.tables import print_tables, stats_tables
@@ -264,13 +265,12 @@ def _stats(options: argparse.Namespace) -> int:
         return 2
     if options.json:
         print(json.dumps(stats.as_dict(), indent=2))
-    elif stats.since is None or stats.until is None:
+    elif not stats.records:
         print("0 records")
     else:
         print_tables(stats_tables(stats))
         lost = f", {stats.lost_records:,} lost by the sink" if stats.lost_records else ""
-        span = f"{stats.since:%Y-%m-%d %H:%M:%S} to {stats.until:%Y-%m-%d %H:%M:%S} UTC"
-        print(f"{stats.records:,} records, {span}{lost}")
+        print(f"{stats.records:,} records, {show_span(stats)}{lost}")
     _complain(problems.kept)
     if problems.hidden:
         print(f"... and {problems.hidden:,} more: see audit verify", file=sys.stderr)

@@ -124,7 +124,7 @@ def _drawing(options: argparse.Namespace) -> Drawing:
         except UnknownConnection as error:
             raise _Refused(str(error)) from None
     lost = problems.counts.total()
-    if lost and stats.since is None:
+    if lost and not stats.records:
         raise _Refused(explain_nothing(sources, problems))
     if lost:
         found = f"{plural(lost, 'finding')}; milvus-lifecycle audit verify has them"

@@ -1,6 +1,6 @@
 """The lifecycle as a drawing: what is shown of the table (and of a log's figures), and its look.
 
-    TRANSITIONS (+ Stats) --draw()--> Drawing --formats--> Mermaid, DOT, SVG, PNG
+    TRANSITIONS (+ Stats) --draw()--> Drawing --formats--> Mermaid, DOT, SVG
 
 Nothing here is known of the lifecycle beyond the table, except the states' colours: a changed
 row changes the drawing, and a state without a colour of its own is drawn in a plain one. All
@@ -303,9 +303,7 @@ def _figures_caption(figures: _Figures) -> tuple[str, ...]:
     if figures.path is None:
         created = f" ({total.created:,} of them created)" if total.created else ""
         many = f"{plural(total.connections, 'connection')}{created}, {many}"
-    span = ""
-    if stats.since is not None and stats.until is not None:
-        span = f", {stats.since:%Y-%m-%d %H:%M:%S} to {stats.until:%Y-%m-%d %H:%M:%S} UTC"
+    span = f", {show_span(stats)}" if stats.records else ""
     numbered = "" if figures.path is None else ", then the numbers of its steps"
     caption = [
         f"{many}{span}.",
@@ -328,6 +326,11 @@ def _figures_caption(figures: _Figures) -> tuple[str, ...]:
 def plural(count: int, word: str, words: str = "") -> str:
     """``1 record``, ``2,000 records``; ``words`` is the plural where that is another one."""
     return f"{count:,} {word if count == 1 else words or word + 's'}"
+
+
+def show_span(stats: Stats) -> str:
+    """From when to when a log tells."""
+    return f"{stats.since:%Y-%m-%d %H:%M:%S} to {stats.until:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def show_count(count: int) -> str:

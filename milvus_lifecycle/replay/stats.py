@@ -177,84 +177,71 @@ class Flapper:
     address: str
 
 
-@dataclass(frozen=True)
 class Stats:
-    """The result: figures by endpoint and in all, the worst outages, the edges' counts.
+    """Takes records in the order of the log; once it is finished, it has the figures.
 
-    ``medians`` are those of the times in the source state before an edge was taken, in seconds;
-    ``strays`` counts transitions that no row of the table allows.
+    By endpoint and in all; ``edges`` counts how often each row of the table was taken, and
+    ``medians`` are those of the times in the source state before, in seconds; ``strays`` counts
+    transitions that no row allows. Without ``records`` there is no ``since`` and ``until``.
     """
 
-    endpoints: dict[str, Figures]
-    total: Figures
-    edges: dict[Edge, int]
-    medians: dict[Edge, float | None]
-    strays: int
-    incidents: list[Incident]
-    longest_outages: list[Outage]
-    flapping: list[Flapper]
-    since: datetime | None
-    until: datetime | None
-    records: int
-    lost_records: int
-    forgotten: int
+    def __init__(self, longest: int = LONGEST) -> None:
+        self.records = self.lost_records = self.strays = 0
+        self.since = datetime.max.replace(tzinfo=timezone.utc)
+        self.until = datetime.min.replace(tzinfo=timezone.utc)
+        self.endpoints: dict[str, Figures] = {}
+        self.total = Figures()
+        self.edges: Counter[Edge] = Counter()
+        self.medians: dict[Edge, float | None] = {}
+        self.incidents: list[Incident] = []
+        self.longest_outages: list[Outage] = []
+        self.flapping: list[Flapper] = []
+        self._longest = longest
+        self._dwells = {edge: DwellTally() for edge in _EDGES}
+        self._lives: Recent[str, Life] = Recent(forget=Life.forget)
+        self._outages: list[tuple[float, int, Outage]] = []
+        self._book = IncidentBook()
+        self._flappers: dict[str, Flapper] = {}
+        self._settled = 0
+
+    @property
+    def forgotten(self) -> int:
+        """Connections that had to make room: silent while many others spoke."""
+        return self._lives.forgotten
 
     @property
     def never_travelled(self) -> list[Edge]:
         """Rows of the table that no record took, in the table's order."""
-        return [edge for edge in _EDGES if not self.edges.get(edge)]
+        return [edge for edge in _EDGES if not self.edges[edge]]
 
     def as_dict(self) -> dict[str, object]:
         """JSON-ready."""
-        edges = [_named(edge) | {"count": self.edges.get(edge, 0)} for edge in _EDGES]
-        told: dict[str, object] = as_json(
-            {
-                "records": self.records,
-                "lost_records": self.lost_records,
-                "forgotten_connections": self.forgotten,
-                "since": self.since,
-                "until": self.until,
-                "total": self.total.as_dict(),
-                "endpoints": {name: one.as_dict() for name, one in self.endpoints.items()},
-                "incidents": self.incidents,
-                "longest_outages": self.longest_outages,
-                "flapping_connections": self.flapping,
-                "edges": edges,
-                "never_travelled": [_named(edge) for edge in self.never_travelled],
-            }
-        )
+        rows = [_named(edge) | {"count": self.edges[edge]} for edge in _EDGES]
+        found = {
+            "records": self.records,
+            "lost_records": self.lost_records,
+            "forgotten_connections": self.forgotten,
+            "since": self.since if self.records else None,
+            "until": self.until if self.records else None,
+            "total": self.total.as_dict(),
+            "endpoints": {name: one.as_dict() for name, one in self.endpoints.items()},
+            "incidents": self.incidents,
+            "longest_outages": self.longest_outages,
+            "flapping_connections": self.flapping,
+            "edges": rows,
+            "never_travelled": [_named(edge) for edge in self.never_travelled],
+        }
+        told: dict[str, object] = as_json(found)
         return told
-
-
-def _named(edge: Edge) -> dict[str, object]:
-    return dict(zip(("trigger", "source", "dest"), edge, strict=True))
-
-
-class StatsFold:
-    """Takes records in the order of the log; ``result`` may be asked once, at the end."""
-
-    def __init__(self, longest: int = LONGEST) -> None:
-        self.longest = longest
-        self._endpoints: dict[str, Figures] = {}
-        self._edges: Counter[Edge] = Counter()
-        self._dwells = {edge: DwellTally() for edge in _EDGES}
-        self._strays = 0
-        self._lives: Recent[str, Life] = Recent(forget=Life.forget)
-        self._outages: list[tuple[float, int, Outage]] = []
-        self._incidents = IncidentBook()
-        self._flapping: dict[str, Flapper] = {}
-        self.since = datetime.max.replace(tzinfo=timezone.utc)
-        self.until = datetime.min.replace(tzinfo=timezone.utc)
-        self._records = self._lost = self._serial = 0
 
     def add(self, record: Record) -> Life | None:
         """Fold one record; returns what is known of its connection, if it is about one's life."""
-        self._records += 1
+        self.records += 1
         self.reach(record.ts)
         if type(record) is Transition:
             return self._step(record)
         if isinstance(record, RecordsLost):
-            self._lost += max(0, record.count)
+            self.lost_records += max(0, record.count)
         elif isinstance(record, Refused):
             self._figures(record.address).refused += 1
         elif isinstance(record, Waiting):
@@ -280,11 +267,11 @@ class StatsFold:
         return life
 
     def _figures(self, address: str) -> Figures:
-        figures = self._endpoints.get(address)
+        figures = self.endpoints.get(address)
         if figures is None:
-            if len(self._endpoints) >= ENDPOINTS:
+            if len(self.endpoints) >= ENDPOINTS:
                 address = OTHERS
-            figures = self._endpoints.setdefault(address, Figures())
+            figures = self.endpoints.setdefault(address, Figures())
         return figures
 
     def _step(self, record: Transition) -> Life:
@@ -295,9 +282,9 @@ class StatsFold:
         edge = record.trigger, record.source, record.dest
         dwells = self._dwells.get(edge)
         if dwells is None:
-            self._strays += 1
+            self.strays += 1
         else:
-            self._edges[edge] += 1
+            self.edges[edge] += 1
             if dwell is not None:
                 dwells.add(dwell)
         if life.state and dwell is not None and record.source in _STATES:
@@ -306,7 +293,7 @@ class StatsFold:
         outage, relapses = life.outage, life.relapses
         life.add(record)
         if life.outage is not None and life.outage is not outage:
-            life.incident = self._incidents.begin(life.outage, life.incident)
+            life.incident = self._book.begin(life.outage, life.incident)
         if life.relapses > relapses and life.relapses >= FLAPPING:
             self._figures(life.address).flapping += int(life.relapses == FLAPPING)
             self._flap(Flapper(life.relapses, life.connection_id, life.address))
@@ -334,55 +321,49 @@ class StatsFold:
         figures.unfinished += int(outage.unfinished)
         if life.incident is not None:
             life.incident.end(outage)
-        self._serial += 1
-        entry = (outage.seconds, -self._serial, outage)
-        if len(self._outages) < self.longest:
+        self._settled += 1
+        entry = (outage.seconds, -self._settled, outage)
+        if len(self._outages) < self._longest:
             heapq.heappush(self._outages, entry)
         else:
             heapq.heappushpop(self._outages, entry)
 
     def _flap(self, flapper: Flapper) -> None:
         """Keep the connections that flap most."""
-        self._flapping[flapper.connection_id] = flapper
-        if len(self._flapping) > 2 * self.longest:
-            self._flapping = {one.connection_id: one for one in self._worst_flappers()}
+        self._flappers[flapper.connection_id] = flapper
+        if len(self._flappers) > 2 * self._longest:
+            self._flappers = {one.connection_id: one for one in self._worst_flappers()}
 
     def _worst_flappers(self) -> list[Flapper]:
-        order = sorted(self._flapping.values(), key=lambda one: (-one.relapses, one.connection_id))
-        return order[: self.longest]
+        order = sorted(self._flappers.values(), key=lambda one: (-one.relapses, one.connection_id))
+        return order[: self._longest]
 
-    def result(self) -> Stats:
-        """The figures. What lasts when the log ends counts up to its last moment."""
+    def finish(self) -> Stats:
+        """The log ends, once: what still lasts counts up to its last moment."""
         for life in self._lives.values():
             left = life.finish(self.until)
             if life.state in _STATES:
                 self._figures(life.address).state_s[life.state] += left
-        total = Figures()
-        for figures in self._endpoints.values():
-            total.absorb(figures)
-        return Stats(
-            endpoints=dict(sorted(self._endpoints.items())),
-            total=total,
-            edges=dict(self._edges),
-            medians={edge: dwells.median() for edge, dwells in self._dwells.items()},
-            strays=self._strays,
-            incidents=self._incidents.worst(self.longest),
-            longest_outages=[outage for _, _, outage in sorted(self._outages, reverse=True)],
-            flapping=self._worst_flappers(),
-            since=self.since if self._records else None,
-            until=self.until if self._records else None,
-            records=self._records,
-            lost_records=self._lost,
-            forgotten=self._lives.forgotten,
-        )
+        self.endpoints = dict(sorted(self.endpoints.items()))
+        for figures in self.endpoints.values():
+            self.total.absorb(figures)
+        self.medians = {edge: dwells.median() for edge, dwells in self._dwells.items()}
+        self.incidents = self._book.worst(self._longest)
+        self.longest_outages = [outage for _, _, outage in sorted(self._outages, reverse=True)]
+        self.flapping = self._worst_flappers()
+        return self
 
 
-def fold_stats(records: Iterable[Record], longest: int = LONGEST) -> Stats:
+def _named(edge: Edge) -> dict[str, object]:
+    return dict(zip(("trigger", "source", "dest"), edge, strict=True))
+
+
+def fold_stats(records: Iterable[Record]) -> Stats:
     """The figures of ``records``."""
-    fold = StatsFold(longest)
+    stats = Stats()
     for record in records:
-        fold.add(record)
-    return fold.result()
+        stats.add(record)
+    return stats.finish()
 
 
 # -- one connection alone ------------------------------------------------------------------------
@@ -411,25 +392,25 @@ class Path:
 
 def fold_connection(records: Iterable[Record], connection: str) -> tuple[Stats, Path]:
     """The figures of one connection alone, and its way. Raises UnknownConnection."""
-    fold = StatsFold()
+    stats = Stats()
     life: Life | None = None
     steps: defaultdict[Edge, list[int]] = defaultdict(list)
     taken = 0
     ids: dict[str, None] = {}
     for record in records:
         if record.connection_id == connection:
-            life = fold.add(record) or life
+            life = stats.add(record) or life
             if isinstance(record, Transition):
                 taken += 1
                 numbers = steps[record.trigger, record.source, record.dest]
                 if len(numbers) < STEPS_KEPT:
                     numbers.append(taken)
         elif life is not None and life.state != _CLOSED:
-            fold.reach(record.ts)
+            stats.reach(record.ts)
         elif record.connection_id is not None and len(ids) < _IDS_KEPT:
             ids[record.connection_id] = None
     if life is None or not taken:
         near = difflib.get_close_matches(connection, ids, n=3)
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise UnknownConnection(f"no transition of connection {connection!r} in the log{hint}")
-    return fold.result(), Path(connection, steps, life.state)
+    return stats.finish(), Path(connection, steps, life.state)

@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 from html import escape
 from importlib.resources import files
 from string import Template
 
-from ..diagram.drawing import draw, plural
+from ..diagram.drawing import draw, plural, show_span
 from ..diagram.formats import RendererMissing, render_svg
 from ..replay.files import LineReader, Progress, Sources, name_files
 from ..replay.findings import Problems
 from ..replay.outages import Incident
 from ..replay.rules import Verifier
-from ..replay.stats import Stats, StatsFold
+from ..replay.stats import Stats
 from ..table import State
 from .chart import LOOKS, bokeh_script, chart_item
 from .tables import TOTAL, Table, seconds, share, stats_tables
@@ -32,8 +32,6 @@ class Report:
     """Everything that the page shows."""
 
     files: tuple[str, ...]
-    since: datetime
-    until: datetime
     problems: Problems
     connections: int
     stats: Stats
@@ -44,8 +42,7 @@ def fold_report(
     sources: Sources, problems: Problems, on_progress: Progress | None = None
 ) -> Report:
     """Read the logs once, for the verdict, the figures and the timeline."""
-    verifier = Verifier(problems)
-    stats = StatsFold(OUTAGES)
+    verifier, stats = Verifier(problems), Stats(OUTAGES)
     timeline = TimelineFold(stats, STAYS)
     for path in sources.paths:
         verifier.begin(path)
@@ -55,28 +52,28 @@ def fold_report(
             timeline.add(record)
     verifier.finish()
     problems.sort(sources.paths)
-    found, now = stats.result(), datetime.now(timezone.utc)
-    since, until = found.since or now, found.until or now
+    stats.finish()
     timeline.finish()
-    return Report(sources.paths, since, until, problems, verifier.connections, found, timeline)
+    return Report(sources.paths, problems, verifier.connections, stats, timeline)
 
 
 def render_page(report: Report) -> str:
-    """The page. Without pygraphviz it has no diagram."""
-    tables = {table.title: table for table in stats_tables(report.stats)}
+    """The page of a log with records. Without pygraphviz it has no diagram."""
+    stats = report.stats
+    tables = {table.title: table for table in stats_tables(stats)}
     incidents, outages = tables.pop("Worst incidents"), tables.pop("Longest outages")
-    data = timeline_data(report.timeline.lanes, report.since, report.until)
-    chart = chart_item(report.since.timestamp() * 1000, report.until.timestamp() * 1000)
+    data = timeline_data(report.timeline.lanes, stats.since, stats.until)
+    chart = chart_item(stats.since.timestamp() * 1000, stats.until.timestamp() * 1000)
     return Template(_asset("report.html")).substitute(
         style=_asset("report.css"),
         subtitle=_subtitle(report),
         verdict=_verdict(report),
         tiles=_tiles(report),
         findings=_findings(report.problems),
-        incidents=_incidents(incidents, report.stats.incidents),
+        incidents=_incidents(incidents, stats.incidents),
         thinned=_thinned(report),
         diagram=_diagram(report),
-        tables=_outages(report.stats, outages) + _sections(list(tables.values())),
+        tables=_outages(stats, outages) + _sections(list(tables.values())),
         packed=pack(data),
         looks=_json(LOOKS),
         chart=_json(chart),
@@ -98,9 +95,9 @@ def _json(value: object) -> str:
 
 
 def _subtitle(report: Report) -> str:
-    span = f"{report.since:%Y-%m-%d %H:%M:%S} to {report.until:%Y-%m-%d %H:%M:%S} UTC"
-    long = seconds((report.until - report.since).total_seconds())
-    return f"{escape(name_files(report.files))} &middot; {span} ({long})"
+    stats = report.stats
+    long = seconds((stats.until - stats.since).total_seconds())
+    return f"{escape(name_files(report.files))} &middot; {show_span(stats)} ({long})"
 
 
 def _verdict(report: Report) -> str:

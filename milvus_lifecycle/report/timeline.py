@@ -29,7 +29,7 @@ from datetime import datetime, timedelta
 
 from ..replay.outages import Life
 from ..replay.records import Created, Record, Transition
-from ..replay.stats import StatsFold
+from ..replay.stats import Stats
 from ..table import State
 
 STAYS = 60_000
@@ -84,7 +84,7 @@ class Lane:
 class TimelineFold:
     """Folds the figures of records, and collects stays, thinning as they become too many."""
 
-    def __init__(self, stats: StatsFold, limit: int = STAYS) -> None:
+    def __init__(self, stats: Stats, limit: int = STAYS) -> None:
         self.limit = limit
         self.grain = timedelta(0)
         #: were connections left out, to keep to ``limit``?

@@ -10,7 +10,7 @@ from typing import Any
 
 from milvus_lifecycle.replay.outages import Life
 from milvus_lifecycle.replay.records import Created, Record, convert
-from milvus_lifecycle.replay.stats import StatsFold
+from milvus_lifecycle.replay.stats import Stats
 from milvus_lifecycle.report.timeline import STATES, Lane, Stay, TimelineFold, pack, timeline_data
 from tests.audit_logs import START, Story, decoded
 from tests.made_up import synthetic_records
@@ -21,13 +21,13 @@ def fold(limit: int, *stories: Story) -> tuple[TimelineFold, list[Lane]]:
 
 
 def feed(
-    limit: int, records: list[Record], stats: StatsFold | None = None
+    limit: int, records: list[Record], stats: Stats | None = None
 ) -> tuple[TimelineFold, list[Lane]]:
-    stats = stats or StatsFold()
+    stats = stats or Stats()
     timeline = TimelineFold(stats, limit)
     for record in records:
         timeline.add(record)
-    stats.result()
+    stats.finish()
     timeline.finish()
     return timeline, timeline.lanes
 
@@ -47,7 +47,7 @@ def test_each_record_begins_a_stay() -> None:
 def test_a_log_that_starts_late_shows_what_came_before() -> None:
     """The first record says in which state the connection was, and for how long."""
     records = decoded(Story().connect().step("release", "IDLE", 4.0))[-2:]
-    stats = StatsFold()
+    stats = Stats()
     stats.reach(START)
     _, (lane,) = feed(100, records, stats)
     assert states(lane) == ["PROBING", "ACTIVE", "IDLE"]
