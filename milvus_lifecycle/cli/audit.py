@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 #: Lines that ``tail`` shows unless asked otherwise.
 LINES = 20
-#: Bytes; less is read before a progress bar could be looked at.
+#: Bytes; less is read before progress could be looked at.
 WORTH_IT = 50_000_000
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _CODES = {
@@ -100,20 +100,20 @@ class Paint:
 
 
 @contextmanager
-def progress_bar(size: int, what: str) -> Iterator[Callable[[int], None] | None]:
-    """Yield what to tell how many bytes were read; None where nobody would see a bar."""
+def progress(size: int, what: str) -> Iterator[Callable[[int], None] | None]:
+    """Yield what to tell how many bytes were read; None where nobody would look at it."""
     if size < WORTH_IT or not sys.stderr.isatty():
         yield None
         return
-    # Imported late: rich takes 50 ms, and most calls need no bar.
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+    done = 0
 
-    columns = (BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress("{task.description}", *columns, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=size)
-        yield lambda amount: bar.advance(task, amount)
+    def advance(amount: int) -> None:
+        nonlocal done
+        done += amount
+        print(f"\r{what}: {min(1.0, done / size):4.0%} ", end="", file=sys.stderr, flush=True)
+
+    yield advance
+    print("\r\x1b[K", end="", file=sys.stderr)
 
 
 def describe(problem: Problem, paint: Paint) -> str:
@@ -184,7 +184,7 @@ def _verify(options: argparse.Namespace) -> int:
     from ..replay.verify import verify_logs
 
     size = find_sources(options.logs, Problems(0)).size if sys.stderr.isatty() else 0
-    with progress_bar(size, "verifying") as on_progress:
+    with progress(size, "verifying") as on_progress:
         verdict = verify_logs(
             options.logs,
             jobs=options.jobs or os.cpu_count() or 1,
@@ -258,7 +258,7 @@ def _stats(options: argparse.Namespace) -> int:
 
     problems = Problems(limit=10)
     sources = find_sources(options.logs, problems)
-    with progress_bar(sources.size, "reading") as on_progress:
+    with progress(sources.size, "reading") as on_progress:
         stats = fold_stats(read_records(sources, problems, on_progress))
     if not stats.records and problems.counts:
         print(explain_nothing(sources, problems), file=sys.stderr)
@@ -357,7 +357,7 @@ def _report(options: argparse.Namespace) -> int:
 
     problems = Problems(limit=200)
     sources = find_sources(options.logs, problems)
-    with progress_bar(sources.size, "reading") as on_progress:
+    with progress(sources.size, "reading") as on_progress:
         report = fold_report(sources, problems, on_progress)
     if not report.stats.records:
         print(explain_nothing(sources, problems), file=sys.stderr)

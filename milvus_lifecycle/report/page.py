@@ -10,7 +10,7 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
-from ..diagram.drawing import draw, plural, show_span
+from ..diagram.drawing import draw, plural, show_seconds, show_share, show_span
 from ..diagram.formats import RendererMissing, render_svg
 from ..replay.files import LineReader, Progress, Sources, name_files
 from ..replay.findings import Problems
@@ -19,7 +19,7 @@ from ..replay.rules import Verifier
 from ..replay.stats import Stats
 from ..table import State
 from .chart import LOOKS, bokeh_script, chart_item
-from .tables import TOTAL, Table, seconds, share, stats_tables
+from .tables import TOTAL, Table, show, stats_tables
 from .timeline import STAYS, TimelineFold, pack, timeline_data
 
 #: Outages that a page lists; further ones are counted.
@@ -96,7 +96,7 @@ def _json(value: object) -> str:
 
 def _subtitle(report: Report) -> str:
     stats = report.stats
-    long = seconds((stats.until - stats.since).total_seconds())
+    long = show_seconds((stats.until - stats.since).total_seconds())
     return f"{escape(name_files(report.files))} &middot; {show_span(stats)} ({long})"
 
 
@@ -120,13 +120,13 @@ def _verdict(report: Report) -> str:
 def _tiles(report: Report) -> str:
     stats, total = report.stats, report.stats.total
     lengths = total.outage_quantiles()
-    active = total.state_shares().get(State.ACTIVE.value)
-    longest = f"p50 {seconds(lengths['p50'])}, longest {seconds(lengths['max'])}"
-    recovering = f"{seconds(total.state_s[State.RECOVERING.value])} in RECOVERING"
+    active = total.state_shares().get(State.ACTIVE)
+    longest = f"p50 {show(lengths['p50'])}, longest {show(lengths['max'])}"
+    recovering = f"{show(total.state_s[State.RECOVERING])} in RECOVERING"
     tiles = [
         ("connections", f"{report.connections:,}", plural(len(stats.endpoints), "endpoint"), 0),
         ("records", f"{stats.records:,}", f"{stats.lost_records:,} lost", 0),
-        ("of the time ACTIVE", share(active), recovering, 0),
+        ("of the time ACTIVE", show_share(active) if active else show(None), recovering, 0),
         ("outages", f"{total.outages:,}", longest, 0),
         ("given up", f"{total.give_ups:,}", f"of {total.attempts:,} attempts", total.give_ups),
         ("flapping", f"{total.flapping:,}", "connections", total.flapping),
@@ -238,9 +238,10 @@ def _thinned(report: Report) -> str:
     shown = sum(len(lane.stays) for lane in timeline.lanes)
     parts = []
     if timeline.grain:
+        grain = show_seconds(timeline.grain.total_seconds())
         parts.append(
-            f"Stays shorter than {seconds(timeline.grain.total_seconds())} are merged with the one "
-            "before them; a merged stay has the colour and the record of the worst in it."
+            f"Stays shorter than {grain} are merged with the one before them; a merged stay has "
+            "the colour and the record of the worst in it."
         )
     if timeline.left_out:
         missing = max(0, report.connections - len(timeline.lanes))

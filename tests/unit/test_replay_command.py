@@ -190,21 +190,21 @@ def test_wrong_usage_is_two(words: list[str], capsys: pytest.CaptureFixture[str]
     assert "usage:" in capsys.readouterr().err
 
 
-def test_a_progress_bar_is_for_people_at_a_terminal(
+def test_progress_is_for_people_at_a_terminal(
     log: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On standard error, on a terminal, for long input; never in a pipe."""
     monkeypatch.setattr(command, "WORTH_IT", 0)
     run(capsys, "verify", log)
-    with command.progress_bar(10**9, "reading") as on_progress:
+    with command.progress(10**9, "reading") as on_progress:
         assert on_progress is None
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", terminal)
-    with command.progress_bar(10**9, "reading") as on_progress:
+    with command.progress(10**9, "reading") as on_progress:
         assert on_progress is not None
         on_progress(5 * 10**8)
-    assert "reading" in terminal.getvalue()
+    assert "reading:  50%" in terminal.getvalue()
 
 
 # -- stats, tail -----------------------------------------------------------------------
