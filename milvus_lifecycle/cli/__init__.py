@@ -26,8 +26,8 @@ PROGRAM = "milvus-lifecycle"
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
-#: Packages that extras bring; whoever misses one names the extra in its ImportError.
-_OF_EXTRAS = ("msgspec", "bokeh")
+#: Package: the extra that brings it.
+_EXTRAS = {"msgspec": "audit", "bokeh": "report"}
 
 #: Subcommand, which is the name of its module here: what it does.
 COMMANDS = {
@@ -46,9 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except ImportError as error:
-        if error.name not in _OF_EXTRAS:
+        extra = _EXTRAS.get(error.name or "")
+        if extra is None:
             raise
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        how = f"pip install 'milvus_lifecycle[{extra}]'"
+        print(f"{PROGRAM}: this needs {error.name}: {how}", file=sys.stderr)
         return USAGE_ERROR
 
 

@@ -29,15 +29,7 @@ LINES = 20
 #: Bytes; less is read before progress could be looked at.
 WORTH_IT = 50_000_000
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-_CODES = {
-    "bold": "1",
-    "dim": "2",
-    "red": "31",
-    "green": "32",
-    "yellow": "33",
-    "blue": "34",
-    "alarm": "1;31",
-}
+_CODES = {"bold": 1, "dim": 2, "red": 31, "green": 32, "yellow": 33, "blue": 34, "alarm": "1;31"}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -22,15 +22,14 @@ Paint = Callable[[str, str], str]
 
 #: Seconds between two looks at the file.
 PAUSE = 0.2
-_STYLES = {
-    str(State.IDLE): "dim",
-    str(State.ACTIVE): "green",
-    str(State.PROBING): "blue",
-    str(State.RECOVERING): "yellow",
-    str(State.CLOSED): "bold",
+_STYLES: dict[str, str] = {
+    State.IDLE: "dim",
+    State.ACTIVE: "green",
+    State.PROBING: "blue",
+    State.RECOVERING: "yellow",
+    State.CLOSED: "bold",
 }
 _ALARMS = frozenset({"give_up", "probe_failed"})
-_STATE_WIDTH = max(len(state) for state in _STYLES)
 
 
 @dataclass(frozen=True)
@@ -130,10 +129,7 @@ class LineWriter:
         number = "-" if record.seq is None else record.seq
         alarm = "alarm" if trigger in _ALARMS else ""
         return [
-            (
-                f"{clean(source):>{_STATE_WIDTH}} → {clean(dest):<{_STATE_WIDTH}}",
-                alarm or _STYLES.get(dest, ""),
-            ),
+            (f"{clean(source):>10} → {clean(dest):<10}", alarm or _STYLES.get(dest, "")),
             (f"{clean(trigger):<12}", alarm),
             (f"{'' if lasted is None else show_seconds(lasted):>8}", "dim"),
             (clean(record.address), "blue"),

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ..replay.findings import clean
 from ..table import TRANSITIONS, Row, State
 
 if TYPE_CHECKING:  # reading logs asks for an extra, and drawing the table does not
@@ -292,8 +293,7 @@ def _title(figures: _Figures | None) -> str:
     if figures.path is None:
         return "What the connections did"
     # An id comes from a log: it may hold anything, and must not break the picture.
-    shown = "".join(letter if letter.isprintable() else "?" for letter in figures.path.connection)
-    return f"What connection {shown[:60]} did"
+    return f"What connection {clean(figures.path.connection)} did"
 
 
 def _figures_caption(figures: _Figures) -> tuple[str, ...]:

@@ -9,17 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, get_type_hints
+from typing import TYPE_CHECKING, Annotated, TypeAlias, get_type_hints
+
+import msgspec
 
 from ..audit import records as schema
 from ..audit.records import RecordsLost as LossRecord
-
-try:
-    import msgspec
-except ImportError as error:
-    raise ImportError(
-        "reading audit logs needs msgspec: pip install 'milvus_lifecycle[audit]'", name="msgspec"
-    ) from error
 
 if TYPE_CHECKING:
     # What is made below, for type checkers. Numbers are None where a record lacks them.
@@ -84,9 +79,8 @@ else:
 
 Record: TypeAlias = Transition | Created | Refused | Waiting | RecordsLost
 
-# The annotations: mypy cannot see a union of types as a type argument.
+# The annotation: mypy cannot see a union of types as a type argument.
 _parse: Callable[[bytes], Record] = msgspec.json.Decoder(Record).decode
-_convert: Callable[..., Any] = msgspec.convert
 
 
 def decode(line: bytes) -> Record:
@@ -98,5 +92,5 @@ def decode(line: bytes) -> Record:
 
 def convert(values: dict[str, object]) -> Record:
     """The record whose fields are ``values``. Raises a ValueError that names the one at fault."""
-    record: Record = _convert(values, Record)
+    record: Record = msgspec.convert(values, Record)
     return record

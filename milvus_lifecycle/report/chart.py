@@ -9,13 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-try:
-    import bokeh
-except ImportError as error:
-    raise ImportError(
-        "the report needs bokeh: pip install 'milvus_lifecycle[report]'", name="bokeh"
-    ) from error
-
+import bokeh
 from bokeh.embed import json_item
 from bokeh.layouts import column
 from bokeh.models import (

@@ -304,5 +304,5 @@ def test_reading_without_msgspec_names_the_extra(log: str) -> None:
     )
     codes = [line for line in done.stdout.splitlines() if line.startswith("exit code")]
     assert codes == ["exit code 2"] * 5 + ["exit code 0"] * 3
-    told = "milvus-lifecycle: reading audit logs needs msgspec: pip install"
+    told = "milvus-lifecycle: this needs msgspec: pip install"
     assert done.stderr.splitlines() == [f"{told} 'milvus_lifecycle[audit]'"] * 5
