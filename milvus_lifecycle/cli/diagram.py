@@ -115,18 +115,16 @@ def _drawing(options: argparse.Namespace) -> Drawing:
     if problems.kept:  # half a picture is none
         first = problems.kept[0]
         raise _Refused(f"{first.place}: {first.message}")
-    records, path = read_records(sources, problems), None
-    if options.connection is None:
-        stats = fold_stats(records)
-    else:
-        try:
-            stats, path = fold_connection(records, options.connection)
-        except UnknownConnection as error:
-            raise _Refused(str(error)) from None
+    records = read_records(sources, problems)
+    try:
+        one = options.connection
+        stats = fold_stats(records) if one is None else fold_connection(records, one)
+    except UnknownConnection as error:
+        raise _Refused(str(error)) from None
     lost = problems.counts.total()
     if lost and not stats.records:
         raise _Refused(explain_nothing(sources, problems))
     if lost:
         found = f"{plural(lost, 'finding')}; milvus-lifecycle audit verify has them"
         _say(f"what is no sound record was left out: {found}")
-    return draw(stats=stats, path=path)
+    return draw(stats=stats)

@@ -177,6 +177,18 @@ class Flapper:
     address: str
 
 
+@dataclass(frozen=True)
+class Path:
+    """The way of one connection, to ``last_state``.
+
+    ``steps`` has for each edge the first numbers (from 1) of the steps that took it.
+    """
+
+    connection: str
+    steps: Mapping[Edge, Sequence[int]]
+    last_state: str
+
+
 class Stats:
     """Takes records in the order of the log; once it is finished, it has the figures.
 
@@ -196,6 +208,8 @@ class Stats:
         self.incidents: list[Incident] = []
         self.longest_outages: list[Outage] = []
         self.flapping: list[Flapper] = []
+        #: of one connection, if the figures are of one alone
+        self.path: Path | None = None
         self._longest = longest
         self._dwells = {edge: DwellTally() for edge in _EDGES}
         self._lives: Recent[str, Life] = Recent(forget=Life.forget)
@@ -378,20 +392,8 @@ class UnknownConnection(LookupError):
     """The log has no transition of the connection that was asked for."""
 
 
-@dataclass(frozen=True)
-class Path:
-    """The way of one connection, to ``last_state``.
-
-    ``steps`` has for each edge the first numbers (from 1) of the steps that took it.
-    """
-
-    connection: str
-    steps: Mapping[Edge, Sequence[int]]
-    last_state: str
-
-
-def fold_connection(records: Iterable[Record], connection: str) -> tuple[Stats, Path]:
-    """The figures of one connection alone, and its way. Raises UnknownConnection."""
+def fold_connection(records: Iterable[Record], connection: str) -> Stats:
+    """The figures of one connection alone, with its path. Raises UnknownConnection."""
     stats = Stats()
     life: Life | None = None
     steps: defaultdict[Edge, list[int]] = defaultdict(list)
@@ -413,4 +415,5 @@ def fold_connection(records: Iterable[Record], connection: str) -> tuple[Stats, 
         near = difflib.get_close_matches(connection, ids, n=3)
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise UnknownConnection(f"no transition of connection {connection!r} in the log{hint}")
-    return stats.finish(), Path(connection, steps, life.state)
+    stats.path = Path(connection, steps, life.state)
+    return stats.finish()

@@ -187,8 +187,8 @@ def test_an_annotated_drawing_of_an_old_table_is_drift(kept: Path) -> None:
 @pytest.mark.usefixtures("graphviz")
 def test_every_word_arrives_in_the_picture() -> None:
     """No label is lost on the way through Graphviz, plain, annotated or highlighted."""
-    stats, path = fold_connection(RECORDS, "c")
-    for drawing in (draw(), draw(stats=fold_stats(RECORDS)), draw(stats=stats, path=path)):
+    path = fold_connection(RECORDS, "c")
+    for drawing in (draw(), draw(stats=fold_stats(RECORDS)), draw(stats=path)):
         svg = ElementTree.fromstring(render_svg(drawing).encode())
         words = {" ".join("".join(text.itertext()).split()) for text in svg.iter(f"{{{SVG}}}text")}
         for line in (line for edge in drawing.edges for line in edge.lines):
