@@ -88,7 +88,7 @@ def look_at(line: bytes, wanted: Wanted) -> Shown | None:
 class LineWriter:
     """Turns records into lines; says the day when it changes."""
 
-    def __init__(self, paint: Paint, width: int | None = None) -> None:
+    def __init__(self, paint: Paint, width: int = sys.maxsize) -> None:
         self._paint = paint
         self._width = width
         self._day = ""
@@ -110,11 +110,10 @@ class LineWriter:
         left = self._width
         words = []
         for text, style in parts:
-            if left is not None:
-                if left <= 0:
-                    break
-                text = text if len(text) <= left else text[: max(0, left - 1)] + "…"
-                left -= len(text) + 2
+            if left <= 0:
+                break
+            text = text if len(text) <= left else text[: left - 1] + "…"
+            left -= len(text) + 2
             words.append(self._paint(text, style) if style else text)
         return "  ".join(words).rstrip()
 
@@ -133,10 +132,7 @@ class LineWriter:
             (f"{clean(trigger):<12}", alarm),
             (f"{'' if lasted is None else show_seconds(lasted):>8}", "dim"),
             (clean(record.address), "blue"),
-            (
-                f"{clean(record.connection_id)[:8]} #{number}",
-                "dim",
-            ),
+            (f"{clean(record.connection_id)[:8]} #{number}", "dim"),
             (_details(record), ""),
         ]
 
@@ -186,7 +182,8 @@ def show_tail(options: argparse.Namespace, paint: Paint) -> int:
 
 def _printer(as_json: bool, paint: Paint) -> Callable[[Iterable[Shown]], None]:
     out = sys.stdout
-    writer = LineWriter(paint, shutil.get_terminal_size().columns if out.isatty() else None)
+    width = shutil.get_terminal_size().columns if out.isatty() else sys.maxsize
+    writer = LineWriter(paint, width)
 
     def show(found: Iterable[Shown]) -> None:
         for shown in found:

@@ -175,16 +175,12 @@ def _edges(
     for row in table:
         dest = row.dest.value
         group = (row.trigger.value, dest) in grouped
-        bundles.setdefault((_group_id(dest) if group else row.source.value, dest), []).append(row)
+        bundles.setdefault((f"any_{dest}" if group else row.source.value, dest), []).append(row)
     for (source, dest), rows in bundles.items():
         look = looks[dest] if source in looks else replace(looks[dest], style="dotted")
         lines = tuple(_lines(rows, stats))
         edge = Edge(source, dest, lines, tuple(dict.fromkeys(map(_hint, rows))), look)
         yield edge if stats is None else _weighted(edge, _count(rows, stats), stats)
-
-
-def _group_id(dest: str) -> str:
-    return f"any_{dest}"
 
 
 def _lines(rows: list[Row], stats: Stats | None) -> Iterable[Line]:

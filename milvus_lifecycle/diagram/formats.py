@@ -125,13 +125,10 @@ def _dot_edge(edge: Edge, back: bool) -> Iterator[str]:
         # A column for each figure; before them a gap between the curve and the text.
         columns = max(len(line.figures) for line in edge.lines)
         rows = "".join(_dot_line(line, look.color, columns) for line in edge.lines)
-        yield f"label=<{_table(rows)}>"
+        frame = 'border="0" cellborder="0" cellspacing="0" cellpadding="1"'
+        yield f"label=<<table {frame}>{rows}</table>>"
     hint = _quote("\n".join(edge.hints))
     yield f"edgetooltip={hint}, labeltooltip={hint}"
-
-
-def _table(rows: str) -> str:
-    return f'<table border="0" cellborder="0" cellspacing="0" cellpadding="1">{rows}</table>'
 
 
 def _dot_line(line: Line, color: str, columns: int) -> str:
@@ -173,7 +170,7 @@ def to_mermaid(drawing: Drawing) -> str:
     """The drawing as a Mermaid flowchart, which GitHub and most documentation tools render."""
     head = (
         "---",
-        f"title: {_yaml(drawing.title)}",
+        f"title: {_quote(drawing.title)}",
         *_MERMAID_CONFIG,
         "---",
         "%% " + NOTICE,
@@ -241,10 +238,6 @@ def _entities(text: str) -> str:
     """Mermaid's own escapes: what would end a label, or be taken for markup."""
     named = {'"': "#quot;", "<": "#lt;", ">": "#gt;", "&": "#amp;", "#": "#35;", "|": "#124;"}
     return "".join(named.get(letter, letter) for letter in text)
-
-
-def _yaml(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 # -- SVG ----------------------------------------------------------------------------------------

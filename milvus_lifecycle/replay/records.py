@@ -47,14 +47,8 @@ if TYPE_CHECKING:
 
 else:
     #: What a record says that does not say it; for the rest that is None.
-    _DEFAULTS = {
-        "address": "",
-        "strategy": "",
-        "flavour": "",
-        "reason": "",
-        "generation": 0,
-        "schema": schema.SCHEMA,
-    }
+    _DEFAULTS = dict.fromkeys(("address", "strategy", "flavour", "reason"), "")
+    _DEFAULTS |= {"generation": 0, "schema": schema.SCHEMA}
 
     def _struct(name: str, event: str, declared: type = schema.TransitionRecord, **needed: type):
         # A moment has its time zone: two moments without one could not be compared safely.

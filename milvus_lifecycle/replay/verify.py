@@ -82,7 +82,7 @@ def verify_logs(
     sources = find_sources(names, verifier.problems)
     pieces = plan_pieces(sources.paths, jobs)
     # Streams, which no other process can open, come last.
-    shared = sum(os.path.isfile(piece.path) for piece in pieces)
+    shared = sum(os.path.isfile(path) for path, _ in pieces)
     lines = 0
     if jobs > 1 and shared > 1:
         lines = _verify_in_parallel(verifier, pieces[:shared], jobs, on_progress)
@@ -104,12 +104,8 @@ def verify_logs(
 # -- pieces -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Piece:
-    """What is read in one go: a whole file, or a line-aligned range of a plain one."""
-
-    path: str
-    span: Span = WHOLE
+#: What is read in one go: a whole file, or a line-aligned range of a plain one.
+Piece = tuple[str, Span]
 
 
 def plan_pieces(paths: Sequence[str], jobs: int, smallest: int = _SMALLEST) -> list[Piece]:
@@ -119,7 +115,7 @@ def plan_pieces(paths: Sequence[str], jobs: int, smallest: int = _SMALLEST) -> l
     pieces: list[Piece] = []
     for path in paths:
         divide = jobs > 1 and sizes.get(path, 0) >= 2 * target and is_plain(path)
-        pieces += _cut(path, sizes[path], target) if divide else [Piece(path)]
+        pieces += _cut(path, sizes[path], target) if divide else [(path, WHOLE)]
     return pieces
 
 
@@ -137,13 +133,14 @@ def _cut(path: str, size: int, target: int) -> list[Piece]:
             cuts.append(file.tell())
     # The last range has no end: a log that still grows is read up to where it is by then.
     ends: list[int | None] = [*cuts[1:], None]
-    return [Piece(path, Span(start, end)) for start, end in zip(cuts, ends, strict=True)]
+    return [(path, Span(start, end)) for start, end in zip(cuts, ends, strict=True)]
 
 
 def _read_piece(verifier: Verifier, piece: Piece, on_progress: Progress | None) -> int:
     """Check every record of ``piece``; returns its number of lines."""
-    verifier.begin(piece.path)
-    reader = LineReader(piece.path, verifier.damage, piece.span, on_progress)
+    path, span = piece
+    verifier.begin(path)
+    reader = LineReader(path, verifier.damage, span, on_progress)
     check = verifier.check
     for number, record in reader.records():
         check(record, number)
@@ -174,13 +171,13 @@ def _verify_in_parallel(
         tasks = ((piece, pool.submit(_verify_piece, piece, limit, ignore)) for piece in pieces)
         waiting = deque(islice(tasks, 2 * jobs))  # no more under way: what they find takes memory
         while waiting:
-            piece, task = waiting.popleft()
+            (path, span), task = waiting.popleft()
             later, lines, size = task.result()
             waiting.extend(islice(tasks, 1))
             if on_progress is not None:
                 on_progress(size)
-            before = before if piece.span.start else 0
-            verifier.begin(piece.path)
+            before = before if span.start else 0
+            verifier.begin(path)
             verifier.adopt(later, before)
             before += lines
             total += lines

@@ -22,7 +22,7 @@ from tests.corruption import Fields, encode, join
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
 
 
-def text(*stories: Story, colour: bool = False, width: int | None = None) -> list[str]:
+def text(*stories: Story, colour: bool = False, width: int = sys.maxsize) -> list[str]:
     writer = LineWriter(Paint(colour), width)
     return [line for record in decoded(*stories) for line in writer.lines(Shown(b"", record))]
 
