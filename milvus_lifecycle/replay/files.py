@@ -14,7 +14,6 @@ import gzip
 import json
 import os
 import re
-import stat
 import sys
 import zlib
 from collections import deque
@@ -317,29 +316,20 @@ def find_sources(names: Sequence[str], problems: Problems) -> Sources:
     record's time, because a connection's records continue from a rotated log to the next one;
     pipes and standard input follow in the order given.
     """
-    files: list[str] = []
-    streams: list[str] = []
-    seen: set[object] = set()
-    size = 0
+    found: dict[object, str] = {}  # by inode
     for path in _expand(names, problems):
         try:
             status = None if path == STDIN else os.stat(path)
-            identity = status and (status.st_dev, status.st_ino)
-            if identity in seen:
-                continue
-            seen.add(identity)
-            if status is None or not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-                streams.append(path)
-                continue
-            open_log(path).close()
+            if status is not None and (os.path.isfile(path) or os.path.isdir(path)):
+                open_log(path).close()
+            found.setdefault(status and (status.st_dev, status.st_ino), path)
         except OSError as error:
             problems.add(Problem(Kind.UNREADABLE, path, 0, f"cannot be opened: {why(error)}"))
-            continue
-        files.append(path)
-        size += status.st_size
+    files = [path for path in found.values() if path != STDIN and os.path.isfile(path)]
+    streams = [path for path in found.values() if path not in files]
     if len(files) > 1:
         files.sort(key=_first_moment)
-    return Sources((*files, *streams), size)
+    return Sources((*files, *streams), sum(map(os.path.getsize, files)))
 
 
 def name_files(files: Sequence[str]) -> str:

@@ -372,9 +372,9 @@ def _named(edge: Edge) -> dict[str, object]:
     return dict(zip(("trigger", "source", "dest"), edge, strict=True))
 
 
-def fold_stats(records: Iterable[Record]) -> Stats:
+def fold_stats(records: Iterable[Record], longest: int = LONGEST) -> Stats:
     """The figures of ``records``."""
-    stats = Stats()
+    stats = Stats(longest)
     for record in records:
         stats.add(record)
     return stats.finish()

@@ -35,8 +35,8 @@ from ..table import State
 STAYS = 60_000
 _FINEST = 1000
 
-_WORST = tuple(map(str, (State.IDLE, State.ACTIVE, State.CLOSED, State.PROBING, State.RECOVERING)))
-_RANK = {state: rank for rank, state in enumerate(_WORST)}
+_WORST_LAST = (State.IDLE, State.ACTIVE, State.CLOSED, State.PROBING, State.RECOVERING)
+_RANK: dict[str, int] = {state: rank for rank, state in enumerate(_WORST_LAST)}
 
 
 @dataclass
