@@ -56,28 +56,26 @@ class JsonLines(Sink):
 
     def write(self, record: TransitionRecord, level: int) -> None:
         """Append the record. Never raises: what could not be written is counted."""
-        line = _encode(record.as_dict()).encode() + b"\n"
+        self._put(_encode(record.as_dict()).encode() + b"\n")
+
+    def note_lost(self, count: int) -> None:
+        """Say so in the file, at this place in the order, or before the next record."""
+        self.lost += count
+        self._put(b"")
+
+    def _put(self, line: bytes) -> None:
         try:
             self._reopen_if_moved()
             if self.lost:
                 self._append(self._confession())
                 self.lost = 0
-            self._append(line)
+            if line:
+                self._append(line)
         except OSError:
-            self.lost += 1
+            self.lost += bool(line)
             self._close()
         if self._ended:
             self._close()
-
-    def note_lost(self, count: int) -> None:
-        """Say so in the file, at this place in the order."""
-        self.lost += count
-        try:
-            self._reopen_if_moved()
-            self._append(self._confession())
-            self.lost = 0
-        except OSError:
-            self._close()  # with the next record
 
     def end(self) -> None:
         """Close the file for good: a record that comes late does not leave it open again."""

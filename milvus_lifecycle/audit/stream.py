@@ -15,7 +15,8 @@ import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from contextvars import Context, copy_context
+from contextvars import copy_context
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from ..errors import brief
@@ -45,7 +46,7 @@ class Outlet(Generic[Item]):
 
     def _reset(self) -> None:
         """Empty, with no thread. In a forked child what waits is the parent's to tell."""
-        self._queue: queue.SimpleQueue[Item | _Mark] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._dropped = 0
         self._worker: threading.Thread | None = None
         # Re-entrant: the collector may run a finalizer in here that loses a lease.
@@ -58,18 +59,18 @@ class Outlet(Generic[Item]):
                 self._dropped += 1
                 return
             self._confess()
-            self._queue.put(item)
+            self._queue.put(partial(self._read, item))
 
     def mark(self, reached: Callable[[], object]) -> None:
         """Have ``reached`` called by whoever reads, at this place in the order."""
         with self._lock:
             self._confess()
-            self._queue.put(_Mark(reached))
+            self._queue.put(reached)
 
     def _confess(self) -> None:
         if self._dropped:
             dropped, self._dropped = self._dropped, 0
-            self._queue.put(_Mark(lambda: self._lost(dropped)))
+            self._queue.put(partial(self._lost, dropped))
 
     def serve(self) -> None:
         """Have a thread read what waits. Called outside of every lock."""
@@ -103,7 +104,10 @@ class Outlet(Generic[Item]):
                 return  # whoever started it was interrupted, and could not know that it runs
         while True:
             try:
-                self._handle(self._queue.get(timeout=0 if here or _exiting else IDLE))
+                told = self._queue.get(timeout=0 if here or _exiting else IDLE)
+                with suppress(BaseException):  # the reader's own business: whoever reads goes on
+                    told()
+                del told  # what was told is not kept while nothing comes
             except queue.Empty:
                 with self._lock:
                     self._confess()
@@ -114,13 +118,6 @@ class Outlet(Generic[Item]):
                 if self._dropped and self._queue.empty():
                     with self._lock:
                         self._confess()
-
-    def _handle(self, item: Item | _Mark) -> None:
-        with suppress(BaseException):  # the reader's own business: whoever reads goes on
-            if isinstance(item, _Mark):
-                item.reached()
-            else:
-                self._read(item)
 
     def _read_here(self) -> None:
         """Read on this thread: the process ends, or no other can be started."""
@@ -145,15 +142,6 @@ class Outlet(Generic[Item]):
         self.serve()
         self._read_here()
         return reached.wait(limit)
-
-
-class _Mark:
-    """A place in the queue at which something is to be called."""
-
-    __slots__ = ("reached",)
-
-    def __init__(self, reached: Callable[[], object]) -> None:
-        self.reached = reached
 
 
 _OUTLETS: weakref.WeakSet[Outlet[Any]] = weakref.WeakSet()
@@ -197,7 +185,7 @@ class Emission:
     def __init__(self, record: TransitionRecord, level: int) -> None:
         self.record = record
         self.level = level
-        self.context: Context = copy_context()
+        self.context = copy_context()
         #: who has been given it: a step that was interrupted may queue it twice
         self.readers: list[object] = []
 
@@ -206,33 +194,28 @@ Listener = Callable[[TransitionRecord], object]
 
 
 class Reader:
-    """A listener or a sink, with the queue that it is served from."""
+    """A sink, with the queue that it is served from."""
 
-    def __init__(
-        self,
-        write: Callable[[TransitionRecord, int], object],
-        wants: Callable[[], bool],
-        note_lost: Callable[[int], object],
-    ) -> None:
-        self.wants = wants
+    def __init__(self, sink: Sink) -> None:
+        self.wants = sink.wants
         self.outlet: Outlet[Emission] = Outlet(self._read, self._lost)
         #: deliveries that raised
         self.failures = 0
-        self._write: Callable[[TransitionRecord, int], object] = write
-        self._note_lost = note_lost
+        self._sink = sink
 
     def stop(self) -> None:
         """Tell it no more, not even what waits."""
-        self.wants = _never
+        self.wants = lambda: False
 
     def _read(self, emission: Emission) -> None:
         if self in emission.readers or not self.wants():
             return
         emission.readers.append(self)
-        self._attempt(emission.context.copy().run, self._write, emission.record, emission.level)
+        run = emission.context.copy().run
+        self._attempt(run, self._sink.write, emission.record, emission.level)
 
     def _lost(self, count: int) -> None:
-        self._attempt(self._note_lost, count)
+        self._attempt(self._sink.note_lost, count)
 
     def _attempt(self, tell: Callable[..., object], *what: object) -> None:
         try:
@@ -243,12 +226,27 @@ class Reader:
                 complain(f"a reader of the audit raised {brief(error)}; more is only counted")
 
 
+class _Listening(Sink):
+    """A listener, which wants everything."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+
+    def wants(self) -> bool:
+        return True
+
+    def write(self, record: TransitionRecord, level: int) -> None:
+        self._listener(record)
+
+    def note_lost(self, count: int) -> None:
+        complain(f"a listener was too slow: it missed {count} records")
+
+
 def reader_of(sink: Sink) -> Reader:
     """A sink's queue: one, however many managers write to it, so that records keep their order."""
     known: Reader | None = vars(sink).get("_reader")
     if known is None:  # of two that come at once, one wins
-        new = Reader(sink.write, sink.wants, sink.note_lost)
-        known = vars(sink).setdefault("_reader", new)
+        known = vars(sink).setdefault("_reader", Reader(sink))
     return known
 
 
@@ -271,7 +269,7 @@ class Audit:
         """Call ``listener(record)`` for every record from now on. Returns the unsubscriber."""
         if not callable(listener):
             raise TypeError(f"listener must be callable, not {type(listener).__name__}")
-        reader = Reader(lambda record, level: listener(record), _always, _dropped)
+        reader = Reader(_Listening(listener))
         with self._lock:
             self.readers = (*self.readers, reader)
 
@@ -315,18 +313,6 @@ class Audit:
         """Wait until every record so far has been read, ``limit`` seconds for each reader."""
         flushed = [reader.outlet.flush(limit) for reader in self.readers]
         return all(flushed)
-
-
-def _always() -> bool:
-    return True
-
-
-def _never() -> bool:
-    return False
-
-
-def _dropped(count: int) -> None:
-    complain(f"a listener was too slow: it missed {count} records")
 
 
 def complain(message: str) -> None:

@@ -1,6 +1,6 @@
 """The command line: finds the subcommand's module and hands over to it.
 
-Each subcommand is one line in `COMMANDS` and one module with two functions:
+Each subcommand is one line in `COMMANDS` and a module of that name here, with two functions:
 
     configure(parser: argparse.ArgumentParser) -> None    adds the options
     execute(options: argparse.Namespace) -> int           does the work, returns the exit code
@@ -18,8 +18,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol, cast
+from types import ModuleType
 
 from milvus_lifecycle import __version__
 
@@ -27,51 +26,16 @@ PROGRAM = "milvus-lifecycle"
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
-#: Packages that extras bring; whoever misses one names the extra in its ImportError.
-_OF_EXTRAS = ("msgspec", "bokeh")
+#: Package: the extra that brings it.
+_EXTRAS = {"msgspec": "audit", "bokeh": "report"}
 
-
-@dataclass(frozen=True)
-class Command:
-    """One subcommand: its name, the module that implements it, one line of help."""
-
-    name: str
-    module: str
-    summary: str
-
-
-COMMANDS: tuple[Command, ...] = (
-    Command(
-        "demo",
-        "milvus_lifecycle.cli.demo",
-        "kill a real server under an unmodified MilvusClient program and watch the connections",
-    ),
-    Command(
-        "run",
-        "milvus_lifecycle.cli.run",
-        "run an unchanged program with its MilvusClients on the engine",
-    ),
-    Command(
-        "diagram",
-        "milvus_lifecycle.cli.diagram",
-        "draw the lifecycle from the table, or from what audit logs say of it",
-    ),
-    Command(
-        "audit",
-        "milvus_lifecycle.cli.audit",
-        "verify, count, follow and show audit logs",
-    ),
-)
-
-
-class Subcommand(Protocol):
-    """What a subcommand's module has."""
-
-    def configure(self, parser: argparse.ArgumentParser, /) -> None:
-        """Add the subcommand's options to its parser."""
-
-    def execute(self, options: argparse.Namespace, /) -> int:
-        """Run the subcommand; returns the exit code."""
+#: Subcommand, which is the name of its module here: what it does.
+COMMANDS = {
+    "demo": "kill a real server under an unmodified MilvusClient program and watch the connections",
+    "run": "run an unchanged program with its MilvusClients on the engine",
+    "diagram": "draw the lifecycle from the table, or from what audit logs say of it",
+    "audit": "verify, count, follow and show audit logs",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,9 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except ImportError as error:
-        if error.name not in _OF_EXTRAS:
+        extra = _EXTRAS.get(error.name or "")
+        if extra is None:
             raise
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        how = f"pip install 'milvus_lifecycle[{extra}]'"
+        print(f"{PROGRAM}: this needs {error.name}: {how}", file=sys.stderr)
         return USAGE_ERROR
 
 
@@ -95,18 +61,17 @@ def _execute(words: list[str]) -> int:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     children = parser.add_subparsers(title="subcommands", metavar="COMMAND")
     first = next((word for word in words if not word.startswith("-")), None)
-    chosen: Subcommand | None = None
-    for command in COMMANDS:
-        summary = command.summary
+    chosen: ModuleType | None = None
+    for name, summary in COMMANDS.items():
         child = children.add_parser(
-            command.name, help=summary, description=summary[0].upper() + summary[1:] + "."
+            name, help=summary, description=summary[0].upper() + summary[1:] + "."
         )
-        if command.name == first:
-            # A module is what the protocol describes; no type can say so of an import by name.
-            chosen = cast(Subcommand, importlib.import_module(command.module))
+        if name == first:
+            chosen = importlib.import_module(f"{__name__}.{name}")
             chosen.configure(child)
     options = parser.parse_args(words)  # which explains what there is, for any other word
     if chosen is None:
         parser.print_help(sys.stderr)
         return USAGE_ERROR
-    return chosen.execute(options)
+    code: int = chosen.execute(options)
+    return code

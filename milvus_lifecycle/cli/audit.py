@@ -10,50 +10,60 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TextIO
 
-from ..replay.findings import NOTES, Kind, Problem, Problems, clean
+from ..replay.findings import LIMIT, NOTES, Kind, Problem, Problems, clean
 from ..table import Trigger
-from .console import Paint, add_colour_option, progress_bar
 
 if TYPE_CHECKING:
     from ..replay.files import Sources
     from ..replay.verify import Verdict
 
-#: Findings, outages and lines that are shown unless asked otherwise, and stays of a timeline.
-FINDINGS, LONGEST, LINES, STAYS = 1000, 20, 20, 60_000
-_LOGS = "a file, a glob, .gz, or - (stdin)"
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+#: Lines that ``tail`` shows unless asked otherwise.
+LINES = 20
+#: Bytes; less is read before progress could be looked at.
+WORTH_IT = 50_000_000
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_CODES = {"bold": 1, "dim": 2, "red": 31, "green": 32, "yellow": 33, "blue": 34, "alarm": "1;31"}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the subcommands of ``audit``."""
     children = parser.add_subparsers(title="subcommands", metavar="COMMAND", required=True)
-    for name, (summary, configure_one, execute_one) in _COMMANDS.items():
-        child = children.add_parser(
-            name, help=summary, description=summary[0].upper() + summary[1:]
-        )
-        configure_one(child)
-        add_colour_option(child)
-        child.set_defaults(audit_execute=execute_one)
+    for add in (_add_verify, _add_stats, _add_tail, _add_report):
+        add(children)
 
 
 def execute(options: argparse.Namespace) -> int:
     """Run the subcommand that was chosen; returns the exit code."""
-    chosen = cast("Callable[[argparse.Namespace], int]", options.audit_execute)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Windows redirects in a code page without arrows: better a question mark than an end.
         sys.stdout.reconfigure(errors="replace")
     try:
-        code = chosen(options)
+        code: int = options.audit_execute(options)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
         # Whoever read our output has seen enough (| head). Python would complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _add(
+    children: Commands, name: str, summary: str, execute: Callable[[argparse.Namespace], int]
+) -> argparse.ArgumentParser:
+    parser = children.add_parser(name, help=summary, description=summary[0].upper() + summary[1:])
+    parser.set_defaults(audit_execute=execute)
+    return parser
+
+
+def _add_logs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("logs", nargs="+", metavar="LOG", help="a file, a glob, .gz, or - (stdin)")
 
 
 def _natural(text: str) -> int:
@@ -63,11 +73,73 @@ def _natural(text: str) -> int:
     return number
 
 
+# -- at a terminal -------------------------------------------------------------------------------
+
+
+class Paint:
+    """``paint(text, style)`` wraps ``text`` in escape codes, or leaves it as it is."""
+
+    def __init__(self, on: bool) -> None:
+        self.on = on
+
+    @classmethod
+    def of(cls, stream: TextIO) -> Paint:
+        """On at a terminal, unless NO_COLOR is set (https://no-color.org)."""
+        return cls(stream.isatty() and not os.environ.get("NO_COLOR"))
+
+    def __call__(self, text: str, style: str) -> str:
+        return f"\x1b[{_CODES[style]}m{text}\x1b[0m" if self.on and text else text
+
+
+@contextmanager
+def progress(size: int, what: str) -> Iterator[Callable[[int], None] | None]:
+    """Yield what to tell how many bytes were read; None where nobody would look at it."""
+    if size < WORTH_IT or not sys.stderr.isatty():
+        yield None
+        return
+    done = 0
+
+    def advance(amount: int) -> None:
+        nonlocal done
+        done += amount
+        print(f"\r{what}: {min(1.0, done / size):4.0%} ", end="", file=sys.stderr, flush=True)
+
+    yield advance
+    print("\r\x1b[K", end="", file=sys.stderr)
+
+
+def describe(problem: Problem, paint: Paint) -> str:
+    """One finding on one line: place, kind, what, and whose."""
+    style = "yellow" if problem.is_note else "red"
+    ids = " ".join(filter(None, (problem.connection_id, problem.address)))
+    whose = paint(f"  [{clean(ids, len(ids))}]", "dim") if ids else ""
+    return f"{problem.place}: {paint(str(problem.kind), style)}: {problem.text}{whose}"
+
+
+def explain_nothing(sources: Sources, problems: Problems) -> str:
+    """Why there is no record: a line for each file that could not be opened, or one for all."""
+    from ..replay.files import name_files
+
+    unread = [one for one in problems.kept if one.kind is Kind.UNREADABLE]
+    if unread:
+        return "\n".join(describe(one, Paint(False)) for one in unread)
+    why = "; audit verify says why" if problems.counts else ": empty"
+    return f"{name_files(sources.paths)}: no audit record in it{why}"
+
+
+def _complain(problems: Iterable[Problem]) -> None:
+    paint = Paint.of(sys.stderr)
+    for problem in problems:
+        print(describe(problem, paint), file=sys.stderr)
+
+
 # -- verify --------------------------------------------------------------------------------------
 
 
-def _configure_verify(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("logs", nargs="+", metavar="LOG", help=_LOGS)
+def _add_verify(children: Commands) -> None:
+    summary = "replay logs through the table: is what they say legal?"
+    parser = _add(children, "verify", summary, _verify)
+    _add_logs(parser)
     parser.add_argument("--json", action="store_true", help="the verdict as one JSON object")
     parser.add_argument(
         "--jobs",
@@ -78,8 +150,8 @@ def _configure_verify(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--limit",
-        type=int,
-        default=FINDINGS,
+        type=_natural,
+        default=LIMIT,
         metavar="N",
         help="show at most N violations and N notes; all are counted (default: %(default)s)",
     )
@@ -103,44 +175,33 @@ def _verify(options: argparse.Namespace) -> int:
     from ..replay.files import find_sources
     from ..replay.verify import verify_logs
 
-    size = find_sources(options.logs).size if sys.stderr.isatty() else 0
-    with progress_bar(size, what="verifying") as on_progress:
+    size = find_sources(options.logs, Problems(0)).size if sys.stderr.isatty() else 0
+    with progress(size, "verifying") as on_progress:
         verdict = verify_logs(
             options.logs,
             jobs=options.jobs or os.cpu_count() or 1,
-            limit=max(0, options.limit),
+            limit=options.limit,
             ignore=[Kind(name) for name in options.ignore],
             on_progress=on_progress,
         )
     if options.json:
         print(json.dumps(verdict.as_dict(), indent=2))
     else:
-        _print_verdict(verdict, options)
+        _print_verdict(verdict, options.quiet)
     return verdict.exit_code
 
 
-def _print_verdict(verdict: Verdict, options: argparse.Namespace) -> None:
-    paint = Paint.choose(options.color, sys.stdout)
-    for problem in verdict.problems.kept:
-        if problem.kind is Kind.UNREADABLE:
-            print(describe(problem, Paint.choose(options.color, sys.stderr)), file=sys.stderr)
-        elif not options.quiet:
-            print(describe(problem, paint))
-    hidden = verdict.problems.counts.total() - len(verdict.problems.kept)
-    if hidden and not options.quiet:
-        print(f"... and {hidden:,} more (see --limit)")
-    if verdict.records or not verdict.problems.unreadable:
+def _print_verdict(verdict: Verdict, quiet: bool) -> None:
+    paint, problems = Paint.of(sys.stdout), verdict.problems
+    _complain(one for one in problems.kept if one.kind is Kind.UNREADABLE)
+    if not quiet:
+        for problem in problems.kept:
+            if problem.kind is not Kind.UNREADABLE:
+                print(describe(problem, paint))
+        if problems.hidden:
+            print(f"... and {problems.hidden:,} more (see --limit)")
+    if verdict.records or not problems.unreadable:
         print(_summary(verdict, paint))
-
-
-def describe(problem: Problem, paint: Paint) -> str:
-    """One finding on one line: place, kind, what, and whose."""
-    style = "yellow" if problem.is_note else "red"
-    whose = ""
-    if problem.connection_id:
-        whose = f"  [{' '.join(filter(None, (problem.connection_id, problem.address)))}]"
-    kind = paint(str(problem.kind), style)
-    return f"{problem.place}: {kind}: {problem.text}{paint(clean(whose, len(whose)), 'dim')}"
 
 
 def _summary(verdict: Verdict, paint: Paint) -> str:
@@ -170,16 +231,11 @@ def _summary(verdict: Verdict, paint: Paint) -> str:
 # -- stats ---------------------------------------------------------------------------------------
 
 
-def _configure_stats(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("logs", nargs="+", metavar="LOG", help=_LOGS)
+def _add_stats(children: Commands) -> None:
+    summary = "figures per endpoint: recoveries, time in each state, errors, outages"
+    parser = _add(children, "stats", summary, _stats)
+    _add_logs(parser)
     parser.add_argument("--json", action="store_true", help="the figures as one JSON object")
-    parser.add_argument(
-        "--longest",
-        type=int,
-        default=LONGEST,
-        metavar="N",
-        help="how many outages and flapping connections to list (default: %(default)s)",
-    )
     parser.epilog = (
         "Exit code: 0, or 2 if a file could not be opened, or if there are lines and none of them "
         "is a record."
@@ -187,14 +243,15 @@ def _configure_stats(parser: argparse.ArgumentParser) -> None:
 
 
 def _stats(options: argparse.Namespace) -> int:
+    from ..diagram.drawing import show_span
     from ..replay.files import find_sources, read_records
     from ..replay.stats import fold_stats
     from ..report.tables import print_tables, stats_tables
 
-    sources = find_sources(options.logs)
     problems = Problems(limit=10)
-    with progress_bar(sources.size, what="reading") as on_progress:
-        stats = fold_stats(read_records(sources, problems, on_progress), max(1, options.longest))
+    sources = find_sources(options.logs, problems)
+    with progress(sources.size, "reading") as on_progress:
+        stats = fold_stats(read_records(sources, problems, on_progress))
     if not stats.records and problems.counts:
         print(explain_nothing(sources, problems), file=sys.stderr)
         return 2
@@ -205,44 +262,25 @@ def _stats(options: argparse.Namespace) -> int:
     else:
         print_tables(stats_tables(stats))
         lost = f", {stats.lost_records:,} lost by the sink" if stats.lost_records else ""
-        span = f", {stats.since:%Y-%m-%d %H:%M:%S}" if stats.since else ""
-        span += f" to {stats.until:%Y-%m-%d %H:%M:%S} UTC" if stats.until else ""
-        print(f"{stats.records:,} records{span}{lost}")
-    _complain(problems, options.color)
+        print(f"{stats.records:,} records, {show_span(stats)}{lost}")
+    _complain(problems.kept)
+    if problems.hidden:
+        print(f"... and {problems.hidden:,} more: see audit verify", file=sys.stderr)
     return 2 if problems.unreadable else 0
-
-
-def explain_nothing(sources: Sources, problems: Problems) -> str:
-    """Why there is no record: a line for each file that could not be opened, or one for all."""
-    from ..replay.files import name_files
-
-    unread = [one for one in problems.kept if one.kind is Kind.UNREADABLE]
-    if unread:
-        return "\n".join(describe(one, Paint(False)) for one in unread)
-    why = "; audit verify says why" if problems.counts else ": empty"
-    return f"{name_files(sources.paths)}: no audit record in it{why}"
-
-
-def _complain(problems: Problems, colour: str) -> None:
-    """Say on standard error what could not be read: figures are made of the rest."""
-    paint = Paint.choose(colour, sys.stderr)
-    for problem in problems.kept:
-        print(describe(problem, paint), file=sys.stderr)
-    hidden = problems.counts.total() - len(problems.kept)
-    if hidden:
-        print(f"... and {hidden:,} more: see audit verify", file=sys.stderr)
 
 
 # -- tail ----------------------------------------------------------------------------------------
 
 
-def _configure_tail(parser: argparse.ArgumentParser) -> None:
+def _add_tail(children: Commands) -> None:
+    summary = "show the last transitions, one line each, and follow the log"
+    parser = _add(children, "tail", summary, _tail)
     parser.add_argument("log", metavar="LOG", help="a file, .gz, or - (stdin)")
     parser.add_argument("-f", "--follow", action="store_true", help="go on as the log grows")
     parser.add_argument(
         "-n",
         "--lines",
-        type=_lines,
+        type=lambda text: sys.maxsize if text == "all" else _natural(text),
         metavar="N",
         help=f"how many lines, or 'all' (default: {LINES}; all with --since)",
     )
@@ -261,17 +299,9 @@ def _configure_tail(parser: argparse.ArgumentParser) -> None:
         help="e.g. give_up",
     )
     parser.add_argument(
-        "--since",
-        type=parse_since,
-        metavar="WHEN",
-        help="an age (15m, 2h) or a time (ISO 8601)",
+        "--since", type=parse_since, metavar="WHEN", help="an age (15m, 2h) or a time (ISO 8601)"
     )
     parser.add_argument("--json", action="store_true", help="print the lines as they stand")
-
-
-def _lines(text: str) -> int:
-    """A number of lines; -1 for all."""
-    return -1 if text == "all" else _natural(text)
 
 
 def parse_since(text: str, now: datetime | None = None) -> datetime:
@@ -294,27 +324,19 @@ def parse_since(text: str, now: datetime | None = None) -> datetime:
 def _tail(options: argparse.Namespace) -> int:
     from .tail import show_tail
 
-    count = options.lines
-    if count is None:
-        count = -1 if options.since else LINES
-    return show_tail(options, None if count < 0 else count)
+    if options.lines is None:
+        options.lines = sys.maxsize if options.since else LINES
+    return show_tail(options, Paint.of(sys.stdout))
 
 
 # -- report --------------------------------------------------------------------------------------
 
 
-def _configure_report(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("logs", nargs="+", metavar="LOG", help=_LOGS)
+def _add_report(children: Commands) -> None:
+    summary = "write one HTML page: timeline, outages, diagram, figures"
+    parser = _add(children, "report", summary, _report)
+    _add_logs(parser)
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the page to write")
-    parser.add_argument("--title", default="What the connections did", help="of the page")
-    parser.add_argument(
-        "--stays",
-        type=int,
-        default=STAYS,
-        metavar="N",
-        help="how much the timeline shows at most; a larger log is thinned, and the page says "
-        "how (default: %(default)s)",
-    )
     parser.epilog = (
         "Exit code: 0, or 2 if a file could not be opened or the page not written. Without a "
         "single record there is no page."
@@ -323,54 +345,22 @@ def _configure_report(parser: argparse.ArgumentParser) -> None:
 
 def _report(options: argparse.Namespace) -> int:
     from ..replay.files import find_sources
-    from ..report.page import render_page
-    from ..report.report import fold_report
+    from ..report.page import fold_report, render_page
 
-    sources = find_sources(options.logs)
-    with progress_bar(sources.size, what="reading") as on_progress:
-        report = fold_report(sources, stays=max(100, options.stays), on_progress=on_progress)
+    problems = Problems(limit=200)
+    sources = find_sources(options.logs, problems)
+    with progress(sources.size, "reading") as on_progress:
+        report = fold_report(sources, problems, on_progress)
     if not report.stats.records:
-        print(explain_nothing(sources, report.problems), file=sys.stderr)
+        print(explain_nothing(sources, problems), file=sys.stderr)
         return 2
-    unreadable = Problems(0)
-    for problem in report.problems.kept:
-        if problem.kind is Kind.UNREADABLE:
-            unreadable.add(problem)
-    _complain(unreadable, options.color)
-    page = render_page(report, options.title)
+    _complain(one for one in problems.kept if one.kind is Kind.UNREADABLE)
+    page = render_page(report).encode()
     try:
-        with open(options.output, "w", encoding="utf-8") as file:
+        with open(options.output, "wb") as file:
             file.write(page)
     except OSError as error:
         print(f"{options.output}: cannot be written: {error.strerror}", file=sys.stderr)
         return 2
-    size = os.path.getsize(options.output)
-    print(f"{options.output}: {report.stats.records:,} records, {size / 1e6:.1f} MB")
-    return 2 if unreadable.unreadable else 0
-
-
-_COMMANDS: dict[
-    str,
-    tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]],
-] = {
-    "verify": (
-        "replay logs through the table: is what they say legal?",
-        _configure_verify,
-        _verify,
-    ),
-    "stats": (
-        "figures per endpoint: recoveries, time in each state, errors, outages",
-        _configure_stats,
-        _stats,
-    ),
-    "tail": (
-        "show the last transitions, one line each, and follow the log",
-        _configure_tail,
-        _tail,
-    ),
-    "report": (
-        "write one HTML page: timeline, outages, diagram, figures",
-        _configure_report,
-        _report,
-    ),
-}
+    print(f"{options.output}: {report.stats.records:,} records, {len(page) / 1e6:.1f} MB")
+    return 2 if problems.unreadable else 0

@@ -12,24 +12,24 @@ from fnmatch import fnmatchcase
 from time import sleep
 
 from ..diagram.drawing import show_seconds
-from ..replay.files import STDIN, decode_or_explain, why
+from ..replay.files import STDIN, Follower, decode_or_explain, last_matches, why
 from ..replay.findings import Kind, clean
-from ..replay.follow import Follower, last_matches
 from ..replay.records import Created, Record, RecordsLost, Refused, Transition, Waiting
 from ..table import State
-from .console import Paint
+
+#: Puts a text into a style.
+Paint = Callable[[str, str], str]
 
 #: Seconds between two looks at the file.
 PAUSE = 0.2
-_STYLES = {
-    str(State.IDLE): "dim",
-    str(State.ACTIVE): "green",
-    str(State.PROBING): "blue",
-    str(State.RECOVERING): "yellow",
-    str(State.CLOSED): "bold",
+_STYLES: dict[str, str] = {
+    State.IDLE: "dim",
+    State.ACTIVE: "green",
+    State.PROBING: "blue",
+    State.RECOVERING: "yellow",
+    State.CLOSED: "bold",
 }
 _ALARMS = frozenset({"give_up", "probe_failed"})
-_STATE_WIDTH = max(len(state) for state in _STYLES)
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def look_at(line: bytes, wanted: Wanted) -> Shown | None:
 class LineWriter:
     """Turns records into lines; says the day when it changes."""
 
-    def __init__(self, paint: Paint, width: int | None = None) -> None:
+    def __init__(self, paint: Paint, width: int = sys.maxsize) -> None:
         self._paint = paint
         self._width = width
         self._day = ""
@@ -110,44 +110,31 @@ class LineWriter:
         left = self._width
         words = []
         for text, style in parts:
-            if left is not None:
-                if left <= 0:
-                    break
-                text = text if len(text) <= left else text[: max(0, left - 1)] + "…"
-                left -= len(text) + 2
+            if left <= 0:
+                break
+            text = text if len(text) <= left else text[: left - 1] + "…"
+            left -= len(text) + 2
             words.append(self._paint(text, style) if style else text)
         return "  ".join(words).rstrip()
 
     def _parts(self, record: Record) -> list[tuple[str, str]]:
         if isinstance(record, RecordsLost):
             return [(f"{record.count:,} records were lost by the sink", "red")]
-        if isinstance(record, Transition):
-            source, trigger, dest = record.source, record.trigger, record.dest
-        elif isinstance(record, Created):
-            source, trigger, dest = "", "created", record.dest
-        elif isinstance(record, Waiting):
-            source, trigger, dest = record.source, record.trigger, record.source
-        else:
-            source, trigger, dest = record.source, f"{record.trigger} refused", record.source
-        style = "alarm" if trigger in _ALARMS else _STYLES.get(dest, "")
+        trigger = record.trigger or "created"
+        if isinstance(record, Refused):
+            trigger += " refused"
+        source, dest = record.source or "", record.dest or record.source or ""
+        lasted = record.dwell_s if isinstance(record, (Transition, Waiting)) else None
+        number = "-" if record.seq is None else record.seq
+        alarm = "alarm" if trigger in _ALARMS else ""
         return [
-            (f"{clean(source):>{_STATE_WIDTH}} → {clean(dest):<{_STATE_WIDTH}}", style),
-            (f"{clean(trigger):<12}", "alarm" if trigger in _ALARMS else ""),
-            (f"{_dwell(record):>8}", "dim"),
+            (f"{clean(source):>10} → {clean(dest):<10}", alarm or _STYLES.get(dest, "")),
+            (f"{clean(trigger):<12}", alarm),
+            (f"{'' if lasted is None else show_seconds(lasted):>8}", "dim"),
             (clean(record.address), "blue"),
-            (f"{clean(record.connection_id)[:8]} #{_number(record)}", "dim"),
+            (f"{clean(record.connection_id)[:8]} #{number}", "dim"),
             (_details(record), ""),
         ]
-
-
-def _number(record: Transition | Created | Refused | Waiting) -> str:
-    return "-" if record.seq is None else str(record.seq)
-
-
-def _dwell(record: Transition | Created | Refused | Waiting) -> str:
-    if not isinstance(record, (Transition, Waiting)) or record.dwell_s is None:
-        return ""
-    return show_seconds(record.dwell_s)
 
 
 def _details(record: Transition | Created | Refused | Waiting) -> str:
@@ -162,14 +149,10 @@ def _details(record: Transition | Created | Refused | Waiting) -> str:
 # -- the command ---------------------------------------------------------------------------------
 
 
-def show_tail(options: argparse.Namespace, count: int | None) -> int:
-    """Show the last ``count`` lines (None: all), and follow if asked; returns the exit code.
-
-    Ctrl-C is raised.
-    """
+def show_tail(options: argparse.Namespace, paint: Paint) -> int:
+    """Show the last lines, and follow if asked; returns the exit code. Ctrl-C is raised."""
     wanted = Wanted(options.address, options.connection, options.trigger, options.since)
-    show = _printer(options)
-
+    show = _printer(options.json, paint)
     foreign = False
 
     def match(line: bytes) -> Shown | None:
@@ -183,42 +166,29 @@ def show_tail(options: argparse.Namespace, count: int | None) -> int:
         if options.follow and options.log != STDIN:
             follower = Follower(options.log)
             end = follower.seek_end()
-        found = last_matches(options.log, count, match, end)
+        found = last_matches(options.log, options.lines, match, end)
         show(found)
     except OSError as error:
         print(f"{options.log}: cannot be opened: {why(error)}", file=sys.stderr)
         return 2
-    if foreign and not found and wanted.everything and follower is None and count != 0:
+    if foreign and not found and wanted.everything and follower is None and options.lines:
         print(f"{options.log}: no audit record in it; audit verify says why", file=sys.stderr)
         return 2
-    if follower is not None:
-        _follow(follower, match, show)
+    while follower is not None:
+        show(shown for line in follower.poll() if (shown := match(line)))
+        sleep(PAUSE)
     return 0
 
 
-def _follow(
-    follower: Follower,
-    match: Callable[[bytes], Shown | None],
-    show: Callable[[Iterable[Shown]], None],
-) -> None:
-    while True:
-        found = (match(line) for line in follower.poll())
-        show(shown for shown in found if shown is not None)
-        sleep(PAUSE)
-
-
-def _printer(options: argparse.Namespace) -> Callable[[Iterable[Shown]], None]:
+def _printer(as_json: bool, paint: Paint) -> Callable[[Iterable[Shown]], None]:
     out = sys.stdout
-    width = shutil.get_terminal_size().columns if out.isatty() else None
-    writer = LineWriter(Paint.choose(options.color, out), width)
+    width = shutil.get_terminal_size().columns if out.isatty() else sys.maxsize
+    writer = LineWriter(paint, width)
 
     def show(found: Iterable[Shown]) -> None:
         for shown in found:
-            if options.json:
-                print(shown.raw.decode("utf-8", "replace"))
-            else:
-                for line in writer.lines(shown):
-                    print(line)
+            raw = [shown.raw.decode("utf-8", "replace")]
+            print(*(raw if as_json else writer.lines(shown)), sep="\n")
         out.flush()
 
     return show

@@ -1,6 +1,6 @@
 """The lifecycle as a drawing: what is shown of the table (and of a log's figures), and its look.
 
-    TRANSITIONS (+ Stats) --draw()--> Drawing --formats--> Mermaid, DOT, SVG, PNG
+    TRANSITIONS (+ Stats) --draw()--> Drawing --formats--> Mermaid, DOT, SVG
 
 Nothing here is known of the lifecycle beyond the table, except the states' colours: a changed
 row changes the drawing, and a state without a colour of its own is drawn in a plain one. All
@@ -19,11 +19,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ..replay.findings import clean
 from ..table import TRANSITIONS, Row, State
 
 if TYPE_CHECKING:  # reading logs asks for an extra, and drawing the table does not
     from ..replay.stats import Edge as Key
-    from ..replay.stats import Path, Stats
+    from ..replay.stats import Stats
 
 INITIAL = State.IDLE
 START = "start"
@@ -114,58 +115,37 @@ class Drawing:
     caption: tuple[str, ...]
 
 
-def draw(
-    rows: Iterable[Row] = TRANSITIONS, stats: Stats | None = None, path: Path | None = None
-) -> Drawing:
+def draw(rows: Iterable[Row] = TRANSITIONS, stats: Stats | None = None) -> Drawing:
     """The drawing of a table, annotated with the figures of some logs if there are ``stats``.
 
-    With a ``path`` these are the figures of one connection, whose way is marked.
+    If these are of one connection, its way is marked.
     """
-    figures = _Figures(stats, path) if stats is not None else None
     table = tuple(rows)
     ends = (name for row in table for name in (row.source.value, row.dest.value))
     names = list(dict.fromkeys((INITIAL.value, *ends)))
     final = set(names) - {row.source.value for row in table}
     looks = {name: replace(_LOOKS.get(name, Look()), final=name in final) for name in names}
     grouped = _grouped(table, set(names) - final)
-    edges = list(_edges(table, grouped, looks, figures))
+    edges = list(_edges(table, grouped, looks, stats))
     start = Node(START, START, Look(), target=INITIAL.value)
     return Drawing(
-        title=_title(figures),
+        title=_title(stats),
         nodes=(
             start,
-            *(_state_node(name, looks[name], figures) for name in names),
+            *(_state_node(name, looks[name], stats) for name in names),
             *(_group_node(edge) for edge in edges if edge.source not in looks),
         ),
         edges=(
             Edge(START, INITIAL.value, (), ("a new connection",), start.look),
             *(edge if edge.source in looks else replace(edge, lines=()) for edge in edges),
         ),
-        caption=_figures_caption(figures) if figures else _PLAIN_CAPTION,
+        caption=_figures_caption(stats) if stats else _PLAIN_CAPTION,
     )
 
 
-class _Figures:
-    """What logs say of the table's rows."""
-
-    def __init__(self, stats: Stats, path: Path | None) -> None:
-        self.stats, self.path = stats, path
-        self.shares = stats.total.state_shares()
-        self.recoveries = stats.total.recoveries
-
-    def count(self, rows: Iterable[Row]) -> int:
-        """How often any of ``rows`` was taken."""
-        return sum(self.stats.edges.get(_key(row), 0) for row in rows)
-
-    def median(self, row: Row) -> float | None:
-        """The median time in the row's source before it was taken (seconds)."""
-        return self.stats.medians.get(_key(row))
-
-    def steps(self, rows: Iterable[Row]) -> list[int]:
-        """The first numbers of the marked path's steps that took any of ``rows``."""
-        if self.path is None:
-            return []
-        return sorted(step for row in rows for step in self.path.steps.get(_key(row), ()))
+def _count(rows: Iterable[Row], stats: Stats) -> int:
+    """How often any of ``rows`` was taken."""
+    return sum(stats.edges[_key(row)] for row in rows)
 
 
 def _key(row: Row) -> Key:
@@ -189,59 +169,57 @@ def _edges(
     table: tuple[Row, ...],
     grouped: set[tuple[str, str]],
     looks: dict[str, Look],
-    figures: _Figures | None,
+    stats: Stats | None,
 ) -> Iterable[Edge]:
     bundles: dict[tuple[str, str], list[Row]] = {}
     for row in table:
         dest = row.dest.value
         group = (row.trigger.value, dest) in grouped
-        bundles.setdefault((_group_id(dest) if group else row.source.value, dest), []).append(row)
+        bundles.setdefault((f"any_{dest}" if group else row.source.value, dest), []).append(row)
     for (source, dest), rows in bundles.items():
         look = looks[dest] if source in looks else replace(looks[dest], style="dotted")
-        lines = tuple(_lines(rows, figures))
+        lines = tuple(_lines(rows, stats))
         edge = Edge(source, dest, lines, tuple(dict.fromkeys(map(_hint, rows))), look)
-        yield edge if figures is None else _weighted(edge, figures.count(rows), figures)
+        yield edge if stats is None else _weighted(edge, _count(rows, stats), stats)
 
 
-def _group_id(dest: str) -> str:
-    return f"any_{dest}"
-
-
-def _lines(rows: list[Row], figures: _Figures | None) -> Iterable[Line]:
+def _lines(rows: list[Row], stats: Stats | None) -> Iterable[Line]:
     """One line for each (trigger, guard) of an edge's rows, in the order of the table."""
     merged: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         # A record names trigger, source and dest, not the guard: annotated lines drop it.
-        merged.setdefault((row.trigger.value, "" if figures else row.guard), []).append(row)
+        merged.setdefault((row.trigger.value, "" if stats else row.guard), []).append(row)
     for (trigger, guard), same in merged.items():
         line = Line(trigger, guard)
-        yield line if figures is None else _annotated(line, same, figures)
+        yield line if stats is None else _annotated(line, same, stats)
 
 
-def _annotated(line: Line, rows: list[Row], figures: _Figures) -> Line:
-    count = figures.count(rows)
+def _annotated(line: Line, rows: list[Row], stats: Stats) -> Line:
+    count = _count(rows, stats)
     if not count:
         return replace(line, dim=True)
-    medians = [median for median in map(figures.median, rows) if median is not None]
+    found = [stats.medians.get(_key(row)) for row in rows]
+    medians = [median for median in found if median is not None]
     parts = ["\u00d7" + show_count(count)]
     if len(medians) == 1:
         # Several rows (from every live state) have no common median.
         parts.append(show_seconds(medians[0]))
-    if steps := figures.steps(rows):
+    if stats.path is not None:
+        steps = sorted(step for row in rows for step in stats.path.steps.get(_key(row), ()))
         more = ", \u2026" if count > len(steps) else ""
         parts.append("#" + ", ".join(map(str, steps)) + more)
-    return replace(line, figures=tuple(parts), heat=_heat(line.trigger, count, figures))
+    return replace(line, figures=tuple(parts), heat=_heat(line.trigger, count, stats))
 
 
-def _heat(trigger: str, count: int, figures: _Figures) -> int:
+def _heat(trigger: str, count: int, stats: Stats) -> int:
     """0: not a trigger that hurts. 1 to 3: how often it came for each recovery."""
     if trigger not in HEAT:
         return 0
-    rate = count / max(1, figures.recoveries)
+    rate = count / max(1, stats.total.recoveries)
     return 1 + sum(rate >= limit for limit in HEAT[trigger])
 
 
-def _weighted(edge: Edge, count: int, figures: _Figures) -> Edge:
+def _weighted(edge: Edge, count: int, stats: Stats) -> Edge:
     """Line width by the count, or dim if nothing ever travelled there."""
     if not count:
         return replace(
@@ -249,7 +227,7 @@ def _weighted(edge: Edge, count: int, figures: _Figures) -> Edge:
         )
     # A group's dots say "never" here; that it is a group its mark says.
     style = "solid" if edge.look.style == "dotted" else edge.look.style
-    width = 3.0 if figures.path else min(5.0, round(1.0 + 0.5 * len(str(count)), 1))
+    width = 3.0 if stats.path else min(5.0, round(1.0 + 0.5 * len(str(count)), 1))
     return replace(edge, look=replace(edge.look, width=width, style=style))
 
 
@@ -262,17 +240,17 @@ def _hint(row: Row) -> str:
 # -- nodes and words --------------------------------------------------------------------------
 
 
-def _state_node(name: str, look: Look, figures: _Figures | None) -> Node:
-    if figures is None:
+def _state_node(name: str, look: Look, stats: Stats | None) -> Node:
+    if stats is None:
         return Node(name, name, look)
     notes = []
-    share = figures.shares.get(name, 0.0)
+    share = stats.total.state_shares().get(name, 0.0)
     if share > 0:
         notes.append(f"{show_share(share)} of the time")
-    marked = figures.path is not None and figures.path.last_state == name
+    marked = stats.path is not None and stats.path.last_state == name
     if marked:
         notes.append("the path ends here")
-    reached = any(name in (source, dest) for _, source, dest in figures.stats.edges)
+    reached = any(name in (source, dest) for _, source, dest in stats.edges)
     return Node(name, name, look, tuple(notes), dim=not (reached or share), marked=marked)
 
 
@@ -286,27 +264,24 @@ _PLAIN_CAPTION = (
 )
 
 
-def _title(figures: _Figures | None) -> str:
-    if figures is None:
+def _title(stats: Stats | None) -> str:
+    if stats is None:
         return "The lifecycle of a pooled connection"
-    if figures.path is None:
+    if stats.path is None:
         return "What the connections did"
     # An id comes from a log: it may hold anything, and must not break the picture.
-    shown = "".join(letter if letter.isprintable() else "?" for letter in figures.path.connection)
-    return f"What connection {shown[:60]} did"
+    return f"What connection {clean(stats.path.connection)} did"
 
 
-def _figures_caption(figures: _Figures) -> tuple[str, ...]:
+def _figures_caption(stats: Stats) -> tuple[str, ...]:
     """What was counted, and how to read it."""
-    stats, total = figures.stats, figures.stats.total
+    total = stats.total
     many = plural(sum(stats.edges.values()), "transition")
-    if figures.path is None:
+    if stats.path is None:
         created = f" ({total.created:,} of them created)" if total.created else ""
         many = f"{plural(total.connections, 'connection')}{created}, {many}"
-    span = ""
-    if stats.since is not None and stats.until is not None:
-        span = f", {stats.since:%Y-%m-%d %H:%M:%S} to {stats.until:%Y-%m-%d %H:%M:%S} UTC"
-    numbered = "" if figures.path is None else ", then the numbers of its steps"
+    span = f", {show_span(stats)}" if stats.records else ""
+    numbered = "" if stats.path is None else ", then the numbers of its steps"
     caption = [
         f"{many}{span}.",
         f"\u00d7: how often; then the median time in the state before it{numbered}. "
@@ -315,7 +290,7 @@ def _figures_caption(figures: _Figures) -> tuple[str, ...]:
     if any(trigger in HEAT for trigger, _, _ in stats.edges):
         caption.append(
             "Boxed: failed attempts and recoveries given up; the darker, the more of them for "
-            f"each of the {plural(figures.recoveries, 'recovery', 'recoveries')}."
+            f"each of the {plural(total.recoveries, 'recovery', 'recoveries')}."
         )
     if stats.strays:
         caption.append(
@@ -328,6 +303,11 @@ def _figures_caption(figures: _Figures) -> tuple[str, ...]:
 def plural(count: int, word: str, words: str = "") -> str:
     """``1 record``, ``2,000 records``; ``words`` is the plural where that is another one."""
     return f"{count:,} {word if count == 1 else words or word + 's'}"
+
+
+def show_span(stats: Stats) -> str:
+    """From when to when a log tells."""
+    return f"{stats.since:%Y-%m-%d %H:%M:%S} to {stats.until:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def show_count(count: int) -> str:

@@ -1,4 +1,4 @@
-"""A drawing of the lifecycle in four formats: Mermaid and DOT, which are text, SVG and PNG.
+"""A drawing of the lifecycle as Mermaid, DOT and SVG, and the checked-in drawings of the table.
 
 The texts are written here rather than by ``transitions``' diagram support, whose backends put all
 of an edge's triggers into one line (a picture of 4,000 pixels), know no final state, no groups
@@ -8,7 +8,8 @@ The same drawing gives the same text everywhere.
 The wheel of pygraphviz (extra ``diagram``) brings Graphviz with it; no system binary is asked
 for. It is imported only when a picture is drawn. An SVG carries a stamp of what it was drawn
 from: coordinates depend on Graphviz' release and on the fonts of the machine, so two good
-drawings of one table differ in their bytes, but never in their stamp.
+drawings of one table differ in their bytes, but never in their stamp. Checking a drawing
+compares stamps, and Mermaid byte by byte; it needs no pygraphviz.
 """
 
 from __future__ import annotations
@@ -16,16 +17,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import html
-import importlib
 import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, cast
+from pathlib import Path
 
 from ..table import TRANSITIONS, Row
-from .drawing import DIM_TEXT, GROUP, START, Drawing, Edge, Line, Look, Node
+from .drawing import DIM_TEXT, GROUP, START, Drawing, Edge, Line, Look, Node, draw
 
 NOTICE = "Generated from milvus_lifecycle/table.py by `milvus-lifecycle diagram`; do not edit."
 #: Measured by Graphviz where it draws, and used by whoever shows the SVG: the fallbacks are no
@@ -125,13 +125,10 @@ def _dot_edge(edge: Edge, back: bool) -> Iterator[str]:
         # A column for each figure; before them a gap between the curve and the text.
         columns = max(len(line.figures) for line in edge.lines)
         rows = "".join(_dot_line(line, look.color, columns) for line in edge.lines)
-        yield f"label=<{_table(rows)}>"
+        frame = 'border="0" cellborder="0" cellspacing="0" cellpadding="1"'
+        yield f"label=<<table {frame}>{rows}</table>>"
     hint = _quote("\n".join(edge.hints))
     yield f"edgetooltip={hint}, labeltooltip={hint}"
-
-
-def _table(rows: str) -> str:
-    return f'<table border="0" cellborder="0" cellspacing="0" cellpadding="1">{rows}</table>'
 
 
 def _dot_line(line: Line, color: str, columns: int) -> str:
@@ -173,7 +170,7 @@ def to_mermaid(drawing: Drawing) -> str:
     """The drawing as a Mermaid flowchart, which GitHub and most documentation tools render."""
     head = (
         "---",
-        f"title: {_yaml(drawing.title)}",
+        f"title: {_quote(drawing.title)}",
         *_MERMAID_CONFIG,
         "---",
         "%% " + NOTICE,
@@ -243,31 +240,15 @@ def _entities(text: str) -> str:
     return "".join(named.get(letter, letter) for letter in text)
 
 
-def _yaml(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-# -- pictures -----------------------------------------------------------------------------------
+# -- SVG ----------------------------------------------------------------------------------------
 
 EXTRA = "milvus_lifecycle[diagram]"
-#: Pixels per inch of a PNG: sharp on today's screens.
-_PNG_DPI = 144
 _STAMP_ID = "milvus-lifecycle"
 _DESC_END = "</desc>"
 
 
 class RendererMissing(ImportError):
-    """SVG or PNG was asked for, and pygraphviz is not installed or does not load."""
-
-
-class _Graph(Protocol):
-    """The part of ``pygraphviz.AGraph`` that is used here (the package has no types)."""
-
-    def draw(self, path: None, *, format: str, prog: str, args: str) -> bytes:
-        """Lay out and render; the picture's bytes."""
-
-    def close(self) -> None:
-        """Free the C graph."""
+    """An SVG was asked for, and pygraphviz is not installed or does not load."""
 
 
 @dataclass(frozen=True)
@@ -286,25 +267,11 @@ class Stamp:
 def render_svg(drawing: Drawing, rows: Iterable[Row] = TRANSITIONS) -> str:
     """The drawing as a self-contained SVG, stamped. Raises RendererMissing."""
     dot = to_dot(drawing)
-    body = _tidy(_render(dot, "svg").decode("utf-8"), drawing)
+    body = _tidy(_render(dot).decode("utf-8"), drawing)
     stamp = Stamp(table_digest(rows), digest(dot), digest(body))
     content = f"table={stamp.table} dot={stamp.dot} body={stamp.body}"
     place = body.index(_DESC_END) + len(_DESC_END)
     return f'{body[:place]}\n<metadata id="{_STAMP_ID}">{content}</metadata>{body[place:]}'
-
-
-def render_png(drawing: Drawing) -> bytes:
-    """The drawing as a PNG. Raises RendererMissing."""
-    return _render(to_dot(drawing), "png", f"-Gdpi={_PNG_DPI}")
-
-
-def finds_fonts() -> bool:
-    """Has this machine a font to draw letters with? Bare containers have none, and Graphviz
-    draws boxes of one width instead. Raises RendererMissing."""
-    probe = "graph { node [shape=plain]; narrow [label=iiiiiiii]; wide [label=WWWWWWWW]; }"
-    lines = _render(probe, "plain").decode().splitlines()
-    widths = [line.split()[4] for line in lines if line.startswith("node ")]
-    return len(set(widths)) > 1
 
 
 def read_stamp(svg: str) -> Stamp | None:
@@ -334,13 +301,17 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.replace("\r\n", "\n").encode()).hexdigest()
 
 
-def _render(dot: str, form: str, args: str = "") -> bytes:
-    graph = _load(dot)
+def _render(dot: str) -> bytes:
     try:
-        with _without_fontconfig():
-            return graph.draw(None, format=form, prog="dot", args=args)
-    finally:
-        graph.close()
+        import pygraphviz
+    except ImportError as error:
+        raise RendererMissing(
+            f"SVG needs pygraphviz, which brings Graphviz with it: pip install '{EXTRA}' "
+            f"({error}). Mermaid and DOT need nothing."
+        ) from error
+    with contextlib.closing(pygraphviz.AGraph(string=dot)) as graph, _without_fontconfig():
+        picture: bytes = graph.draw(None, format="svg", prog="dot")
+        return picture
 
 
 @contextlib.contextmanager
@@ -348,8 +319,7 @@ def _without_fontconfig() -> Iterator[None]:
     """Drop what Fontconfig says on standard error; everything else is said afterwards.
 
     The wheel's Fontconfig reads the machine's configuration and complains of every element in
-    it that is newer than itself. Whether there are fonts at all, ``finds_fonts`` tells. The C
-    code writes to the descriptor, so that is what is replaced.
+    it that is newer than itself. The C code writes to the descriptor, so that is replaced.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -365,17 +335,6 @@ def _without_fontconfig() -> Iterator[None]:
             os.dup2(stderr.fileno(), 2)
             said.seek(0)
             stderr.writelines(line for line in said if not line.startswith(b"Fontconfig "))
-
-
-def _load(dot: str) -> _Graph:
-    try:
-        pygraphviz = importlib.import_module("pygraphviz")
-    except ImportError as error:
-        raise RendererMissing(
-            f"SVG and PNG need pygraphviz, which brings Graphviz with it: pip install '{EXTRA}' "
-            f"({error}). Mermaid and DOT need nothing."
-        ) from error
-    return cast(_Graph, pygraphviz.AGraph(string=dot))
 
 
 _COMMENT = re.compile(r"<!--.*?-->\n?", re.DOTALL)
@@ -410,3 +369,67 @@ def _tidy(svg: str, drawing: Drawing) -> str:
 def edge_title(edge: Edge) -> str:
     """What an edge of an SVG says when one points at it; its first line is its name."""
     return "\n".join((f"{edge.source} to {edge.dest}", *edge.hints))
+
+
+# -- the checked-in drawings ---------------------------------------------------------------------
+
+MERMAID_NAME = "lifecycle.mmd"
+SVG_NAME = "lifecycle.svg"
+REMEDY = "milvus-lifecycle diagram --write DIR draws it anew"
+
+
+def write_diagrams(folder: Path, rows: Iterable[Row] = TRANSITIONS) -> list[Path]:
+    """Write the table's Mermaid text and SVG into ``folder``; the files written.
+
+    Raises RendererMissing before anything is written, and OSError.
+    """
+    table = tuple(rows)
+    drawing = draw(table)
+    texts = {SVG_NAME: render_svg(drawing, table), MERMAID_NAME: to_mermaid(drawing)}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        # The same bytes on every system: line ends are not the platform's.
+        (folder / name).write_bytes(text.encode())
+    return [folder / name for name in texts]
+
+
+def find_drift(folder: Path, rows: Iterable[Row] = TRANSITIONS) -> list[str]:
+    """What in ``folder`` does not show the table, a sentence each; none if all of it does.
+
+    Looks at the two files that `write_diagrams` writes, and at every other SVG that carries a
+    stamp: an annotated one must show the table of today as well, whatever its figures are.
+    """
+    table = tuple(rows)
+    drawing = draw(table)
+    found = [*_mermaid_drift(folder / MERMAID_NAME, drawing)]
+    if not (folder / SVG_NAME).is_file():
+        found.append(f"{folder / SVG_NAME} is missing: {REMEDY}")
+    for path in sorted(folder.glob("*.svg")):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        stamp = read_stamp(text)
+        if path.name == SVG_NAME or stamp is not None:
+            plain = drawing if path.name == SVG_NAME else None
+            found += (f"{path} {problem}" for problem in _svg_drift(text, stamp, table, plain))
+    return found
+
+
+def _mermaid_drift(path: Path, drawing: Drawing) -> Iterator[str]:
+    if not path.is_file():
+        yield f"{path} is missing: {REMEDY}"
+    elif digest(path.read_text(encoding="utf-8", errors="replace")) != digest(to_mermaid(drawing)):
+        yield f"{path} does not show the table: {REMEDY}"
+
+
+def _svg_drift(
+    text: str, stamp: Stamp | None, table: tuple[Row, ...], plain: Drawing | None
+) -> Iterator[str]:
+    """``plain`` is the drawing that the file must show; None for an annotated one."""
+    if stamp is None:
+        yield f"carries no stamp: it was not drawn by milvus-lifecycle diagram; {REMEDY}"
+        return
+    if not stamp.body:
+        yield "was changed by hand since it was drawn"
+    if stamp.table != table_digest(table):
+        yield f"was drawn from another table: {REMEDY if plain else 'draw it anew'}"
+    elif plain is not None and stamp.dot != digest(to_dot(plain)):
+        yield f"was drawn by another version of the drawing code: {REMEDY}"

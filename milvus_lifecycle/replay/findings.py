@@ -1,11 +1,16 @@
-"""What can be wrong with a log: the kinds of finding, one finding, and a bounded list of them."""
+"""What reading a log keeps, in bounded memory: what was found, and what was said lately."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, is_dataclass, replace
+from datetime import datetime
 from enum import Enum
+from typing import Any, Generic, TypeVar
+
+#: How many findings of a sort are kept for showing; all of them are counted.
+LIMIT = 1000
 
 
 class Kind(str, Enum):
@@ -94,17 +99,8 @@ class Problem:
 
     def moved(self, lines: int) -> Problem:
         """The same finding, ``lines`` further down in its file."""
-        if not lines:
-            return self
-        return replace(
-            self,
-            line=self.line + lines if self.line else 0,
-            earlier_line=self.earlier_line + lines if self.earlier_line else 0,
-        )
-
-    def as_dict(self) -> dict[str, object]:
-        """JSON-ready."""
-        return {**asdict(self), "kind": str(self.kind)}
+        earlier = self.earlier_line and self.earlier_line + lines
+        return replace(self, line=self.line and self.line + lines, earlier_line=earlier)
 
 
 class Problems:
@@ -147,21 +143,22 @@ class Problems:
     @property
     def violations(self) -> int:
         """How many findings are violations."""
-        return sum(
-            count
-            for kind, count in self.counts.items()
-            if kind not in NOTES and kind is not Kind.UNREADABLE
-        )
+        return self.counts.total() - self.notes - self.unreadable
 
     @property
     def notes(self) -> int:
         """How many findings are mere notes."""
-        return sum(count for kind, count in self.counts.items() if kind in NOTES)
+        return sum(self.counts[kind] for kind in NOTES)
 
     @property
     def unreadable(self) -> int:
         """How many files could not be opened."""
         return self.counts[Kind.UNREADABLE]
+
+    @property
+    def hidden(self) -> int:
+        """How many findings are counted, but not kept."""
+        return self.counts.total() - len(self.kept)
 
     def judge(self, records: int) -> bool | None:
         """Is what was read legal? None: nobody can say, for a file could not be opened or there
@@ -169,6 +166,79 @@ class Problems:
         if self.violations:
             return False
         return True if records and not self.unreadable else None
+
+
+#: Entries in one of the two generations. With half a kilobyte each, 100 MB at most.
+CAPACITY = 100_000
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Recent(Generic[K, V]):
+    """Entries in two generations of at most ``capacity`` each.
+
+    When the young generation is full, the old one is forgotten and the young one becomes old.
+    So an entry lives at least until ``capacity`` others were touched after it. ``forget`` is
+    called with each value that is forgotten. ``young`` is public for fast paths; whoever misses
+    there asks ``find``.
+    """
+
+    def __init__(
+        self, capacity: float = CAPACITY, forget: Callable[[V], object] | None = None
+    ) -> None:
+        self.young: dict[K, V] = {}
+        self.forgotten = 0
+        self._old: dict[K, V] = {}
+        self._capacity = capacity
+        self._forget = forget
+
+    def find(self, key: K) -> V | None:
+        """The entry of ``key``, made young again; None if it is unknown or forgotten."""
+        value = self.young.get(key)
+        if value is None:
+            value = self._old.pop(key, None)
+            if value is not None:
+                self.put(key, value)
+        return value
+
+    def put(self, key: K, value: V) -> None:
+        """Remember ``value``."""
+        if len(self.young) >= self._capacity and key not in self.young:
+            gone, self._old, self.young = self._old, self.young, {}
+            self.forgotten += len(gone)
+            if self._forget is not None:
+                for lost in gone.values():
+                    self._forget(lost)
+        self.young[key] = value
+
+    def drop(self, key: K) -> None:
+        """Nothing more will be heard of ``key``."""
+        if self.young.pop(key, None) is None:
+            self._old.pop(key, None)
+
+    def values(self) -> Iterator[V]:
+        """All entries that are remembered, the older generation first."""
+        yield from self._old.values()
+        yield from self.young.values()
+
+
+# -- for people and programs -------------------------------------------------------------------
+
+
+def as_json(value: object) -> Any:
+    """``value`` in JSON's types: dataclasses as objects, seconds to the microsecond."""
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, Counter):
+        return dict(value.most_common())
+    if is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, dict):
+        return {str(key): as_json(one) for key, one in value.items()}
+    return [as_json(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def clean(text: str, width: int = 60) -> str:

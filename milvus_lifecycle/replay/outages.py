@@ -8,7 +8,8 @@ matter. Only what lasts when the log ends is measured by the clocks that wrote i
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from ..table import State, Trigger
@@ -34,8 +35,7 @@ _ENDS = frozenset(
 _GIVE_UP = str(Trigger.GIVE_UP)
 #: Triggers that end an attempt of a recovery.
 ATTEMPTS = frozenset({str(Trigger.RETRY), _GIVE_UP, str(Trigger.RECOVERED)})
-_IDLE, _PROBING = str(State.IDLE), str(State.PROBING)
-_RECOVERING, _CLOSED = str(State.RECOVERING), str(State.CLOSED)
+_IDLE, _RECOVERING, _CLOSED = map(str, (State.IDLE, State.RECOVERING, State.CLOSED))
 
 
 @dataclass
@@ -63,14 +63,8 @@ class Outage:
         """Was it still open when the log ended?"""
         return self.end == UNFINISHED
 
-    def as_dict(self) -> dict[str, object]:
-        """JSON-ready."""
-        values = asdict(self)
-        values["began"] = self.began.isoformat()
-        values["seconds"] = round(self.seconds, 6)
-        return values
 
-
+@dataclass(slots=True, eq=False)
 class Life:
     """One connection, record by record.
 
@@ -78,47 +72,37 @@ class Life:
     goes on. ``outages`` and ``outage_s`` count what is settled.
     """
 
-    __slots__ = (
-        "_healthy_s",
-        "_held",
-        "_moment",
-        "_over",
-        "_recovery",
-        "_recovery_s",
-        "_unsettled_s",
-        "address",
-        "connection_id",
-        "incident",
-        "outage",
-        "outage_s",
-        "outages",
-        "records",
-        "relapses",
-        "state",
-    )
+    connection_id: str
+    address: str
+    #: where the records leave the connection; "" before its first step
+    state: str
+    #: told of each outage that is settled
+    tell: Callable[[Life, Outage], None]
+    _moment: datetime
+    records: int = 0
+    outages: int = 0
+    outage_s: float = 0.0
+    relapses: int = 0
+    #: the outage under way, or the last one
+    outage: Outage | None = None
+    #: what it is part of, for whoever keeps such books
+    incident: Incident | None = None
+    _held: bool = True
+    #: has ``outage`` ended, as far as is known?
+    _over: bool = False
+    #: since it ended: seconds, and those of them that count if it goes on
+    _healthy_s: float = 0.0
+    _unsettled_s: float = 0.0
+    #: the record that began the recovery under way, and its seconds so far
+    _recovery: Transition | None = None
+    _recovery_s: float = 0.0
 
-    def __init__(self, record: Created | Transition) -> None:
-        self.connection_id = record.connection_id
-        self.address = record.address
-        #: where the records leave the connection; "" before its first step
-        self.state = record.dest if isinstance(record, Created) else ""
-        self.records = int(isinstance(record, Created))
-        self.outages = 0
-        self.outage_s = 0.0
-        self.relapses = 0
-        #: the outage under way, or the last one
-        self.outage: Outage | None = None
-        #: what it is part of, for whoever keeps such books
-        self.incident: Incident | None = None
-        self._moment: datetime = record.ts
-        self._held = True
-        #: has ``outage`` ended, as far as is known?
-        self._over = False
-        #: since it ended: seconds, and those of them that count if it goes on
-        self._healthy_s = self._unsettled_s = 0.0
-        #: the record that began the recovery under way, and its seconds so far
-        self._recovery: Transition | None = None
-        self._recovery_s = 0.0
+    @classmethod
+    def of(cls, record: Created | Transition, tell: Callable[[Life, Outage], None]) -> Life:
+        """The life that ``record`` is the first to tell of."""
+        created = isinstance(record, Created)
+        state = record.dest if created else ""
+        return cls(record.connection_id, record.address, state, tell, record.ts, int(created))
 
     def suffered(self, until: datetime) -> float:
         """Seconds in outages until then."""
@@ -129,17 +113,16 @@ class Life:
             total += max(0.0, (until - self._moment).total_seconds())
         return total
 
-    def add(self, record: Transition) -> Outage | None:
-        """Take one step; returns the outage that it settles, if any."""
-        settled: Outage | None = None
+    def add(self, record: Transition) -> None:
+        """Take one step."""
         if self.state and record.source != self.state:
             # What was under way cannot be measured any more.
-            settled = self._settle(MISSING)
+            self._settle(MISSING)
             self._recovery = None
         self._pass(record.source, dwell_of(record) or 0.0)
-        settled = self._judge(record) or settled
+        self._judge(record)
         if record.dest == _CLOSED:
-            settled = self._settle(record.trigger) or settled
+            self._settle(record.trigger)
         if record.dest != _RECOVERING:
             self._recovery = None
         self.records += 1
@@ -147,17 +130,17 @@ class Life:
         self.address = record.address or self.address
         self._held = record.clients != 0
         self._moment = record.ts
-        return settled
 
-    def finish(self, until: datetime) -> tuple[float, Outage | None]:
-        """The log ends: seconds in the last state since the last record, the last outage."""
+    def finish(self, until: datetime) -> float:
+        """The log ends; returns the seconds in the last state since the last record."""
         left = max(0.0, (until - self._moment).total_seconds())
         self._pass(self.state, left)
-        return left, self.forget()
+        self.forget()
+        return left
 
-    def forget(self) -> Outage | None:
+    def forget(self) -> None:
         """Nothing more will be heard of the connection."""
-        return self._settle(UNFINISHED)
+        self._settle(UNFINISHED)
 
     def _pass(self, state: str, seconds: float) -> None:
         """The connection spent ``seconds`` in ``state``."""
@@ -170,23 +153,25 @@ class Life:
         elif self.outage is not None:
             self.outage.seconds += counted
 
-    def _judge(self, record: Transition) -> Outage | None:
-        """What a step says of outages; returns the one that it settles."""
-        settled: Outage | None = None
+    def _judge(self, record: Transition) -> None:
+        """What a step says of outages."""
         trigger = record.trigger
         if record.dest == _RECOVERING and record.source != _RECOVERING:
             self._recovery, self._recovery_s = record, 0.0
             if trigger in FAILURES:
-                settled = self._fail(record)
+                self._fail(record)
         elif trigger == _GIVE_UP and (self.outage is None or self._over):
             # A move stands down unless its channel fails on the way; only give_up tells of it.
-            settled = self._begin(self._recovery or record)
-            if self.outage is not None and self._recovery is not None:
-                self.outage.seconds = self._recovery_s
-                self.outage.attempts = max(0, (record.attempt or 0) - 1)
-        outage = self.outage
-        if outage is None or self._over:
-            return settled
+            outage = self._begin(self._recovery or record)
+            if self._recovery is not None:
+                outage.seconds = self._recovery_s
+                outage.attempts = max(0, (record.attempt or 0) - 1)
+        if self.outage is not None and not self._over:
+            self._go_on(self.outage, record)
+
+    def _go_on(self, outage: Outage, record: Transition) -> None:
+        """A step within an outage."""
+        trigger = record.trigger
         if trigger in ATTEMPTS:
             outage.attempts += 1
             outage.give_ups += int(trigger == _GIVE_UP)
@@ -195,38 +180,33 @@ class Life:
             self._over, self._healthy_s, self._unsettled_s = True, 0.0, 0.0
         elif record.dest != _CLOSED:
             outage.error_code = outage.error_code or record.error_code
-        return settled
 
-    def _fail(self, record: Transition) -> Outage | None:
+    def _fail(self, record: Transition) -> None:
         outage = self.outage
         if outage is not None and not self._over:
-            return None
+            return
         relapse = outage is not None and self._healthy_s <= RELAPSE
         self.relapses += int(relapse)
         if outage is not None and relapse and record.reason.startswith(NOT_OVER):
             outage.seconds += self._unsettled_s
             outage.relapses += 1
             outage.end, self._over = UNFINISHED, False
-            return None
-        settled = self._begin(record)
-        if self.outage is not None:
-            self.outage.relapses = int(relapse)
-        return settled
+        else:
+            self._begin(record).relapses = int(relapse)
 
-    def _begin(self, record: Transition) -> Outage | None:
-        """An outage begins with ``record``; returns the one before it."""
-        settled = self._settle(UNFINISHED)
+    def _begin(self, record: Transition) -> Outage:
+        self._settle(UNFINISHED)
         self.outage = Outage(
-            connection_id=self.connection_id,
-            address=record.address or self.address,
+            self.connection_id,
+            record.address or self.address,
             began=record.ts,
             cause=record.trigger,
             reason=record.reason,
             error_code=record.error_code,
         )
-        return settled
+        return self.outage
 
-    def _settle(self, end: str) -> Outage | None:
+    def _settle(self, end: str) -> None:
         """Nothing can change the outage any more; ``end`` says why, if it has not ended."""
         outage, self.outage = self.outage, None
         if outage is not None:
@@ -234,18 +214,13 @@ class Life:
             self._over = False
             self.outages += 1
             self.outage_s += outage.seconds
-        return outage
+            self.tell(self, outage)
 
 
 def dwell_of(record: Transition) -> float | None:
     """Seconds that the source state lasted; None where the record has no usable figure."""
     dwell = record.dwell_s
     return dwell if dwell is not None and 0 <= dwell <= _LONGEST_DWELL else None
-
-
-def is_failed_connect(record: Transition) -> bool:
-    """The first connect failed: the connection never lived."""
-    return record.source == _PROBING and record.dest == _CLOSED and record.trigger in FAILURES
 
 
 # -- incidents --------------------------------------------------------------------------------
@@ -276,7 +251,7 @@ class Incident:
     attempts: int = 0
     give_ups: int = 0
     unfinished: int = 0
-    unsettled: int = 0
+    settled: int = 0
     causes: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     reason: str = ""
@@ -289,12 +264,11 @@ class Incident:
         self.last_began = max(self.last_began, outage.began)
         self.connections += int(not again)
         self.outages += 1
-        self.unsettled += 1
         self.causes[outage.cause] += 1
 
     def end(self, outage: Outage) -> None:
         """One of its outages is settled."""
-        self.unsettled -= 1
+        self.settled += 1
         self.seconds = max(self.seconds, outage.seconds)
         self.suffered_s += outage.seconds
         self.attempts += outage.attempts
@@ -302,23 +276,6 @@ class Incident:
         self.unfinished += int(outage.unfinished)
         if outage.error_code:
             self.errors[outage.error_code] += 1
-
-    def as_dict(self) -> dict[str, object]:
-        """JSON-ready."""
-        return {
-            "address": self.address,
-            "began": self.began.isoformat(),
-            "connections": self.connections,
-            "outages": self.outages,
-            "seconds": round(self.seconds, 6),
-            "suffered_s": round(self.suffered_s, 6),
-            "attempts": self.attempts,
-            "give_ups": self.give_ups,
-            "unfinished": self.unfinished,
-            "causes": dict(self.causes.most_common()),
-            "errors": dict(self.errors.most_common()),
-            "reason": self.reason,
-        }
 
 
 class IncidentBook:
@@ -357,7 +314,7 @@ class IncidentBook:
     def _forget(self) -> None:
         order = self.worst(self._count)
         # What is not settled yet may still turn out to be the worst of all.
-        kept = [one for rank, one in enumerate(order) if rank < _KEPT or one.unsettled]
+        kept = [one for rank, one in enumerate(order) if rank < _KEPT or one.settled < one.outages]
         self._by_address, self._count = {}, len(kept)
         self._room = max(2 * _KEPT, 2 * len(kept))
         for incident in sorted(kept, key=lambda one: one.began):

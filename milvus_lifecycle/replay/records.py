@@ -9,47 +9,36 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, get_type_hints
+from typing import TYPE_CHECKING, Annotated, TypeAlias, get_type_hints
+
+import msgspec
 
 from ..audit import records as schema
 from ..audit.records import RecordsLost as LossRecord
 
-try:
-    import msgspec
-except ImportError as error:
-    raise ImportError(
-        "reading audit logs needs msgspec: pip install 'milvus_lifecycle[audit]'", name="msgspec"
-    ) from error
-
 if TYPE_CHECKING:
     # What is made below, for type checkers. Numbers are None where a record lacks them.
 
-    class Transition(schema.TransitionRecord):
+    class _Moment(schema.TransitionRecord):
+        ts: datetime  # type: ignore[assignment]
+
+    class _Step(_Moment):
+        trigger: str
+        source: str
+
+    class Transition(_Step):
         """One state change. ``seq`` counts a connection's changes from 1 without gaps."""
 
-        ts: datetime  # type: ignore[assignment]
         seq: int
-        trigger: str
-        source: str
 
-    class Created(schema.TransitionRecord):
+    class Created(_Moment):
         """A connection came to be, in IDLE. Its ``seq`` is 0 and counts as no change."""
 
-        ts: datetime  # type: ignore[assignment]
-
-    class Refused(schema.TransitionRecord):
+    class Refused(_Step):
         """A trigger was refused: nothing changed, hence no ``seq``."""
 
-        ts: datetime  # type: ignore[assignment]
-        trigger: str
-        source: str
-
-    class Waiting(schema.TransitionRecord):
+    class Waiting(_Step):
         """Calls wait for a collection to be loaded again, or have waited ``dwell_s``: no change."""
-
-        ts: datetime  # type: ignore[assignment]
-        trigger: str
-        source: str
 
     class RecordsLost(LossRecord):
         """The sink of process ``pid`` could not write ``count`` records."""
@@ -58,14 +47,8 @@ if TYPE_CHECKING:
 
 else:
     #: What a record says that does not say it; for the rest that is None.
-    _DEFAULTS = {
-        "address": "",
-        "strategy": "",
-        "flavour": "",
-        "reason": "",
-        "generation": 0,
-        "schema": schema.SCHEMA,
-    }
+    _DEFAULTS = dict.fromkeys(("address", "strategy", "flavour", "reason"), "")
+    _DEFAULTS |= {"generation": 0, "schema": schema.SCHEMA}
 
     def _struct(name: str, event: str, declared: type = schema.TransitionRecord, **needed: type):
         # A moment has its time zone: two moments without one could not be compared safely.
@@ -90,9 +73,8 @@ else:
 
 Record: TypeAlias = Transition | Created | Refused | Waiting | RecordsLost
 
-# The annotations: mypy cannot see a union of types as a type argument.
+# The annotation: mypy cannot see a union of types as a type argument.
 _parse: Callable[[bytes], Record] = msgspec.json.Decoder(Record).decode
-_convert: Callable[..., Any] = msgspec.convert
 
 
 def decode(line: bytes) -> Record:
@@ -104,5 +86,5 @@ def decode(line: bytes) -> Record:
 
 def convert(values: dict[str, object]) -> Record:
     """The record whose fields are ``values``. Raises a ValueError that names the one at fault."""
-    record: Record = _convert(values, Record)
+    record: Record = msgspec.convert(values, Record)
     return record

@@ -10,20 +10,22 @@ A record of an unknown connection starts a track. Whether it may start one depen
 read before: ``Verifier`` judges at once when it reads a log from its beginning, and keeps it
 as a *head* when it reads a later piece of one (``--jobs``); ``adopt`` then judges the heads.
 
-Memory is bounded, see ``tracks``: a connection that was not heard of while 100,000 others
-were is forgotten and, should it come back, starts late.
+Memory is bounded: a connection that was not heard of while 100,000 others were is forgotten
+and, should it come back, starts late.
 """
 
 from __future__ import annotations
 
+import math
+import sys
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from datetime import datetime
 
 from ..audit.records import SCHEMA
 from ..table import IGNORED, IMPOSSIBLE, REFUSED, TRANSITIONS, State, Trigger
-from .findings import Kind, Problem, Problems, clean
+from .findings import CAPACITY, Kind, Problem, Problems, Recent, clean
 from .records import Created, Record, RecordsLost, Refused, Transition, Waiting
-from .tracks import CAPACITY, STATES, Identity, Key, Recent, Track, identity_of
 
 _ROWS = frozenset((str(row.trigger), str(row.source), str(row.dest)) for row in TRANSITIONS)
 _REFUSED = frozenset((str(trigger), str(state)) for state, trigger in REFUSED)
@@ -32,6 +34,8 @@ _WHY_NOT = {
     for cells in (IGNORED, IMPOSSIBLE)
     for (state, trigger), why in cells.items()
 }
+#: One string object for each state, however many records name it.
+_STATES = {str(state): str(state) for state in State}
 _TRIGGERS = frozenset(str(trigger) for trigger in Trigger)
 _IDLE, _CLOSED = str(State.IDLE), str(State.CLOSED)
 _FORKED = str(Trigger.FORKED)
@@ -39,13 +43,40 @@ _FORKED = str(Trigger.FORKED)
 _PENDING = 10_000
 
 
-@dataclass(frozen=True)
-class _Gap:
-    """``missing`` records of one connection; ``problem`` is the violation unless it is covered."""
+#: Who writes a connection's records: pid, flavour and strategy. They never change.
+Identity = tuple[int | None, str, str]
+#: A connection's id; with the writer's identity for the second and later users of one id.
+Key = str | tuple[str, Identity]
 
-    problem: Problem
-    pid: int | None
-    missing: int
+
+def identity_of(record: Transition | Created) -> Identity:
+    """The writer of ``record``."""
+    return record.pid, sys.intern(record.flavour), sys.intern(record.strategy)
+
+
+@dataclass(slots=True)
+class Track:
+    """What the last record of one connection said, and where it stands."""
+
+    connection_id: str
+    identity: Identity
+    ts: datetime
+    seq: int = 0
+    state: str = ""
+    generation: int = 0
+    topology: int | None = None
+    file: str = ""
+    line: int = 0
+
+    def move(self, record: Transition | Created, file: str, line: int) -> None:
+        """Stand where ``record`` leaves the connection."""
+        self.ts = record.ts
+        self.seq = record.seq or 0
+        self.state = _STATES.get(record.dest, record.dest)
+        self.generation = record.generation
+        if record.topology_version is not None:
+            self.topology = record.topology_version
+        self.file, self.line = file, line
 
 
 class LossBook:
@@ -57,13 +88,14 @@ class LossBook:
 
     def __init__(self) -> None:
         self.lost_records = 0
-        self._gaps: list[_Gap] = []
+        #: the violation unless it is covered, the process, and how many records are missing
+        self._gaps: list[tuple[Problem, int | None, int]] = []
         #: by pid: records that may be missing
         self._allowed: Counter[int | None] = Counter()
 
     def miss(self, problem: Problem, pid: int | None, missing: int, problems: Problems) -> None:
         """``missing`` records of a connection of ``pid`` are not there; ``settle`` judges it."""
-        self._gaps.append(_Gap(problem, pid, missing))
+        self._gaps.append((problem, pid, missing))
         if len(self._gaps) >= _PENDING:
             self.settle(problems)
 
@@ -75,32 +107,19 @@ class LossBook:
 
     def absorb(self, other: LossBook, lines: int) -> None:
         """Take over the book of a later piece, whose lines count from ``lines`` on."""
-        self._gaps += [replace(gap, problem=gap.problem.moved(lines)) for gap in other._gaps]
+        self._gaps += [(gap.moved(lines), pid, missing) for gap, pid, missing in other._gaps]
         self._allowed.update(other._allowed)
         self.lost_records += other.lost_records
 
     def settle(self, problems: Problems) -> None:
         """Turn each waiting gap into a note, if it was confessed to, or into a violation."""
-        for gap in self._gaps:
-            problem = gap.problem
-            if self._allowed[gap.pid] >= gap.missing:
-                self._allowed[gap.pid] -= gap.missing
+        for problem, pid, missing in self._gaps:
+            if self._allowed[pid] >= missing:
+                self._allowed[pid] -= missing
                 message = f"{problem.message}; the sink had said so (records_lost)"
                 problem = replace(problem, kind=Kind.COVERED_GAP, message=message)
             problems.add(problem)
         self._gaps.clear()
-
-
-@dataclass
-class Outcome:
-    """What was found in one piece of a log, ready to be joined with its neighbours."""
-
-    problems: Problems
-    losses: LossBook = field(default_factory=LossBook)
-    heads: list[tuple[Record, int]] = field(default_factory=list)
-    tracks: list[Track] = field(default_factory=list)
-    records: int = 0
-    lines: int = 0
 
 
 class Verifier:
@@ -114,18 +133,13 @@ class Verifier:
         self.connections = 0
         self._from_start = from_start
         self._file, self._line = "", 0
-        self._tracks = Recent[Key, Track](CAPACITY if from_start else None)
+        self._tracks = Recent[Key, Track](CAPACITY if from_start else math.inf)
         self._damaged = 0
 
     def begin(self, file: str) -> None:
         """The records that follow come from ``file``."""
         self._file = file
         self._damaged = 0
-
-    def outcome(self, lines: int) -> Outcome:
-        """Everything that is needed to go on elsewhere from here."""
-        tracks = list(self._tracks.values())
-        return Outcome(self.problems, self.losses, self.heads, tracks, self.records, lines)
 
     def finish(self) -> None:
         """The log ends here: judge what had to wait for its end."""
@@ -146,16 +160,14 @@ class Verifier:
                 and record.seq == track.seq + 1
                 and record.source == track.state
                 and (record.trigger, record.source, record.dest) in _ROWS
-                and record.pid == track.pid
-                and record.flavour == track.flavour
-                and record.strategy == track.strategy
+                and (record.pid, record.flavour, record.strategy) == track.identity
                 and record.generation >= track.generation
                 and record.topology_version == track.topology
                 and record.ts >= track.ts
                 and record.schema == SCHEMA
             ):
                 track.seq = record.seq
-                track.state = STATES[record.dest]
+                track.state = _STATES[record.dest]
                 track.generation = record.generation
                 track.ts = record.ts
                 track.file = self._file
@@ -204,7 +216,7 @@ class Verifier:
         key = (record.connection_id, identity)
         other = self._tracks.find(key)
         if other is None:
-            self._tracks.put(key, Track(record, self._file, self._line))
+            self._start(key, record)
             if self._from_start:
                 what = f"two connections with one id: {_tell(track.identity)}; {_tell(identity)}"
                 self._report(Kind.SHARED_ID, record, what, track)
@@ -213,29 +225,33 @@ class Verifier:
                 self.heads.append((record, self._line))
         return other
 
-    def adopt(self, outcome: Outcome, lines: int) -> None:
+    def adopt(self, later: Verifier, lines: int) -> None:
         """Judge the heads of a later piece, then stand where that piece ended.
 
         ``lines`` is the number of lines of the same file that come before the piece.
         """
         seen = self.records
-        for record, line in outcome.heads:
+        for record, line in later.heads:
             self.check(record, lines + line)
-        self.records = seen + outcome.records
-        self.problems.absorb(outcome.problems, lines)
-        self.losses.absorb(outcome.losses, lines)
-        for track in outcome.tracks:
+        self.records = seen + later.records
+        self.problems.absorb(later.problems, lines)
+        self.losses.absorb(later.losses, lines)
+        for track in later._tracks.values():
             track.line += lines
             known = self._tracks.find(track.connection_id)
             same = known is None or known.identity == track.identity
-            self._tracks.put(
-                track.connection_id if same else (track.connection_id, track.identity), track
-            )
+            key = track.connection_id if same else (track.connection_id, track.identity)
+            self._tracks.put(key, track)
 
     # -- the laws ----------------------------------------------------------------------------
 
+    def _start(self, key: Key, record: Transition | Created) -> None:
+        track = Track(record.connection_id, identity_of(record), record.ts)
+        track.move(record, self._file, self._line)
+        self._tracks.put(key, track)
+
     def _first(self, record: Transition | Created) -> None:
-        self._tracks.put(record.connection_id, Track(record, self._file, self._line))
+        self._start(record.connection_id, record)
         if not self._from_start:
             self.heads.append((record, self._line))
             return
@@ -290,8 +306,8 @@ class Verifier:
             return
         if trigger not in _TRIGGERS:
             why = f"{clean(trigger)!r} is no trigger"
-        elif source not in STATES or dest not in STATES:
-            wrong = source if source not in STATES else dest
+        elif source not in _STATES or dest not in _STATES:
+            wrong = source if source not in _STATES else dest
             why = f"{clean(wrong)!r} is no state"
         elif (trigger, source) in _WHY_NOT:
             why = f"in {source} nothing happens on {trigger}: {_WHY_NOT[trigger, source]}"

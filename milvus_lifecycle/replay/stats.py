@@ -14,11 +14,13 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from datetime import datetime
+from datetime import datetime, timezone
 
 from ..table import LIVE, TRANSITIONS, State, Trigger
+from .findings import Recent, as_json
 from .outages import (
     ATTEMPTS,
+    FAILURES,
     FLAPPING,
     MOVES,
     Incident,
@@ -26,10 +28,8 @@ from .outages import (
     Life,
     Outage,
     dwell_of,
-    is_failed_connect,
 )
 from .records import Created, Record, RecordsLost, Refused, Transition, Waiting
-from .tracks import Recent
 
 #: How many of the longest outages, and of the connections that flap most, are kept.
 LONGEST = 20
@@ -42,7 +42,7 @@ _EDGES: tuple[Edge, ...] = tuple(
     dict.fromkeys((str(row.trigger), str(row.source), str(row.dest)) for row in TRANSITIONS)
 )
 _GIVE_UP = str(Trigger.GIVE_UP)
-_RECOVERING, _CLOSED = str(State.RECOVERING), str(State.CLOSED)
+_PROBING, _RECOVERING, _CLOSED = map(str, (State.PROBING, State.RECOVERING, State.CLOSED))
 _STATES = frozenset(map(str, LIVE))
 
 #: Dwell times of an edge up to this many are kept as they are: their median is exact.
@@ -56,7 +56,7 @@ def quantile(ordered: Sequence[float], share: float) -> float | None:
     """The value that ``share`` of the values do not exceed (nearest rank); None without any."""
     if not ordered:
         return None
-    return ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))]
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 class DwellTally:
@@ -154,19 +154,14 @@ class Figures:
     def as_dict(self) -> dict[str, object]:
         """JSON-ready."""
         shares = self.state_shares()
-        lengths = {**self.outage_quantiles(), "sum": math.fsum(self.outage_times)}
         return {
             **{name: getattr(self, name) for name in _COUNTS},
             "outages": self.outages,
-            "outage_s": {
-                name: None if value is None else round(value, 6) for name, value in lengths.items()
-            },
-            "waited_s": round(self.waited_s, 6),
-            "state_s": {state.value: round(self.state_s[state.value], 6) for state in State},
-            "state_share": {
-                state.value: round(shares[state.value], 6) if shares else None for state in State
-            },
-            "errors": dict(self.errors.most_common()),
+            "outage_s": {**self.outage_quantiles(), "sum": math.fsum(self.outage_times)},
+            "waited_s": self.waited_s,
+            "state_s": {state: self.state_s[state] for state in State},
+            "state_share": {state: shares.get(state) for state in State},
+            "errors": self.errors,
         }
 
 
@@ -183,87 +178,84 @@ class Flapper:
 
 
 @dataclass(frozen=True)
-class Stats:
-    """The result: figures by endpoint and in all, the worst outages, the edges' counts.
+class Path:
+    """The way of one connection, to ``last_state``.
 
-    ``medians`` are those of the times in the source state before an edge was taken, in seconds;
-    ``strays`` counts transitions that no row of the table allows.
+    ``steps`` has for each edge the first numbers (from 1) of the steps that took it.
     """
 
-    endpoints: dict[str, Figures]
-    total: Figures
-    edges: dict[Edge, int]
-    medians: dict[Edge, float | None]
-    strays: int
-    incidents: list[Incident]
-    longest_outages: list[Outage]
-    flapping: list[Flapper]
-    since: datetime | None
-    until: datetime | None
-    records: int
-    lost_records: int
-    forgotten: int
+    connection: str
+    steps: Mapping[Edge, Sequence[int]]
+    last_state: str
+
+
+class Stats:
+    """Takes records in the order of the log; once it is finished, it has the figures.
+
+    By endpoint and in all; ``edges`` counts how often each row of the table was taken, and
+    ``medians`` are those of the times in the source state before, in seconds; ``strays`` counts
+    transitions that no row allows. Without ``records`` there is no ``since`` and ``until``.
+    """
+
+    def __init__(self, longest: int = LONGEST) -> None:
+        self.records = self.lost_records = self.strays = 0
+        self.since = datetime.max.replace(tzinfo=timezone.utc)
+        self.until = datetime.min.replace(tzinfo=timezone.utc)
+        self.endpoints: dict[str, Figures] = {}
+        self.total = Figures()
+        self.edges: Counter[Edge] = Counter()
+        self.medians: dict[Edge, float | None] = {}
+        self.incidents: list[Incident] = []
+        self.longest_outages: list[Outage] = []
+        self.flapping: list[Flapper] = []
+        #: of one connection, if the figures are of one alone
+        self.path: Path | None = None
+        self._longest = longest
+        self._dwells = {edge: DwellTally() for edge in _EDGES}
+        self._lives: Recent[str, Life] = Recent(forget=Life.forget)
+        self._outages: list[tuple[float, int, Outage]] = []
+        self._book = IncidentBook()
+        self._flappers: dict[str, Flapper] = {}
+        self._settled = 0
+
+    @property
+    def forgotten(self) -> int:
+        """Connections that had to make room: silent while many others spoke."""
+        return self._lives.forgotten
 
     @property
     def never_travelled(self) -> list[Edge]:
         """Rows of the table that no record took, in the table's order."""
-        return [edge for edge in _EDGES if not self.edges.get(edge)]
+        return [edge for edge in _EDGES if not self.edges[edge]]
 
     def as_dict(self) -> dict[str, object]:
         """JSON-ready."""
-        return {
+        rows = [_named(edge) | {"count": self.edges[edge]} for edge in _EDGES]
+        found = {
             "records": self.records,
             "lost_records": self.lost_records,
             "forgotten_connections": self.forgotten,
-            "since": self.since.isoformat() if self.since else None,
-            "until": self.until.isoformat() if self.until else None,
+            "since": self.since if self.records else None,
+            "until": self.until if self.records else None,
             "total": self.total.as_dict(),
             "endpoints": {name: one.as_dict() for name, one in self.endpoints.items()},
-            "incidents": [incident.as_dict() for incident in self.incidents],
-            "longest_outages": [outage.as_dict() for outage in self.longest_outages],
-            "flapping_connections": [vars(flapper) for flapper in self.flapping],
-            "edges": [
-                {"trigger": on, "source": at, "dest": to, "count": self.edges.get((on, at, to), 0)}
-                for on, at, to in _EDGES
-            ],
-            "never_travelled": [
-                {"trigger": on, "source": at, "dest": to} for on, at, to in self.never_travelled
-            ],
+            "incidents": self.incidents,
+            "longest_outages": self.longest_outages,
+            "flapping_connections": self.flapping,
+            "edges": rows,
+            "never_travelled": [_named(edge) for edge in self.never_travelled],
         }
-
-
-class _Taken:
-    """The tally of one edge."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.dwells = DwellTally()
-
-
-class StatsFold:
-    """Takes records in the order of the log; ``result`` may be asked once, at the end."""
-
-    def __init__(self, longest: int = LONGEST) -> None:
-        self.longest = longest
-        self._endpoints: dict[str, Figures] = {}
-        self._edges: dict[Edge, _Taken] = {edge: _Taken() for edge in _EDGES}
-        self._strays = 0
-        self._lives: Recent[str, Life] = Recent(forget=self._forget)
-        self._outages: list[tuple[float, int, Outage]] = []
-        self._incidents = IncidentBook()
-        self._flapping: dict[str, Flapper] = {}
-        self._since: datetime | None = None
-        self._until: datetime | None = None
-        self._records = self._lost = self._serial = 0
+        told: dict[str, object] = as_json(found)
+        return told
 
     def add(self, record: Record) -> Life | None:
         """Fold one record; returns what is known of its connection, if it is about one's life."""
-        self._records += 1
+        self.records += 1
         self.reach(record.ts)
         if type(record) is Transition:
             return self._step(record)
         if isinstance(record, RecordsLost):
-            self._lost += max(0, record.count)
+            self.lost_records += max(0, record.count)
         elif isinstance(record, Refused):
             self._figures(record.address).refused += 1
         elif isinstance(record, Waiting):
@@ -277,23 +269,23 @@ class StatsFold:
 
     def reach(self, moment: datetime) -> None:
         """The log has something of ``moment``: it lasts at least from or until then."""
-        if self._since is None or moment < self._since:
-            self._since = moment
-        if self._until is None or moment > self._until:
-            self._until = moment
+        if moment < self.since:
+            self.since = moment
+        if moment > self.until:
+            self.until = moment
 
     def _begin(self, record: Created | Transition) -> Life:
-        life = Life(record)
+        life = Life.of(record, self._suffer)
         self._lives.put(record.connection_id, life)
         self._figures(record.address).connections += 1
         return life
 
     def _figures(self, address: str) -> Figures:
-        figures = self._endpoints.get(address)
+        figures = self.endpoints.get(address)
         if figures is None:
-            if len(self._endpoints) >= ENDPOINTS:
+            if len(self.endpoints) >= ENDPOINTS:
                 address = OTHERS
-            figures = self._endpoints.setdefault(address, Figures())
+            figures = self.endpoints.setdefault(address, Figures())
         return figures
 
     def _step(self, record: Transition) -> Life:
@@ -301,22 +293,21 @@ class StatsFold:
         figures = self._figures(life.address)
         self._count(figures, record)
         dwell = dwell_of(record)
-        taken = self._edges.get((record.trigger, record.source, record.dest))
-        if taken is None:
-            self._strays += 1
+        edge = record.trigger, record.source, record.dest
+        dwells = self._dwells.get(edge)
+        if dwells is None:
+            self.strays += 1
         else:
-            taken.count += 1
+            self.edges[edge] += 1
             if dwell is not None:
-                taken.dwells.add(dwell)
+                dwells.add(dwell)
         if life.state and dwell is not None and record.source in _STATES:
             # Time before a connection's first record is another log's, or a parent process's.
             figures.state_s[record.source] += dwell
         outage, relapses = life.outage, life.relapses
-        settled = life.add(record)
-        if settled is not None:
-            self._suffer(life, settled)
+        life.add(record)
         if life.outage is not None and life.outage is not outage:
-            life.incident = self._incidents.begin(life.outage, life.incident)
+            life.incident = self._book.begin(life.outage, life.incident)
         if life.relapses > relapses and life.relapses >= FLAPPING:
             self._figures(life.address).flapping += int(life.relapses == FLAPPING)
             self._flap(Flapper(life.relapses, life.connection_id, life.address))
@@ -334,7 +325,7 @@ class StatsFold:
         elif record.dest == _RECOVERING != record.source:
             figures.recoveries += 1
             figures.moves += int(record.trigger in MOVES)
-        elif is_failed_connect(record):
+        elif record.source == _PROBING and record.dest == _CLOSED and record.trigger in FAILURES:
             figures.failed_connects += 1
 
     def _suffer(self, life: Life, outage: Outage) -> None:
@@ -344,64 +335,49 @@ class StatsFold:
         figures.unfinished += int(outage.unfinished)
         if life.incident is not None:
             life.incident.end(outage)
-        self._serial += 1
-        entry = (outage.seconds, -self._serial, outage)
-        if len(self._outages) < self.longest:
+        self._settled += 1
+        entry = (outage.seconds, -self._settled, outage)
+        if len(self._outages) < self._longest:
             heapq.heappush(self._outages, entry)
         else:
             heapq.heappushpop(self._outages, entry)
 
-    def _forget(self, life: Life) -> None:
-        outage = life.forget()
-        if outage is not None:
-            self._suffer(life, outage)
-
     def _flap(self, flapper: Flapper) -> None:
         """Keep the connections that flap most."""
-        self._flapping[flapper.connection_id] = flapper
-        if len(self._flapping) > 2 * self.longest:
-            self._flapping = {one.connection_id: one for one in self._worst_flappers()}
+        self._flappers[flapper.connection_id] = flapper
+        if len(self._flappers) > 2 * self._longest:
+            self._flappers = {one.connection_id: one for one in self._worst_flappers()}
 
     def _worst_flappers(self) -> list[Flapper]:
-        order = sorted(self._flapping.values(), key=lambda one: (-one.relapses, one.connection_id))
-        return order[: self.longest]
+        order = sorted(self._flappers.values(), key=lambda one: (-one.relapses, one.connection_id))
+        return order[: self._longest]
 
-    def result(self) -> Stats:
-        """The figures. What lasts when the log ends counts up to its last moment."""
+    def finish(self) -> Stats:
+        """The log ends, once: what still lasts counts up to its last moment."""
         for life in self._lives.values():
-            if self._until is None:
-                break
-            left, outage = life.finish(self._until)
+            left = life.finish(self.until)
             if life.state in _STATES:
                 self._figures(life.address).state_s[life.state] += left
-            if outage is not None:
-                self._suffer(life, outage)
-        total = Figures()
-        for figures in self._endpoints.values():
-            total.absorb(figures)
-        return Stats(
-            endpoints=dict(sorted(self._endpoints.items())),
-            total=total,
-            edges={edge: taken.count for edge, taken in self._edges.items() if taken.count},
-            medians={edge: taken.dwells.median() for edge, taken in self._edges.items()},
-            strays=self._strays,
-            incidents=self._incidents.worst(self.longest),
-            longest_outages=[outage for _, _, outage in sorted(self._outages, reverse=True)],
-            flapping=self._worst_flappers(),
-            since=self._since,
-            until=self._until,
-            records=self._records,
-            lost_records=self._lost,
-            forgotten=self._lives.forgotten,
-        )
+        self.endpoints = dict(sorted(self.endpoints.items()))
+        for figures in self.endpoints.values():
+            self.total.absorb(figures)
+        self.medians = {edge: dwells.median() for edge, dwells in self._dwells.items()}
+        self.incidents = self._book.worst(self._longest)
+        self.longest_outages = [outage for _, _, outage in sorted(self._outages, reverse=True)]
+        self.flapping = self._worst_flappers()
+        return self
+
+
+def _named(edge: Edge) -> dict[str, object]:
+    return dict(zip(("trigger", "source", "dest"), edge, strict=True))
 
 
 def fold_stats(records: Iterable[Record], longest: int = LONGEST) -> Stats:
     """The figures of ``records``."""
-    fold = StatsFold(longest)
+    stats = Stats(longest)
     for record in records:
-        fold.add(record)
-    return fold.result()
+        stats.add(record)
+    return stats.finish()
 
 
 # -- one connection alone ------------------------------------------------------------------------
@@ -416,39 +392,28 @@ class UnknownConnection(LookupError):
     """The log has no transition of the connection that was asked for."""
 
 
-@dataclass(frozen=True)
-class Path:
-    """The way of one connection, to ``last_state``.
-
-    ``steps`` has for each edge the first numbers (from 1) of the steps that took it.
-    """
-
-    connection: str
-    steps: Mapping[Edge, Sequence[int]]
-    last_state: str
-
-
-def fold_connection(records: Iterable[Record], connection: str) -> tuple[Stats, Path]:
-    """The figures of one connection alone, and its way. Raises UnknownConnection."""
-    fold = StatsFold()
+def fold_connection(records: Iterable[Record], connection: str) -> Stats:
+    """The figures of one connection alone, with its path. Raises UnknownConnection."""
+    stats = Stats()
     life: Life | None = None
     steps: defaultdict[Edge, list[int]] = defaultdict(list)
     taken = 0
     ids: dict[str, None] = {}
     for record in records:
         if record.connection_id == connection:
-            life = fold.add(record) or life
+            life = stats.add(record) or life
             if isinstance(record, Transition):
                 taken += 1
                 numbers = steps[record.trigger, record.source, record.dest]
                 if len(numbers) < STEPS_KEPT:
                     numbers.append(taken)
         elif life is not None and life.state != _CLOSED:
-            fold.reach(record.ts)
+            stats.reach(record.ts)
         elif record.connection_id is not None and len(ids) < _IDS_KEPT:
             ids[record.connection_id] = None
     if life is None or not taken:
         near = difflib.get_close_matches(connection, ids, n=3)
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise UnknownConnection(f"no transition of connection {connection!r} in the log{hint}")
-    return fold.result(), Path(connection, steps, life.state)
+    stats.path = Path(connection, steps, life.state)
+    return stats.finish()

@@ -9,13 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-try:
-    import bokeh
-except ImportError as error:
-    raise ImportError(
-        "the report needs bokeh: pip install 'milvus_lifecycle[report]'", name="bokeh"
-    ) from error
-
+import bokeh
 from bokeh.embed import json_item
 from bokeh.layouts import column
 from bokeh.models import (
@@ -51,59 +45,44 @@ def chart_item(start: float, end: float) -> Mapping[str, object]:
     end = max(end, start + 1000.0)
     margin = (end - start) * 0.005
     low, high = start - margin, end + margin
-    lanes = figure(
-        name="lanes",
-        height=300,
-        x_axis_type="datetime",
-        x_range=Range1d(start=low, end=high, bounds=(low, high), min_interval=5.0),
-        y_range=Range1d(start=0, end=1),
-        sizing_mode="stretch_width",
-        toolbar_location=None,
-        tools=[
-            BoxZoomTool(dimensions="width"),
-            WheelZoomTool(dimensions="width", modifiers="ctrl"),
-            ResetTool(),
-        ],
+    lanes = _figure("lanes", 300, Range1d(start=low, end=high, bounds=(low, high), min_interval=5))
+    lanes.add_tools(
+        BoxZoomTool(dimensions="width"),
+        WheelZoomTool(dimensions="width", modifiers="ctrl"),
+        ResetTool(),
     )
-    _quads(lanes)
     lanes.yaxis.ticker = FixedTicker(ticks=[])
     lanes.ygrid.visible = False
-    overview = figure(
-        name="overview",
-        height=105,
-        x_axis_type="datetime",
-        x_range=Range1d(start=low, end=high),
-        y_range=Range1d(start=0, end=1),
-        sizing_mode="stretch_width",
-        toolbar_location=None,
-        tools=[],
-    )
-    _quads(overview)
+    overview = _figure("overview", 105, Range1d(start=low, end=high))
     overview.yaxis.ticker = BasicTicker(desired_num_ticks=2)
     overview.yaxis.minor_tick_line_color = None
     overview.yaxis.axis_label = "connections"
     frame = RangeTool(x_range=lanes.x_range)
-    frame.overlay.fill_color = "#0b5fa5"
-    frame.overlay.fill_alpha = 0.08
-    frame.overlay.line_color = "#0b5fa5"
-    frame.overlay.line_dash = "solid"
+    frame.overlay.update(
+        fill_color="#0b5fa5", fill_alpha=0.08, line_color="#0b5fa5", line_dash="solid"
+    )
     overview.add_tools(frame)
     both = column(overview, lanes, sizing_mode="stretch_width")
     return dict(json_item(both))
 
 
-def _quads(chart: figure) -> None:
-    """Coloured boxes whose places the page fills in."""
-    columns: dict[str, list[float]] = {side: [] for side in ("left", "right", "bottom", "top")}
-    chart.quad(
-        source=ColumnDataSource({**columns, "color": []}),
-        left="left",
-        right="right",
-        bottom="bottom",
-        top="top",
-        fill_color="color",
-        line_color=None,
+def _figure(name: str, height: int, x_range: Range1d) -> figure:
+    """A chart of coloured boxes whose places the page fills in."""
+    chart = figure(
+        name=name,
+        height=height,
+        x_axis_type="datetime",
+        x_range=x_range,
+        y_range=Range1d(start=0, end=1),
+        sizing_mode="stretch_width",
+        toolbar_location=None,
+        tools=[],
+        min_border_right=12,
     )
+    sides = ("left", "right", "bottom", "top")
+    boxes = ColumnDataSource({column: [] for column in (*sides, "color")})
+    places = {side: side for side in sides}
+    chart.quad(source=boxes, fill_color="color", line_color=None, **places)
     chart.outline_line_color = None
     chart.axis.axis_line_color = "#9aa2ad"
     chart.axis.major_tick_line_color = "#9aa2ad"
@@ -113,4 +92,4 @@ def _quads(chart: figure) -> None:
     chart.axis.axis_label_text_font_style = "normal"
     chart.axis.axis_label_text_font_size = "11px"
     chart.xgrid.grid_line_color = "#e6e9ed"
-    chart.min_border_right = 12
+    return chart

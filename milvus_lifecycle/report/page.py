@@ -4,43 +4,76 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from html import escape
 from importlib.resources import files
 from string import Template
 
-from ..diagram.drawing import draw, plural, show_share
+from ..diagram.drawing import draw, plural, show_seconds, show_share, show_span
 from ..diagram.formats import RendererMissing, render_svg
-from ..replay.files import name_files
-from ..replay.outages import Incident, Outage
+from ..replay.files import LineReader, Progress, Sources, name_files
+from ..replay.findings import Problems
+from ..replay.outages import Incident
+from ..replay.rules import Verifier
+from ..replay.stats import Stats
 from ..table import State
 from .chart import LOOKS, bokeh_script, chart_item
-from .report import OUTAGES, Report
-from .tables import NONE, TOTAL, Table, outage_table, seconds, stats_tables
-from .timeline import pack, timeline_data
+from .tables import TOTAL, Table, show, stats_tables
+from .timeline import STAYS, TimelineFold, pack, timeline_data
 
-TITLE = "What the connections did"
+#: Outages that a page lists; further ones are counted.
+OUTAGES = 300
 _ASSETS = files(__package__) / "assets"
 
 
-def render_page(report: Report, title: str = TITLE) -> str:
-    """The page. Without pygraphviz it has no diagram."""
-    tables = {table.title: table for table in stats_tables(report.stats)}
-    shown = [tables.pop("Worst incidents"), tables.pop("Longest outages")]
-    data = timeline_data(report.lanes, report.since, report.until)
-    chart = chart_item(report.since.timestamp() * 1000, report.until.timestamp() * 1000)
+@dataclass(frozen=True)
+class Report:
+    """Everything that the page shows."""
+
+    files: tuple[str, ...]
+    problems: Problems
+    connections: int
+    stats: Stats
+    timeline: TimelineFold
+
+
+def fold_report(
+    sources: Sources, problems: Problems, on_progress: Progress | None = None
+) -> Report:
+    """Read the logs once, for the verdict, the figures and the timeline."""
+    verifier, stats = Verifier(problems), Stats(OUTAGES)
+    timeline = TimelineFold(stats, STAYS)
+    for path in sources.paths:
+        verifier.begin(path)
+        reader = LineReader(path, verifier.damage, on_progress=on_progress)
+        for number, record in reader.records():
+            verifier.check(record, number)
+            timeline.add(record)
+    verifier.finish()
+    problems.sort(sources.paths)
+    stats.finish()
+    timeline.finish()
+    return Report(sources.paths, problems, verifier.connections, stats, timeline)
+
+
+def render_page(report: Report) -> str:
+    """The page of a log with records. Without pygraphviz it has no diagram."""
+    stats = report.stats
+    tables = {table.title: table for table in stats_tables(stats)}
+    incidents, outages = tables.pop("Worst incidents"), tables.pop("Longest outages")
+    data = timeline_data(report.timeline.lanes, stats.since, stats.until)
+    chart = chart_item(stats.since.timestamp() * 1000, stats.until.timestamp() * 1000)
     return Template(_asset("report.html")).substitute(
-        title=escape(title),
         style=_asset("report.css"),
         subtitle=_subtitle(report),
         verdict=_verdict(report),
         tiles=_tiles(report),
-        findings=_findings(report),
-        incidents=_incidents(shown[0], report.stats.incidents),
+        findings=_findings(report.problems),
+        incidents=_incidents(incidents, stats.incidents),
         thinned=_thinned(report),
         diagram=_diagram(report),
-        tables=_sections(report, shown[1], list(tables.values())),
-        footer=_FOOTER,
+        tables=_outages(stats, outages) + _sections(list(tables.values())),
         packed=pack(data),
         looks=_json(LOOKS),
         chart=_json(chart),
@@ -62,9 +95,9 @@ def _json(value: object) -> str:
 
 
 def _subtitle(report: Report) -> str:
-    span = f"{report.since:%Y-%m-%d %H:%M:%S} to {report.until:%Y-%m-%d %H:%M:%S} UTC"
-    long = seconds((report.until - report.since).total_seconds())
-    return f"{escape(name_files(report.files))} &middot; {span} ({long})"
+    stats = report.stats
+    long = show_seconds((stats.until - stats.since).total_seconds())
+    return f"{escape(name_files(report.files))} &middot; {show_span(stats)} ({long})"
 
 
 def _verdict(report: Report) -> str:
@@ -72,46 +105,29 @@ def _verdict(report: Report) -> str:
     unread = f"{plural(problems.unreadable, 'file')} could not be opened"
     legal = problems.judge(report.stats.records)
     if legal:
-        return (
-            '<div class="verdict legal"><b>&#10003; Legal</b>'
-            f"{plural(report.stats.records, 'record')} replayed through the table</div>"
-        )
-    if legal is None:
-        return f'<div class="verdict illegal"><b>No verdict</b>{unread}</div>'
-    found = plural(problems.violations, "violation")
-    if problems.unreadable:
-        found += f", {unread}"
-    return (
-        '<div class="verdict illegal"><b>&#10007; Not legal</b>'
-        f'{found}: <a href="#h-findings">see the findings</a></div>'
-    )
+        look, word = "legal", "&#10003; Legal"
+        told = f"{plural(report.stats.records, 'record')} replayed through the table"
+    elif legal is None:
+        look, word, told = "illegal", "No verdict", unread
+    else:
+        look, word = "illegal", "&#10007; Not legal"
+        told = plural(problems.violations, "violation")
+        told += f", {unread}" if problems.unreadable else ""
+        told += ': <a href="#h-findings">see the findings</a>'
+    return f'<div class="verdict {look}"><b>{word}</b>{told}</div>'
 
 
 def _tiles(report: Report) -> str:
-    total = report.stats.total
+    stats, total = report.stats, report.stats.total
     lengths = total.outage_quantiles()
-    active = total.state_shares().get(State.ACTIVE.value)
-    recovering = seconds(total.state_s[State.RECOVERING.value])
+    active = total.state_shares().get(State.ACTIVE)
+    longest = f"p50 {show(lengths['p50'])}, longest {show(lengths['max'])}"
+    recovering = f"{show(total.state_s[State.RECOVERING])} in RECOVERING"
     tiles = [
-        (
-            "connections",
-            f"{report.connections:,}",
-            plural(len(report.stats.endpoints), "endpoint"),
-            0,
-        ),
-        ("records", f"{report.stats.records:,}", f"{report.stats.lost_records:,} lost", 0),
-        (
-            "of the time ACTIVE",
-            show_share(active) if active else NONE,
-            f"{recovering} in RECOVERING",
-            0,
-        ),
-        (
-            "outages",
-            f"{total.outages:,}",
-            f"p50 {seconds(lengths['p50'])}, longest {seconds(lengths['max'])}",
-            0,
-        ),
+        ("connections", f"{report.connections:,}", plural(len(stats.endpoints), "endpoint"), 0),
+        ("records", f"{stats.records:,}", f"{stats.lost_records:,} lost", 0),
+        ("of the time ACTIVE", show_share(active) if active else show(None), recovering, 0),
+        ("outages", f"{total.outages:,}", longest, 0),
         ("given up", f"{total.give_ups:,}", f"of {total.attempts:,} attempts", total.give_ups),
         ("flapping", f"{total.flapping:,}", "connections", total.flapping),
     ]
@@ -158,37 +174,34 @@ def _range(began: datetime, length: float, search: str) -> str:
     )
 
 
-def _incidents(table: Table, incidents: Iterable[Incident]) -> str:
-    if not table.rows:
+def _incidents(table: Table, incidents: Sequence[Incident]) -> str:
+    if not incidents:
         return "<p>No outage in this log.</p>"
-    known = list(incidents)
-    most = max(one.suffered_s for one in known) or 1.0
-    bars = [
-        f'<span class="bar" style="width:{90 * one.suffered_s / most:.0f}px"></span>'
-        for one in known
-    ]
-    rows = [_range(one.began, one.seconds, one.address) for one in known]
+    most = max(one.suffered_s for one in incidents) or 1.0
+    widths = (90 * one.suffered_s / most for one in incidents)
+    bars = [f'<span class="bar" style="width:{width:.0f}px"></span>' for width in widths]
+    rows = [_range(one.began, one.seconds, one.address) for one in incidents]
     return _table(table, rows, ("sum", bars))
 
 
-def _outages(table: Table, outages: Iterable[Outage]) -> str:
-    return _table(table, [_range(one.began, one.seconds, one.connection_id) for one in outages])
+def _outages(stats: Stats, table: Table) -> str:
+    shown, every = stats.longest_outages, stats.total.outages
+    if not shown:
+        return ""
+    title = f"Outages: the longest {OUTAGES} of {every:,}" if every > len(shown) else "Outages"
+    rows = [_range(one.began, one.seconds, one.connection_id) for one in shown]
+    return _section(title, _table(table, rows))
 
 
-def _sections(report: Report, outages: Table, tables: Sequence[Table]) -> str:
-    parts = []
-    if outages.rows:
-        title = "Outages"
-        hidden = report.stats.total.outages - len(outages.rows)
-        if hidden > 0:
-            title = f"Outages: the longest {OUTAGES} of {report.stats.total.outages:,}"
-        listed = outage_table(report.stats.longest_outages)
-        parts.append(_section(title, _outages(listed, report.stats.longest_outages)))
-    wide = [table for table in tables if table.rows and len(table.columns) > _NARROW]
-    narrow = [table for table in tables if table.rows and len(table.columns) <= _NARROW]
-    parts += [_section(table.title, _table(table)) for table in wide]
-    inner = "".join(_section(table.title, _table(table)) for table in narrow)
-    return "".join(parts) + f'<div class="columns">{inner}</div>'
+def _sections(tables: Iterable[Table]) -> str:
+    """A section for each table that has rows; the narrow ones stand side by side."""
+    wide = narrow = ""
+    for table in tables:
+        if table.rows and len(table.columns) > _NARROW:
+            wide += _section(table.title, _table(table))
+        elif table.rows:
+            narrow += _section(table.title, _table(table))
+    return f'{wide}<div class="columns">{narrow}</div>'
 
 
 _NARROW = 3
@@ -199,12 +212,11 @@ def _section(title: str, body: str, anchor: str = "") -> str:
     return f"<section><h2{mark}>{escape(title)}</h2>{body}</section>"
 
 
-def _findings(report: Report) -> str:
-    problems = report.problems
+def _findings(problems: Problems) -> str:
     if not problems.kept:
         return ""
     rows = [(one.place, str(one.kind), one.text, one.connection_id or "") for one in problems.kept]
-    hidden = problems.counts.total() - len(rows)
+    hidden = problems.hidden
     note = f"and {hidden:,} more: see milvus-lifecycle audit verify" if hidden else ""
     table = Table("Findings", ("place", "kind", "finding", "connection"), rows, note)
     return _section(table.title, _table(table), "h-findings")
@@ -223,15 +235,16 @@ def _diagram(report: Report) -> str:
 
 def _thinned(report: Report) -> str:
     timeline = report.timeline
-    shown = sum(len(lane.stays) for lane in report.lanes)
+    shown = sum(len(lane.stays) for lane in timeline.lanes)
     parts = []
     if timeline.grain:
+        grain = show_seconds(timeline.grain.total_seconds())
         parts.append(
-            f"Stays shorter than {seconds(timeline.grain.total_seconds())} are merged with the one "
-            "before them; a merged stay has the colour and the record of the worst in it."
+            f"Stays shorter than {grain} are merged with the one before them; a merged stay has "
+            "the colour and the record of the worst in it."
         )
     if timeline.left_out:
-        missing = max(0, report.connections - len(report.lanes))
+        missing = max(0, report.connections - len(timeline.lanes))
         parts.append(
             f"{missing:,} connections with the least time in outages, then the fewest "
             "records, are left out."
@@ -240,12 +253,3 @@ def _thinned(report: Report) -> str:
         return ""
     lead = f"A large log, thinned to {shown:,} stays of {timeline.records:,}."
     return f'<p class="note">{lead} {" ".join(parts)} The tables count every record.</p>'
-
-
-_FOOTER = """<p>An outage begins with the failure that leads to RECOVERING and ends when something
-vouches for the connection again, however many recoveries that takes; if no call succeeds before
-the next failure it goes on. Time in IDLE while no client holds the connection does not count.
-Outages of one endpoint that began together are one incident: <em>longest</em> is its longest
-outage, <em>sum</em> adds up all of them. Durations are monotonic time, moments are the clocks of
-the machines that wrote the log; what lasts when the log ends counts up to its last record.</p>
-<p>Made by <code>milvus-lifecycle audit report</code>. This page loads nothing from anywhere.</p>"""

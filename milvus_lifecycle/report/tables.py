@@ -1,21 +1,21 @@
-"""The figures of some logs as tables of text, for the terminal and the report.
-
-On a terminal rich draws them, elsewhere they are plain columns.
-"""
+"""The figures of some logs as tables of text, for the terminal and the report."""
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import chain
+from operator import attrgetter
 from typing import TextIO
 
 from ..diagram.drawing import show_seconds, show_share
 from ..replay.findings import clean
-from ..replay.outages import FLAPPING, RELAPSE, TOGETHER, Incident, Outage
+from ..replay.outages import FLAPPING, RELAPSE, TOGETHER
 from ..replay.stats import Figures, Stats
-from ..table import State
+from ..table import LIVE
 
 TOTAL = "all"
 NONE = "\N{EN DASH}"
@@ -27,7 +27,7 @@ class Table:
 
     title: str
     columns: Sequence[str]
-    rows: Sequence[Sequence[str]] = field(default_factory=tuple)
+    rows: Sequence[Sequence[str]] = ()
     note: str = ""
 
     @property
@@ -37,200 +37,136 @@ class Table:
 
 
 def print_tables(tables: Iterable[Table], stream: TextIO | None = None) -> None:
-    """Print the tables that have rows; with lines and emphasis if a person looks."""
+    """Print the tables that have rows."""
     out = sys.stdout if stream is None else stream
-    shown = [table for table in tables if table.rows]
-    if out.isatty() and importlib.util.find_spec("rich") is not None:
-        _print_rich(shown, out)
-        return
-    for table in shown:
-        out.write("\n".join(_plain(table)) + "\n\n")
+    for table in tables:
+        if table.rows:
+            out.write("\n".join(_lines(table)) + "\n\n")
 
 
-def _plain(table: Table) -> Iterable[str]:
-    heads = table.heads
-    widths = [
-        max(len(name), *(len(row[index]) for row in table.rows))
-        for index, (name, _) in enumerate(heads)
-    ]
+def _lines(table: Table) -> Iterable[str]:
+    names = [name for name, _ in table.heads]
+    widths = [max(map(len, column)) for column in zip(names, *table.rows, strict=True)]
     yield table.title
     if table.note:
         yield f"({table.note})"
-    for cells in ([name for name, _ in heads], ["-" * width for width in widths], *table.rows):
+    for cells in (names, ["-" * width for width in widths], *table.rows):
         yield "  ".join(
             cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, (_, right) in zip(cells, widths, heads, strict=True)
+            for cell, width, (_, right) in zip(cells, widths, table.heads, strict=True)
         ).rstrip()
 
 
-def _print_rich(tables: Iterable[Table], out: TextIO) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table as RichTable
-    from rich.text import Text
+def show(value: object) -> str:
+    """A cell: a count, seconds, a moment, texts with how often they came, or a dash for none."""
+    if isinstance(value, Counter):
+        value = ", ".join(text for text, _ in value.most_common()) or None
+    if value is None:
+        return NONE
+    if isinstance(value, float):
+        return show_seconds(value)
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M:%S}"
+    return f"{value:,}" if isinstance(value, int) else clean(str(value), 200)
 
-    console = Console(file=out)
-    for table in tables:
-        drawn = RichTable(
-            title=Text(table.title, style="bold"),
-            caption=Text(table.note, style="dim") if table.note else None,
-            title_justify="left",
-            caption_justify="left",
-            box=box.SIMPLE_HEAD,
-        )
-        for name, right in table.heads:
-            drawn.add_column(Text(name), justify="right" if right else "left", overflow="fold")
-        for row in table.rows:
-            drawn.add_row(*(Text(cell) for cell in row))
-        console.print(drawn)
-        console.print()
+
+def make_table(
+    title: str, columns: Sequence[str], rows: Iterable[Iterable[object]], note: str = ""
+) -> Table:
+    """A table of anything that can be shown."""
+    return Table(title, columns, [[show(value) for value in row] for row in rows], note)
+
+
+def _list(title: str, items: Iterable[object], columns: Mapping[str, str], note: str = "") -> Table:
+    """A row for each of ``items``; ``columns`` says which of its attributes stands under what."""
+    rows = ([getattr(item, name) for name in columns.values()] for item in items)
+    return make_table(title, tuple(columns), rows, note)
 
 
 # -- of figures ----------------------------------------------------------------------------------
 
 
-def seconds(value: float | None) -> str:
-    """A duration for people; a dash for none."""
-    return NONE if value is None else show_seconds(value)
-
-
 def stats_tables(stats: Stats) -> list[Table]:
     """All tables of ``audit stats``; one without rows is left out when printed."""
+    endpoints = stats.endpoints.items()
+    figures = [*endpoints, (TOTAL, stats.total)] if len(endpoints) > 1 else list(endpoints)
+    errors = (
+        (name, code, count) for name, one in endpoints for code, count in one.errors.most_common()
+    )
+    waits = ((name, one.waits, one.waited_s) for name, one in figures if one.waits)
+    never = stats.never_travelled
     return [
-        _outages(stats),
-        _states(stats),
-        _waits(stats),
-        _errors(stats),
-        incident_table(stats.incidents),
-        outage_table(stats.longest_outages),
-        _flapping(stats),
-        _edges(stats),
+        _outages(figures),
+        _states(figures),
+        make_table("Collections that were loaded again", ("endpoint", "waits>", "waited>"), waits),
+        make_table("Error codes", ("endpoint", "error code", "records>"), errors),
+        _list(
+            "Worst incidents",
+            stats.incidents,
+            _INCIDENT,
+            f"outages of one endpoint that began within {TOGETHER.seconds} s of each other",
+        ),
+        _list("Longest outages", stats.longest_outages, _OUTAGE),
+        _list(
+            "Flapping connections",
+            stats.flapping,
+            {"endpoint": "address", "connection": "connection_id", "relapses>": "relapses"},
+            f"{FLAPPING} failures or more within {RELAPSE:g} s of the end of an outage",
+        ),
+        make_table("Edges of the table never travelled", ("trigger", "from", "to"), never),
     ]
 
 
-def _figures(stats: Stats) -> list[tuple[str, Figures]]:
-    rows = [(clean(name), figures) for name, figures in stats.endpoints.items()]
-    return [*rows, (TOTAL, stats.total)] if len(rows) > 1 else rows
+_INCIDENT = {
+    "began (UTC)": "began",
+    "endpoint": "address",
+    "connections>": "connections",
+    "outages>": "outages",
+    "longest>": "seconds",
+    "sum>": "suffered_s",
+    "cause": "causes",
+    "error code": "errors",
+    "attempts>": "attempts",
+    "give_ups>": "give_ups",
+    "unfinished>": "unfinished",
+}
+_OUTAGE = {
+    "began (UTC)": "began",
+    "endpoint": "address",
+    "connection": "connection_id",
+    "duration>": "seconds",
+    "cause": "cause",
+    "error code": "error_code",
+    "attempts>": "attempts",
+    "give_ups>": "give_ups",
+    "relapses>": "relapses",
+    "end": "end",
+}
 
 
-def _outages(stats: Stats) -> Table:
-    rows = []
-    for name, figures in _figures(stats):
-        spent = figures.outage_quantiles()
-        rows.append(
-            (
-                name,
-                f"{figures.connections:,}",
-                f"{figures.outages:,}",
-                *(seconds(spent[which]) for which in ("p50", "p95", "p99", "max")),
-                f"{figures.unfinished:,}",
-                f"{figures.recoveries:,}",
-                f"{figures.attempts:,}",
-                f"{figures.give_ups:,}",
-                f"{figures.failed_connects:,}",
-                f"{figures.moves:,}",
-                f"{figures.flapping:,}",
-            )
-        )
-    counts = ("unfinished>", "recoveries>", "attempts>", "give_ups>", "failed connects>")
-    lengths = ("p50>", "p95>", "p99>", "longest>")
-    columns = ("endpoint", "connections>", "outages>", *lengths, *counts, "moves>", "flapping>")
+def _outages(figures: Iterable[tuple[str, Figures]]) -> Table:
+    counts = ("unfinished", "recoveries", "attempts", "give_ups", "failed_connects", "moves")
+    counted = attrgetter(*counts, "flapping")
+    rows = (
+        (name, one.connections, one.outages, *one.outage_quantiles().values(), *counted(one))
+        for name, one in figures
+    )
+    lengths = ("connections>", "outages>", "p50>", "p95>", "p99>", "longest>")
+    columns = ("endpoint", *lengths, *(f"{count}>" for count in counts), "flapping>")
     note = "p50 to longest: how long the outages were; moves: recoveries by reroute and recycle"
-    return Table("Connections and outages", columns, rows, note)
+    return make_table("Connections and outages", columns, rows, note)
 
 
-def _states(stats: Stats) -> Table:
+def _states(figures: Iterable[tuple[str, Figures]]) -> Table:
     rows = []
-    for name, figures in _figures(stats):
-        shares = figures.state_shares()
-        cells = []
-        for state in _LIVE:
-            share = shares.get(state)
-            cells += [seconds(figures.state_s[state]), show_share(share) if share else NONE]
-        rows.append((name, *cells))
-    columns = ["endpoint"]
-    for state in _LIVE:
-        columns += [f"{state}>", "share>"]
+    for name, one in figures:
+        shares = one.state_shares()
+        cells = ((one.state_s[state], _percent(shares.get(state))) for state in LIVE)
+        rows.append((name, *chain.from_iterable(cells)))
+    columns = ("endpoint", *chain.from_iterable((f"{state}>", "share>") for state in LIVE))
     note = "of each connection from its first record to its close, or to the end of the log"
-    return Table("Time in each state", columns, rows, note)
+    return make_table("Time in each state", columns, rows, note)
 
 
-_LIVE = tuple(state.value for state in State if state is not State.CLOSED)
-
-
-def _waits(stats: Stats) -> Table:
-    rows = [
-        (name, f"{figures.waits:,}", seconds(figures.waited_s))
-        for name, figures in _figures(stats)
-        if figures.waits
-    ]
-    return Table("Collections that were loaded again", ("endpoint", "waits>", "waited>"), rows)
-
-
-def _errors(stats: Stats) -> Table:
-    rows = [
-        (name, clean(code), f"{count:,}")
-        for name, figures in _figures(stats)
-        for code, count in figures.errors.most_common()
-        if name != TOTAL
-    ]
-    return Table("Error codes", ("endpoint", "error code", "records>"), rows)
-
-
-def incident_table(incidents: list[Incident]) -> Table:
-    """One row for each incident, in the order given."""
-    rows = [
-        (
-            f"{one.began:%Y-%m-%d %H:%M:%S}",
-            clean(one.address),
-            f"{one.connections:,}",
-            f"{one.outages:,}",
-            seconds(one.seconds),
-            seconds(one.suffered_s),
-            ", ".join(clean(cause) for cause, _ in one.causes.most_common()),
-            ", ".join(clean(error) for error, _ in one.errors.most_common()) or NONE,
-            f"{one.attempts:,}",
-            f"{one.give_ups:,}",
-            f"{one.unfinished:,}",
-        )
-        for one in incidents
-    ]
-    columns = ("began (UTC)", "endpoint", "connections>", "outages>", "longest>", "sum>", "cause")
-    counts = ("error code", "attempts>", "give_ups>", "unfinished>")
-    note = f"outages of one endpoint that began within {TOGETHER.seconds} s of each other"
-    return Table("Worst incidents", (*columns, *counts), rows, note)
-
-
-def outage_table(outages: list[Outage], title: str = "Longest outages") -> Table:
-    """One row for each outage, in the order given."""
-    rows = [
-        (
-            f"{one.began:%Y-%m-%d %H:%M:%S}",
-            clean(one.address),
-            clean(one.connection_id),
-            seconds(one.seconds),
-            clean(one.cause),
-            one.error_code or NONE,
-            f"{one.attempts:,}",
-            f"{one.give_ups:,}",
-            f"{one.relapses:,}",
-            clean(one.end),
-        )
-        for one in outages
-    ]
-    columns = ("began (UTC)", "endpoint", "connection", "duration>", "cause", "error code")
-    return Table(title, (*columns, "attempts>", "give_ups>", "relapses>", "end"), rows)
-
-
-def _flapping(stats: Stats) -> Table:
-    rows = [
-        (clean(one.address), clean(one.connection_id), f"{one.relapses:,}")
-        for one in stats.flapping
-    ]
-    note = f"{FLAPPING} failures or more within {RELAPSE:g} s of the end of an outage"
-    return Table("Flapping connections", ("endpoint", "connection", "relapses>"), rows, note)
-
-
-def _edges(stats: Stats) -> Table:
-    rows = [(trigger, source, dest) for trigger, source, dest in stats.never_travelled]
-    return Table("Edges of the table never travelled", ("trigger", "from", "to"), rows)
+def _percent(share: float | None) -> str | None:
+    return show_share(share) if share else None

@@ -29,13 +29,14 @@ from datetime import datetime, timedelta
 
 from ..replay.outages import Life
 from ..replay.records import Created, Record, Transition
+from ..replay.stats import Stats
 from ..table import State
 
 STAYS = 60_000
 _FINEST = 1000
 
-_WORST = tuple(map(str, (State.IDLE, State.ACTIVE, State.CLOSED, State.PROBING, State.RECOVERING)))
-_RANK = {state: rank for rank, state in enumerate(_WORST)}
+_WORST_LAST = (State.IDLE, State.ACTIVE, State.CLOSED, State.PROBING, State.RECOVERING)
+_RANK: dict[str, int] = {state: rank for rank, state in enumerate(_WORST_LAST)}
 
 
 @dataclass
@@ -63,9 +64,7 @@ class Lane:
     """One connection: its stays in order, each up to the start of the next."""
 
     life: Life
-    strategy: str
-    flavour: str
-    pid: int | None
+    first: Transition | Created
     stays: list[Stay] = field(default_factory=list)
 
     def thin(self, grain: timedelta) -> None:
@@ -83,25 +82,23 @@ class Lane:
 
 
 class TimelineFold:
-    """Collects stays, thinning as they become too many. ``finish`` ends the collecting."""
+    """Folds the figures of records, and collects stays, thinning as they become too many."""
 
-    def __init__(self, limit: int = STAYS) -> None:
+    def __init__(self, stats: Stats, limit: int = STAYS) -> None:
         self.limit = limit
         self.grain = timedelta(0)
         #: were connections left out, to keep to ``limit``?
         self.left_out = False
         self.records = 0
-        self.since: datetime | None = None
-        self.until: datetime | None = None
+        #: once it is finished: those with the most time in outages first
+        self.lanes: list[Lane] = []
+        self._stats = stats
         self._lanes: dict[str, Lane] = {}
         self._stays = 0
 
-    def add(self, record: Record, life: Life | None) -> None:
-        """Take one record, with what the fold of the figures knows of its connection."""
-        if self.since is None or record.ts < self.since:
-            self.since = record.ts
-        if self.until is None or record.ts > self.until:
-            self.until = record.ts
+    def add(self, record: Record) -> None:
+        """Take one record."""
+        life = self._stats.add(record)
         if life is None or not isinstance(record, (Transition, Created)):
             return
         self.records += 1
@@ -112,43 +109,33 @@ class TimelineFold:
         if self._stays > 2 * self.limit:
             self._shrink()
 
-    def finish(self) -> list[Lane]:
-        """The lanes to show, those with the most time in outages first."""
+    def finish(self) -> None:
+        """The log ends: thin for the last time, and sort."""
         if self._stays > self.limit:
             self._shrink()
-        return self._sorted()
+        self.lanes = self._sorted()
 
     def _sorted(self) -> list[Lane]:
         """Most time in outages first, then most records."""
-        until = self.until
-        if until is None:
-            return []
-        return sorted(
-            self._lanes.values(),
-            key=lambda lane: (
-                -lane.life.suffered(until),
-                -lane.life.records,
-                lane.life.connection_id,
-            ),
-        )
+
+        def rank(lane: Lane) -> tuple[float, int, str]:
+            life = lane.life
+            return -life.suffered(self._stats.until), -life.records, life.connection_id
+
+        return sorted(self._lanes.values(), key=rank)
 
     def _begin(self, record: Transition | Created, life: Life) -> Lane:
-        lane = Lane(life, record.strategy, record.flavour, record.pid)
-        self._lanes[record.connection_id] = lane
+        lane = self._lanes[record.connection_id] = Lane(life, record)
         if isinstance(record, Transition) and record.seq > 1 and record.dwell_s:
             # What went before is not shown, but known by its end and its length.
             began = record.ts - timedelta(seconds=min(record.dwell_s, 86_400.0))
-            if self.since is not None and began < self.since:
-                began = self.since
-            lane.stays.append(Stay(began, record.source, None, records=0))
+            lane.stays.append(Stay(max(began, self._stats.since), record.source, None, records=0))
             self._stays += 1
         return lane
 
     def _shrink(self) -> None:
         """Rules 2 and 3, until no more than ``limit`` stays are left."""
-        if self.since is None or self.until is None:
-            return
-        coarsest = (self.until - self.since) / _FINEST
+        coarsest = (self._stats.until - self._stats.since) / _FINEST
         grain = max(self.grain, timedelta(milliseconds=1))
         while self._stays > self.limit and grain <= coarsest:
             for lane in self._lanes.values():
@@ -180,36 +167,27 @@ class TimelineFold:
 STATES = tuple(state.value for state in State)
 
 
-class _Texts:
-    """Numbers texts; 0 is no text."""
+#: Numbers of texts; 0 is no text.
+_Texts = dict[str, int]
 
-    def __init__(self) -> None:
-        self.table: list[str] = [""]
-        self._numbers: dict[str, int] = {"": 0}
 
-    def __call__(self, text: str | None) -> int:
-        if text is None:
-            return 0
-        number = self._numbers.get(text)
-        if number is None:
-            number = self._numbers[text] = len(self.table)
-            self.table.append(text)
-        return number
+def _number(texts: _Texts, text: str | None) -> int:
+    return texts.setdefault(text or "", len(texts))
 
 
 def timeline_data(lanes: Sequence[Lane], since: datetime, until: datetime) -> dict[str, object]:
     """The columns. Times are milliseconds, of stays since ``since``, and of that since 1970."""
-    texts = _Texts()
+    texts = {"": 0}
     lane_rows: list[dict[str, object]] = []
     stay_rows: list[dict[str, object]] = []
     for lane in lanes:
         lane_rows.append(
             {
                 "id": lane.life.connection_id,
-                "address": texts(lane.life.address),
-                "strategy": texts(lane.strategy),
-                "flavour": texts(lane.flavour),
-                "pid": lane.pid,
+                "address": _number(texts, lane.life.address),
+                "strategy": _number(texts, lane.first.strategy),
+                "flavour": _number(texts, lane.first.flavour),
+                "pid": lane.first.pid,
                 "outage_s": round(lane.life.outage_s, 3),
                 "outages": lane.life.outages,
                 "records": lane.life.records,
@@ -221,7 +199,7 @@ def timeline_data(lanes: Sequence[Lane], since: datetime, until: datetime) -> di
         "since": since.timestamp() * 1000,
         "span": max(1.0, (until - since).total_seconds() * 1000),
         "states": STATES,
-        "texts": texts.table,
+        "texts": list(texts),
         "lanes": _columns(lane_rows),
         "stays": _columns(stay_rows),
     }
@@ -238,13 +216,10 @@ def _stay_row(stay: Stay, since: datetime, texts: _Texts) -> dict[str, object]:
         "start": round((stay.start - since).total_seconds() * 1000, 3),
         "state": STATES.index(stay.state) if stay.state in STATES else -1,
         "merged": stay.records if record is not None else 0,
-        "trigger": texts(trigger),
+        "trigger": _number(texts, trigger),
     }
-    for name in _NUMBERS:
-        row[name] = getattr(record, name, None)
-    for name in _TEXTS:
-        row[name] = texts(getattr(record, name, None))
-    return row
+    row |= {name: getattr(record, name, None) for name in _NUMBERS}
+    return row | {name: _number(texts, getattr(record, name, None)) for name in _TEXTS}
 
 
 _NUMBERS = ("seq", "generation", "attempt", "clients", "in_flight", "dwell_s", "topology_version")

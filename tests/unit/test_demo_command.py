@@ -101,7 +101,7 @@ def test_no_subcommand_prints_what_there_is(capsys: pytest.CaptureFixture[str]) 
     """A bare `milvus-lifecycle` is wrong usage and lists every subcommand."""
     assert cli.main([]) == cli.USAGE_ERROR
     said = capsys.readouterr().err
-    assert all(entry.name in said for entry in cli.COMMANDS)
+    assert all(name in said for name in cli.COMMANDS)
 
 
 def test_an_unknown_subcommand_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,8 +128,8 @@ def test_help_needs_no_extra() -> None:
 
 def test_every_subcommand_can_be_configured(capsys: pytest.CaptureFixture[str]) -> None:
     """Each line of the table of subcommands names a module that really is one."""
-    for entry in cli.COMMANDS:
+    for name in cli.COMMANDS:
         with pytest.raises(SystemExit) as caught:
-            cli.main([entry.name, "--help"])
+            cli.main([name, "--help"])
         assert caught.value.code == 0
     capsys.readouterr()

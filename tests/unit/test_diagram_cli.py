@@ -9,13 +9,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from milvus_lifecycle.cli import diagram as diagram_cli
-from milvus_lifecycle.diagram import formats as diagram_render
 from milvus_lifecycle.diagram.drawing import draw
-from milvus_lifecycle.diagram.formats import to_dot, to_mermaid
+from milvus_lifecycle.diagram.formats import render_svg, to_dot, to_mermaid
 
 DIAGRAMS = Path(__file__).parents[2] / "diagrams"
 
@@ -67,24 +67,12 @@ def test_the_suffix_names_the_format(tmp_path: Path, name: str, expected: object
 
 
 def test_pictures(tmp_path: Path, log: Path) -> None:
-    """SVG and PNG are written by suffix or by --format, annotated too."""
+    """SVG is written, annotated too."""
     pytest.importorskip("pygraphviz", reason="needs the extra milvus_lifecycle[diagram]")
     assert run("-o", tmp_path / "a.svg") == 0
-    assert run("--format", "png", "-o", tmp_path / "picture") == 0
     assert run("--audit", log, "-o", tmp_path / "b.svg") == 0
     assert b"<svg" in (tmp_path / "a.svg").read_bytes()
-    assert (tmp_path / "picture").read_bytes().startswith(b"\x89PNG")
     assert "retry" in (tmp_path / "b.svg").read_text(encoding="utf-8")
-
-
-def test_a_png_is_not_thrown_at_a_terminal(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Binary output to a terminal is refused with the way out."""
-    pytest.importorskip("pygraphviz", reason="needs the extra milvus_lifecycle[diagram]")
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    assert run("--format", "png") == 2
-    assert "-o FILE" in capsys.readouterr().err
 
 
 def test_missing_pygraphviz_is_one_clear_line(
@@ -92,11 +80,10 @@ def test_missing_pygraphviz_is_one_clear_line(
 ) -> None:
     """The error names the extra; no traceback, no file."""
     monkeypatch.setitem(sys.modules, "pygraphviz", None)
-    for name in ("a.svg", "a.png"):
-        assert run("-o", tmp_path / name) == 2
-        error = capsys.readouterr().err
-        assert "pip install 'milvus_lifecycle[diagram]'" in error
-        assert error.count("\n") == 1
+    assert run("-o", tmp_path / "a.svg") == 2
+    error = capsys.readouterr().err
+    assert "pip install 'milvus_lifecycle[diagram]'" in error
+    assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -140,21 +127,20 @@ def test_something_else_is_no_log(
     assert run("--audit", path) == 0
 
 
-@pytest.mark.parametrize("name", ["a.svg", "a.png"])
-def test_a_picture_says_nothing_on_standard_error(name: str, tmp_path: Path) -> None:
+def test_a_picture_says_nothing_on_standard_error(tmp_path: Path) -> None:
     """The bundled Fontconfig complains of configurations newer than itself: nobody can help it."""
     pytest.importorskip("pygraphviz", reason="needs the extra milvus_lifecycle[diagram]")
     fonts = tmp_path / "fonts.conf"
     fonts.write_text("<fontconfig><newer/><include>/etc/fonts/fonts.conf</include></fontconfig>")
     done = subprocess.run(
-        [sys.executable, "-m", "milvus_lifecycle", "diagram", "-o", str(tmp_path / name)],
+        [sys.executable, "-m", "milvus_lifecycle", "diagram", "-o", str(tmp_path / "a.svg")],
         env={**os.environ, "FONTCONFIG_FILE": str(fonts)},
         capture_output=True,
         timeout=120,
         check=False,
     )
     assert (done.returncode, done.stderr.decode()) == (0, "")
-    assert (tmp_path / name).stat().st_size > 1000
+    assert (tmp_path / "a.svg").stat().st_size > 1000
 
 
 def test_what_else_is_said_while_drawing_is_heard(
@@ -163,31 +149,33 @@ def test_what_else_is_said_while_drawing_is_heard(
     """Only Fontconfig's lines are dropped, and an error of the drawing itself comes through."""
 
     class Graph:
+        def __init__(self, string: str) -> None: ...
+
         def draw(self, path: None, **how: object) -> bytes:
             os.write(2, b"Fontconfig warning: unknown\nError: real trouble\n")
             raise RuntimeError("no picture")
 
         def close(self) -> None: ...
 
-    monkeypatch.setattr(diagram_render, "_load", lambda dot: Graph())
+    monkeypatch.setitem(sys.modules, "pygraphviz", SimpleNamespace(AGraph=Graph))
     with pytest.raises(RuntimeError, match="no picture"):
-        diagram_render.render_png(draw())
+        render_svg(draw())
     assert capfd.readouterr().err == "Error: real trouble\n"
 
 
 def test_mistakes_are_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each wrong use has exit code 2 and says what would be right."""
+    (tmp_path / "a.dot").mkdir()
     cases = {
         ("--connection", "c"): "--audit LOG",
-        ("-o", str(tmp_path / "a.pdf")): "--format",
+        ("-o", str(tmp_path / "a.pdf")): "none of .mmd",
         ("-o", str(tmp_path / "none" / "a.mmd")): "No such file",
-        ("-o", str(tmp_path), "--format", "dot"): "directory",
+        ("-o", str(tmp_path / "a.dot")): "directory",
         ("--audit", str(tmp_path / "none.jsonl")): "No such file",
         ("--audit", str(tmp_path)): "directory",
         ("--audit", str(tmp_path / "*.none")): "no file matches",
-        ("--format", "pdf"): "invalid choice",
         ("--check", str(tmp_path / "none")): "no directory",
-        ("--check", str(tmp_path), "--format", "svg"): "no other option",
+        ("--check", str(tmp_path), "-o", "a.svg"): "no other option",
     }
     for arguments, words in cases.items():
         assert run(*arguments) == 2, arguments

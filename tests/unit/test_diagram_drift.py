@@ -14,18 +14,14 @@ from pathlib import Path
 import pytest
 
 from milvus_lifecycle.diagram.drawing import draw
-from milvus_lifecycle.diagram.drift import (
+from milvus_lifecycle.diagram.formats import (
     MERMAID_NAME,
     SVG_NAME,
-    find_drift,
-    write_diagrams,
-)
-from milvus_lifecycle.diagram.formats import (
     RendererMissing,
-    finds_fonts,
+    find_drift,
     read_stamp,
-    render_png,
     render_svg,
+    write_diagrams,
 )
 from milvus_lifecycle.replay.stats import fold_connection, fold_stats
 from milvus_lifecycle.table import TRANSITIONS, Row, State
@@ -134,7 +130,7 @@ class ForeignGraph:
     def __init__(self, string: str) -> None:
         self.string = string
 
-    def draw(self, path: None, *, format: str, prog: str, args: str) -> bytes:
+    def draw(self, path: None, *, format: str, prog: str) -> bytes:
         svg = (DIAGRAMS / SVG_NAME).read_text(encoding="utf-8")
         ours = (
             r'<metadata.*</metadata>\n|<title>The .*</title>\n|<desc>.*</desc>\n| role="img".*(?=>)'
@@ -191,8 +187,8 @@ def test_an_annotated_drawing_of_an_old_table_is_drift(kept: Path) -> None:
 @pytest.mark.usefixtures("graphviz")
 def test_every_word_arrives_in_the_picture() -> None:
     """No label is lost on the way through Graphviz, plain, annotated or highlighted."""
-    stats, path = fold_connection(RECORDS, "c")
-    for drawing in (draw(), draw(stats=fold_stats(RECORDS)), draw(stats=stats, path=path)):
+    path = fold_connection(RECORDS, "c")
+    for drawing in (draw(), draw(stats=fold_stats(RECORDS)), draw(stats=path)):
         svg = ElementTree.fromstring(render_svg(drawing).encode())
         words = {" ".join("".join(text.itertext()).split()) for text in svg.iter(f"{{{SVG}}}text")}
         for line in (line for edge in drawing.edges for line in edge.lines):
@@ -230,28 +226,3 @@ def test_the_same_machine_draws_the_same_bytes() -> None:
     )
     drawn = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout
     assert drawn.decode() == render_svg(draw())
-
-
-@pytest.mark.usefixtures("graphviz")
-def test_a_png_is_a_sharp_picture() -> None:
-    """The PNG is one, and wide enough for its smallest letters."""
-    png = render_png(draw())
-    assert png.startswith(b"\x89PNG\r\n\x1a\n")
-    assert int.from_bytes(png[16:20], "big") > 1500
-
-
-@pytest.mark.usefixtures("graphviz")
-def test_a_machine_without_fonts_is_noticed(tmp_path: Path) -> None:
-    """Where fontconfig knows no font, Graphviz draws boxes, and finds_fonts() says so."""
-    config = tmp_path / "fonts.conf"
-    config.write_text("<fontconfig><cachedir>/nowhere</cachedir></fontconfig>")
-    script = "from milvus_lifecycle.diagram.formats import finds_fonts; print(finds_fonts())"
-    bare = subprocess.run(
-        [sys.executable, "-c", script],
-        env={"FONTCONFIG_FILE": str(config), "PATH": ""},
-        capture_output=True,
-        check=True,
-        text=True,
-    )
-    assert bare.stdout.strip() == "False"
-    assert isinstance(finds_fonts(), bool)

@@ -28,8 +28,7 @@ def annotated(records: Iterable[Record]) -> Drawing:
 
 
 def path_drawn(records: Iterable[Record], connection: str) -> Drawing:
-    stats, path = fold_connection(records, connection)
-    return draw(stats=stats, path=path)
+    return draw(stats=fold_connection(records, connection))
 
 
 def step(second: float, trigger: str, source: str, dest: str, **fields: object) -> Record:
@@ -97,10 +96,11 @@ def test_a_closed_connection_spends_no_more_time() -> None:
 def test_one_connection_alone() -> None:
     """With a connection named, everything is of it alone, and its steps are numbered."""
     noise = [step(n, "acquire", "IDLE", "ACTIVE", connection_id="noise") for n in range(3, 50)]
-    stats, path = fold_connection([*OUTAGE[:2], *noise, *OUTAGE[2:]], "c")
+    stats = fold_connection([*OUTAGE[:2], *noise, *OUTAGE[2:]], "c")
     assert stats.total.transitions == 8
-    assert path.steps[RETRY] == [4, 5, 6]
-    assert path.last_state == "IDLE"
+    assert stats.path is not None
+    assert stats.path.steps[RETRY] == [4, 5, 6]
+    assert stats.path.last_state == "IDLE"
     assert ("acquire", "IDLE", "ACTIVE") not in stats.edges
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from milvus_lifecycle.cli import console, main
+from milvus_lifecycle.cli import audit as command
+from milvus_lifecycle.cli import main
 from milvus_lifecycle.cli import tail as command_tail
 from tests.audit_logs import Story, merged, write_log
 from tests.corruption import encode, join
@@ -144,7 +145,7 @@ def test_verify_reads_standard_input(
     log: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``-`` is standard input."""
-    stdin = io.TextIOWrapper(io.BytesIO(Path(log).read_bytes()))
+    stdin = io.TextIOWrapper(io.BufferedReader(io.BytesIO(Path(log).read_bytes())))
     monkeypatch.setattr(sys, "stdin", stdin)
     code, out = run(capsys, "verify", "-")
     assert (code, out.startswith("legal: 9 records")) == (0, True)
@@ -189,21 +190,21 @@ def test_wrong_usage_is_two(words: list[str], capsys: pytest.CaptureFixture[str]
     assert "usage:" in capsys.readouterr().err
 
 
-def test_a_progress_bar_is_for_people_at_a_terminal(
+def test_progress_is_for_people_at_a_terminal(
     log: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On standard error, on a terminal, for long input; never in a pipe."""
-    monkeypatch.setattr(console, "WORTH_IT", 0)
+    monkeypatch.setattr(command, "WORTH_IT", 0)
     run(capsys, "verify", log)
-    with console.progress_bar(10**9, what="reading") as on_progress:
+    with command.progress(10**9, "reading") as on_progress:
         assert on_progress is None
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", terminal)
-    with console.progress_bar(10**9, what="reading") as on_progress:
+    with command.progress(10**9, "reading") as on_progress:
         assert on_progress is not None
         on_progress(5 * 10**8)
-    assert "reading" in terminal.getvalue()
+    assert "reading:  50%" in terminal.getvalue()
 
 
 # -- stats, tail -----------------------------------------------------------------------
@@ -303,5 +304,5 @@ def test_reading_without_msgspec_names_the_extra(log: str) -> None:
     )
     codes = [line for line in done.stdout.splitlines() if line.startswith("exit code")]
     assert codes == ["exit code 2"] * 5 + ["exit code 0"] * 3
-    told = "milvus-lifecycle: reading audit logs needs msgspec: pip install"
+    told = "milvus-lifecycle: this needs msgspec: pip install"
     assert done.stderr.splitlines() == [f"{told} 'milvus_lifecycle[audit]'"] * 5

@@ -10,10 +10,10 @@ import pytest
 
 from milvus_lifecycle.replay import outages as incidents_module
 from milvus_lifecycle.replay import stats as stats_module
+from milvus_lifecycle.replay.findings import Recent
 from milvus_lifecycle.replay.outages import NOT_OVER, UNFINISHED
 from milvus_lifecycle.replay.records import convert
 from milvus_lifecycle.replay.stats import Stats, fold_stats, quantile
-from milvus_lifecycle.replay.tracks import Recent
 from milvus_lifecycle.report.tables import Table, print_tables, stats_tables
 from milvus_lifecycle.table import TRANSITIONS
 from tests.audit_logs import Story, decoded

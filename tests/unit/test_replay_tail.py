@@ -6,15 +6,15 @@ import argparse
 import gzip
 import os
 import re
+import sys
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 
-from milvus_lifecycle.cli.audit import parse_since
-from milvus_lifecycle.cli.console import Paint
+from milvus_lifecycle.cli.audit import Paint, parse_since
 from milvus_lifecycle.cli.tail import LineWriter, Shown, Wanted, look_at
-from milvus_lifecycle.replay.follow import Follower, last_matches
+from milvus_lifecycle.replay.files import Follower, last_matches
 from milvus_lifecycle.replay.records import convert
 from tests.audit_logs import START, Story, decoded, merged, write_log
 from tests.corruption import Fields, encode, join
@@ -22,7 +22,7 @@ from tests.corruption import Fields, encode, join
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
 
 
-def text(*stories: Story, colour: bool = False, width: int | None = None) -> list[str]:
+def text(*stories: Story, colour: bool = False, width: int = sys.maxsize) -> list[str]:
     writer = LineWriter(Paint(colour), width)
     return [line for record in decoded(*stories) for line in writer.lines(Shown(b"", record))]
 
@@ -155,7 +155,7 @@ def test_the_last_lines_are_found_without_reading_the_rest(tmp_path: Path) -> No
     path.write_bytes(join(lines))
     for wanted in (1, 7, 600, 2999, 3000, 5000):
         assert last_matches(str(path), wanted, whole) == lines[-wanted:]
-    assert last_matches(str(path), None, whole) == lines
+    assert last_matches(str(path), sys.maxsize, whole) == lines
     assert last_matches(str(path), 2, lambda line: line if b"x" not in line else None) == [
         b"1000 ",
         b"2000 ",

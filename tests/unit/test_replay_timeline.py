@@ -10,22 +10,26 @@ from typing import Any
 
 from milvus_lifecycle.replay.outages import Life
 from milvus_lifecycle.replay.records import Created, Record, convert
-from milvus_lifecycle.replay.stats import StatsFold
+from milvus_lifecycle.replay.stats import Stats
 from milvus_lifecycle.report.timeline import STATES, Lane, Stay, TimelineFold, pack, timeline_data
 from tests.audit_logs import START, Story, decoded
 from tests.made_up import synthetic_records
 
 
 def fold(limit: int, *stories: Story) -> tuple[TimelineFold, list[Lane]]:
-    return feed(TimelineFold(limit), decoded(*stories))
+    return feed(limit, decoded(*stories))
 
 
-def feed(timeline: TimelineFold, records: list[Record]) -> tuple[TimelineFold, list[Lane]]:
-    stats = StatsFold()
+def feed(
+    limit: int, records: list[Record], stats: Stats | None = None
+) -> tuple[TimelineFold, list[Lane]]:
+    stats = stats or Stats()
+    timeline = TimelineFold(stats, limit)
     for record in records:
-        timeline.add(record, stats.add(record))
-    stats.result()
-    return timeline, timeline.finish()
+        timeline.add(record)
+    stats.finish()
+    timeline.finish()
+    return timeline, timeline.lanes
 
 
 def states(lane: Lane) -> list[str]:
@@ -43,9 +47,9 @@ def test_each_record_begins_a_stay() -> None:
 def test_a_log_that_starts_late_shows_what_came_before() -> None:
     """The first record says in which state the connection was, and for how long."""
     records = decoded(Story().connect().step("release", "IDLE", 4.0))[-2:]
-    timeline = TimelineFold(100)
-    timeline.since = START
-    _, (lane,) = feed(timeline, records)
+    stats = Stats()
+    stats.reach(START)
+    _, (lane,) = feed(100, records, stats)
     assert states(lane) == ["PROBING", "ACTIVE", "IDLE"]
     assert (lane.stays[0].record, lane.stays[0].start) == (None, START + timedelta(seconds=1))
 
@@ -82,7 +86,7 @@ def test_the_last_state_survives_thinning() -> None:
     """What became of a connection is always to be seen."""
     (created,) = decoded(Story())
     assert isinstance(created, Created)
-    lane = Lane(Life(created), "regular", "threads", 1)
+    lane = Lane(Life.of(created, lambda life, outage: None), created)
     for index, state in enumerate(("IDLE", "ACTIVE", "RECOVERING", "CLOSED")):
         lane.stays.append(Stay(START + timedelta(milliseconds=index), state, None))
     lane.thin(timedelta(seconds=1))
@@ -92,8 +96,8 @@ def test_the_last_state_survives_thinning() -> None:
 def test_a_huge_log_keeps_the_connections_in_trouble() -> None:
     """Memory and page stay small, and what is left out had the least trouble."""
     records = [convert(record) for record in synthetic_records(20_000, seed=6, connections=300)]
-    _, (worst, *_) = feed(TimelineFold(10**9), records)
-    thinned, lanes = feed(TimelineFold(1000), records)
+    _, (worst, *_) = feed(10**9, records)
+    thinned, lanes = feed(1000, records)
     assert sum(len(lane.stays) for lane in lanes) <= 1000
     assert thinned.left_out
     assert worst.life.connection_id in {lane.life.connection_id for lane in lanes}
