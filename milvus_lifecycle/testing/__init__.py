@@ -32,8 +32,12 @@ from .script import (
     rpc_error,
 )
 
+#: its name when each flavour had one of its own
+AsyncScriptedTransport = ScriptedTransport
+
 __all__ = [
     "AsyncFakeHandler",
+    "AsyncScriptedTransport",
     "CapturedAudit",
     "FakeChannel",
     "FakeClock",
