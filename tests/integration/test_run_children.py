@@ -29,8 +29,8 @@ async def work_in_a_loop(uri):
 def work(uri):
     assert MilvusClient(uri).list_collections() == ["demo"]
     assert asyncio.run(work_in_a_loop(uri)) == ["demo"]
-    policy = getattr(at_import, "policy", None)
-    print(os.getpid(), type(at_import).__module__, policy and policy.recovery_budget, flush=True)
+    pool = getattr(at_import, "_pool", None)
+    print(os.getpid(), type(at_import).__module__, pool and pool.policy.recovery_budget, flush=True)
 
 if __name__ == "__main__":
     uri, *budget = sys.argv[1:]
@@ -71,6 +71,6 @@ def test_children_are_on_the_engine(
     )
     assert (done.returncode, done.stderr) == (0, "")
     children = [line.split() for line in done.stdout.splitlines()]
-    assert [words[1:] for words in children] == [["milvus_lifecycle.drivers.threads", "7.5"]] * 4
+    assert [words[1:] for words in children] == [["milvus_lifecycle.managers", "7.5"]] * 4
     records = map(json.loads, (tmp_path / "audit.jsonl").read_text().splitlines())
     assert {record["pid"] for record in records} == {int(words[0]) for words in children}
