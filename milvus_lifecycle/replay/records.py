@@ -19,10 +19,8 @@ from ..audit.records import RecordsLost as LossRecord
 if TYPE_CHECKING:
     # What is made below, for type checkers. Numbers are None where a record lacks them.
 
-    class _Moment(schema.TransitionRecord):
+    class _Step(schema.TransitionRecord):
         ts: datetime  # type: ignore[assignment]
-
-    class _Step(_Moment):
         trigger: str
         source: str
 
@@ -31,8 +29,10 @@ if TYPE_CHECKING:
 
         seq: int
 
-    class Created(_Moment):
+    class Created(schema.TransitionRecord):
         """A connection came to be, in IDLE. Its ``seq`` is 0 and counts as no change."""
+
+        ts: datetime  # type: ignore[assignment]
 
     class Refused(_Step):
         """A trigger was refused: nothing changed, hence no ``seq``."""
