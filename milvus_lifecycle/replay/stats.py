@@ -63,6 +63,8 @@ class DwellTally:
     """Durations in seconds, for their median: exact for the first ones, then in buckets."""
 
     def __init__(self) -> None:
+        #: how often its edge was taken, with or without a usable duration
+        self.taken = 0
         self.count = 0
         self._values: list[float] = []
         self._buckets: Counter[int] = Counter()
@@ -293,12 +295,11 @@ class Stats:
         figures = self._figures(life.address)
         self._count(figures, record)
         dwell = dwell_of(record)
-        edge = record.trigger, record.source, record.dest
-        dwells = self._dwells.get(edge)
+        dwells = self._dwells.get((record.trigger, record.source, record.dest))
         if dwells is None:
             self.strays += 1
         else:
-            self.edges[edge] += 1
+            dwells.taken += 1
             if dwell is not None:
                 dwells.add(dwell)
         if life.state and dwell is not None and record.source in _STATES:
@@ -361,7 +362,10 @@ class Stats:
         self.endpoints = dict(sorted(self.endpoints.items()))
         for figures in self.endpoints.values():
             self.total.absorb(figures)
-        self.medians = {edge: dwells.median() for edge, dwells in self._dwells.items()}
+        for edge, dwells in self._dwells.items():
+            self.medians[edge] = dwells.median()
+            if dwells.taken:
+                self.edges[edge] = dwells.taken
         self.incidents = self._book.worst(self._longest)
         self.longest_outages = [outage for _, _, outage in sorted(self._outages, reverse=True)]
         self.flapping = self._worst_flappers()

@@ -48,17 +48,19 @@ class Verdict:
     def as_dict(self) -> dict[str, object]:
         """JSON-ready."""
         problems = self.problems
-        found = {
-            "legal": self.legal,
-            "exit_code": self.exit_code,
-            "violations": problems.violations,
-            "notes": problems.notes,
-            "unreadable": problems.unreadable,
-            "counts": problems.counts,
-            "problems": problems.kept,
-            "problems_not_shown": problems.hidden,
-        }
-        told: dict[str, object] = as_json({**vars(self), **found})
+        told: dict[str, object] = as_json(
+            {
+                "legal": self.legal,
+                "exit_code": self.exit_code,
+                **vars(self),
+                "violations": problems.violations,
+                "notes": problems.notes,
+                "unreadable": problems.unreadable,
+                "counts": problems.counts,
+                "problems": problems.kept,
+                "problems_not_shown": problems.hidden,
+            }
+        )
         return told
 
 
