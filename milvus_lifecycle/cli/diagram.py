@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from ..diagram.drawing import Drawing, draw, plural
 from ..diagram.formats import (
     RendererMissing,
     find_drift,
+    render_png,
     render_svg,
     to_dot,
     to_mermaid,
@@ -18,8 +20,13 @@ from ..diagram.formats import (
 from ..replay.findings import Problems
 from .audit import explain_nothing
 
-_WRITERS = {".mmd": to_mermaid, ".md": to_mermaid, ".dot": to_dot, ".gv": to_dot}
-_WRITERS[".svg"] = render_svg
+_WRITERS: dict[str, Callable[[Drawing], str | bytes]] = {
+    "mermaid": to_mermaid,
+    "dot": to_dot,
+    "svg": render_svg,
+    "png": render_png,
+}
+_FORMATS = {".md": "mermaid", ".mmd": "mermaid", ".gv": "dot"} | {f".{it}": it for it in _WRITERS}
 DRIFTED, UNUSABLE = 1, 2
 
 
@@ -30,8 +37,11 @@ class _Refused(Exception):
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the subcommand's options."""
     parser.epilog = (
-        "SVG needs the extra milvus_lifecycle[diagram]. Exit codes: 0 done, 1 --check found "
+        "SVG and PNG need the extra milvus_lifecycle[diagram]. Exit codes: 0 done, 1 --check found "
         "drift, 2 wrong usage, or a file or package is missing."
+    )
+    parser.add_argument(
+        "--format", choices=_WRITERS, help="default: by the suffix of -o FILE, else mermaid"
     )
     parser.add_argument(
         "--audit",
@@ -43,12 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--connection", metavar="ID", help="highlight the path of this connection of the logs"
     )
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="FILE",
-        help=f"write here, as its suffix says: {' '.join(_WRITERS)} (default: Mermaid to stdout)",
-    )
+    parser.add_argument("-o", "--output", metavar="FILE", help="write here (default: to stdout)")
     folder = parser.add_mutually_exclusive_group()
     folder.add_argument(
         "--check", metavar="DIR", type=Path, help="say whether the drawings in DIR show the table"
@@ -79,7 +84,7 @@ def _say(message: str) -> int:
 
 def _keep(options: argparse.Namespace) -> int:
     """``--check`` and ``--write``: the drawings that a repository keeps."""
-    if options.audit or options.connection or options.output:
+    if options.audit or options.connection or options.output or options.format:
         raise _Refused("--check and --write take no other option")
     if options.write is not None:
         for path in write_diagrams(options.write):
@@ -93,13 +98,18 @@ def _keep(options: argparse.Namespace) -> int:
 
 
 def _draw(options: argparse.Namespace) -> None:
+    suffix = ".mermaid" if options.output is None else Path(options.output).suffix.lower()
+    form = options.format or _FORMATS.get(suffix)
+    if form is None:
+        raise _Refused(
+            f"{options.output}: give --format, its suffix is none of {' '.join(_FORMATS)}"
+        )
+    drawn = _WRITERS[form](_drawing(options))
+    content = drawn.encode() if isinstance(drawn, str) else drawn
     if options.output is None:
-        sys.stdout.buffer.write(to_mermaid(_drawing(options)).encode())
-        return
-    write = _WRITERS.get(Path(options.output).suffix.lower())
-    if write is None:
-        raise _Refused(f"{options.output}: its suffix is none of {' '.join(_WRITERS)}")
-    Path(options.output).write_bytes(write(_drawing(options)).encode())
+        sys.stdout.buffer.write(content)
+    else:
+        Path(options.output).write_bytes(content)
 
 
 def _drawing(options: argparse.Namespace) -> Drawing:

@@ -245,6 +245,7 @@ def _entities(text: str) -> str:
 EXTRA = "milvus_lifecycle[diagram]"
 _STAMP_ID = "milvus-lifecycle"
 _DESC_END = "</desc>"
+_PNG_DPI = 144
 
 
 class RendererMissing(ImportError):
@@ -267,11 +268,16 @@ class Stamp:
 def render_svg(drawing: Drawing, rows: Iterable[Row] = TRANSITIONS) -> str:
     """The drawing as a self-contained SVG, stamped. Raises RendererMissing."""
     dot = to_dot(drawing)
-    body = _tidy(_render(dot).decode("utf-8"), drawing)
+    body = _tidy(_render(dot, "svg").decode("utf-8"), drawing)
     stamp = Stamp(table_digest(rows), digest(dot), digest(body))
     content = f"table={stamp.table} dot={stamp.dot} body={stamp.body}"
     place = body.index(_DESC_END) + len(_DESC_END)
     return f'{body[:place]}\n<metadata id="{_STAMP_ID}">{content}</metadata>{body[place:]}'
+
+
+def render_png(drawing: Drawing) -> bytes:
+    """The drawing as a PNG. Raises RendererMissing."""
+    return _render(to_dot(drawing), "png", f"-Gdpi={_PNG_DPI}")
 
 
 def read_stamp(svg: str) -> Stamp | None:
@@ -301,16 +307,16 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.replace("\r\n", "\n").encode()).hexdigest()
 
 
-def _render(dot: str) -> bytes:
+def _render(dot: str, form: str, args: str = "") -> bytes:
     try:
         import pygraphviz
     except ImportError as error:
         raise RendererMissing(
-            f"SVG needs pygraphviz, which brings Graphviz with it: pip install '{EXTRA}' "
+            f"SVG and PNG need pygraphviz, which brings Graphviz with it: pip install '{EXTRA}' "
             f"({error}). Mermaid and DOT need nothing."
         ) from error
     with contextlib.closing(pygraphviz.AGraph(string=dot)) as graph, _without_fontconfig():
-        picture: bytes = graph.draw(None, format="svg", prog="dot")
+        picture: bytes = graph.draw(None, format=form, prog="dot", args=args)
         return picture
 
 

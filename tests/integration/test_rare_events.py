@@ -175,4 +175,5 @@ def test_half_of_many_endpoints_down(
             server.start()
         assert [call.value(20) for call in waiting] == [["demo"]] * 20
         assert len(channels) == 20
-    assert all(open_sockets_to(server.port) == 1 for server, _ in (*well, *lost))
+    servers = [server for server, _ in (*well, *lost)]
+    assert wait_until(lambda: all(open_sockets_to(each.port) == 1 for each in servers), 20)

@@ -67,12 +67,23 @@ def test_the_suffix_names_the_format(tmp_path: Path, name: str, expected: object
 
 
 def test_pictures(tmp_path: Path, log: Path) -> None:
-    """SVG is written, annotated too."""
+    """SVG and PNG are written by suffix or by --format, annotated too."""
     pytest.importorskip("pygraphviz", reason="needs the extra milvus_lifecycle[diagram]")
     assert run("-o", tmp_path / "a.svg") == 0
+    assert run("--format", "png", "-o", tmp_path / "picture") == 0
+    assert (tmp_path / "picture").read_bytes().startswith(b"\x89PNG")
     assert run("--audit", log, "-o", tmp_path / "b.svg") == 0
     assert b"<svg" in (tmp_path / "a.svg").read_bytes()
     assert "retry" in (tmp_path / "b.svg").read_text(encoding="utf-8")
+
+
+def test_a_png_is_not_thrown_at_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Binary output to a terminal is refused with the way out."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert run("--format", "png") == 2
+    assert "-o FILE" in capsys.readouterr().err
 
 
 def test_missing_pygraphviz_is_one_clear_line(
