@@ -101,9 +101,10 @@ def _draw(options: argparse.Namespace) -> None:
     suffix = ".mermaid" if options.output is None else Path(options.output).suffix.lower()
     form = options.format or _FORMATS.get(suffix)
     if form is None:
-        raise _Refused(
-            f"{options.output}: give --format, its suffix is none of {' '.join(_FORMATS)}"
-        )
+        known = " ".join(_FORMATS)
+        raise _Refused(f"{options.output}: give --format, its suffix is none of {known}")
+    if form == "png" and options.output is None and sys.stdout.isatty():
+        raise _Refused("a PNG is not for a terminal: -o FILE")
     drawn = _WRITERS[form](_drawing(options))
     content = drawn.encode() if isinstance(drawn, str) else drawn
     if options.output is None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..errors import Failure, FailureSummary, summarize
 from ..table import State, Trigger
 from .checkout import Checkout
-from .face import DEADLINE_MARGIN, STAMP, Face, Start, Status
+from .face import DEADLINE_MARGIN, Face, Start, Status, stamp_of
 from .facts import Facts
 from .readiness import NEWS, LoadState, Reload
 from .requests import AskLoadState, Pause, Procedure
@@ -31,8 +31,8 @@ class Retry:
 
     def ask(self, error: Exception) -> Procedure[bool]:
         """The retry decorator asks whether to retry: waits until a retry makes sense."""
-        start, now = getattr(error, STAMP, None), self.clock()
-        if isinstance(start, Start) and start.failure is not None:
+        start, now = stamp_of(error), self.clock()
+        if start is not None and start.failure is not None:
             # The budget is for waiting. A call may have run for longer than that when its server
             # goes away, or into a connection whose loss nobody noticed.
             began = start.began + (now - start.at)

@@ -179,7 +179,7 @@ def test_mistakes_are_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "a.dot").mkdir()
     cases = {
         ("--connection", "c"): "--audit LOG",
-        ("-o", str(tmp_path / "a.pdf")): "none of .mmd",
+        ("-o", str(tmp_path / "a.pdf")): "none of .md .mmd",
         ("-o", str(tmp_path / "none" / "a.mmd")): "No such file",
         ("-o", str(tmp_path / "a.dot")): "directory",
         ("--audit", str(tmp_path / "none.jsonl")): "No such file",
