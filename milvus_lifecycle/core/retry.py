@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..errors import Failure, FailureSummary, summarize
+from ..errors import Failure, FailureSummary, classify, summarize
 from ..table import State, Trigger
 from .checkout import Checkout
 from .face import DEADLINE_MARGIN, Face, Start, Status, stamp_of
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 #: Gap (seconds) between two looks at how far a server is with loading a collection.
 ASK_PAUSE = 0.25
+_MENDABLE = (Failure.TRANSIENT, Failure.REPLICATE_VIOLATION)
 
 
 class Retry:
@@ -38,12 +39,15 @@ class Retry:
             began = start.began + (now - start.at)
             return (yield from self._after(replace(start, began=began), start.failure, True))
         # A status instead of an RPC error, or an error that somebody brought in by hand.
-        failure, status = summarize(error), self.face.take_status(error)
-        if failure.kind is Failure.NOT_READY:
+        kind, status = classify(error), self.face.take_status(error)
+        if kind is Failure.NOT_READY:
             if status is None or not (yield from self._wait_loaded(status)):
                 return False
             self.face.expect_retry(status.start)
             return True
+        if kind not in _MENDABLE:
+            return False  # nor is anything made of it: it is its caller's
+        failure = summarize(error)
         if status is not None:
             return (yield from self._after(status.start, failure, False))
         connection = self.face.connection
@@ -68,7 +72,7 @@ class Retry:
         until: float | None,
         told: bool,
     ) -> Procedure[bool]:
-        if failure.kind not in (Failure.TRANSIENT, Failure.REPLICATE_VIOLATION):
+        if failure.kind not in _MENDABLE:
             return False
         life = connection.lifecycle
         facts = Facts(now=self.clock(), failure=failure)

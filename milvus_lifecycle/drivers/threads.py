@@ -284,6 +284,7 @@ def _keep_time(
         if job is _stop:
             return
         attempt(job)
+        del job  # while nothing comes it would keep the connection that it was about, and its pool
 
 
 _DRIVERS: weakref.WeakSet[ThreadsDriver] = weakref.WeakSet()

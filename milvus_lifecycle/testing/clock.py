@@ -12,6 +12,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 
 from ..core.facts import Seams
+from ..core.pool import Pool
 from ..managers import AsyncConnectionManager, ConnectionManager
 
 Manager = ConnectionManager | AsyncConnectionManager
@@ -29,7 +30,7 @@ class FakeClock:
         self._alarms: list[tuple[float, int, Callable[[], object]]] = []
         self._count = itertools.count()
         self._waiting: list[threading.Event] = []
-        self._managers: weakref.WeakSet[Manager] = weakref.WeakSet()
+        self._pools: weakref.WeakSet[Pool] = weakref.WeakSet()
         self._loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
         self._lock = threading.Lock()
 
@@ -57,8 +58,7 @@ class FakeClock:
         for loop in list(self._loops):
             if not loop.is_closed():
                 loop.call_soon_threadsafe(lambda: None)  # it looks at the time again
-        for manager in list(self._managers):
-            pool = manager._pool
+        for pool in list(self._pools):
             pool.driver.post(pool.maintenance.run_due)
 
     def at(self, due: float, ring: Callable[[], object]) -> None:
@@ -85,7 +85,7 @@ class FakeClock:
 
     def attach(self, manager: Manager) -> None:
         """Have a manager's timers (linger, max_age, drain_timeout) look at each ``advance``."""
-        self._managers.add(manager)
+        self._pools.add(manager._pool)  # which lives as long as a handler of it, too
 
     def new_event_loop(self) -> asyncio.AbstractEventLoop:
         """A real event loop whose time is this clock's. Close it."""

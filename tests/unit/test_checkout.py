@@ -394,3 +394,23 @@ def test_an_error_brought_in_by_hand_counts_for_the_channel_in_use() -> None:
         assert rig.manager.handle_error(handler, rpc_error("UNAVAILABLE")) is True
         assert rig.triggers()[2:] == ["fail", "recovered"]
         assert rig.manager.handle_error(handler, ValueError("mine")) is False
+
+
+class Stubborn(Exception):
+    """No copy can be made of it."""
+
+    def __new__(cls, *, word: str) -> Stubborn:
+        return super().__new__(cls)
+
+    def __init__(self, *, word: str) -> None:
+        super().__init__(word)
+
+
+def test_an_error_that_is_the_callers_stays_as_it_is() -> None:
+    """Its traceback is the caller's, whatever the error is made of."""
+    with Rig() as rig:
+        handler = rig.connected()
+        with pytest.raises(Stubborn) as raised:
+            raise Stubborn(word="mine")
+        assert rig.manager.handle_error(handler, raised.value) is False
+        assert raised.value.__traceback__ is not None

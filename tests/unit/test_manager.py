@@ -329,27 +329,51 @@ def test_a_connection_that_comes_as_the_timekeeper_goes() -> None:
 
 
 def lonely() -> tuple[Any, queue.SimpleQueue[Any], threading.Thread]:
-    """A manager with a pooled connection: (weak reference, mailbox, timekeeper)."""
+    """A manager with a pooled connection: (its driver, weakly; mailbox; timekeeper)."""
     manager = ConnectionManager(
         LifecyclePolicy(linger=None), transport=Script().threads(), seams=FakeClock().seams()
     )
     manager.get_or_create(CONFIG)
     keeper = manager._driver._keeper
     assert keeper is not None
-    return weakref.ref(manager), manager._driver._mailbox, keeper
+    return weakref.ref(manager._driver), manager._driver._mailbox, keeper
 
 
-def test_a_timekeeper_ends_with_its_manager() -> None:
-    """A manager that nobody has any more is collected though its thread waits, and ends it."""
-    watched, _, keeper = lonely()
+def ends(watched: Any, keeper: threading.Thread) -> None:
+    """See that a driver that nobody has any more is collected, and that its timekeeper ends."""
 
     def gone() -> bool:
         gc.collect()
         return watched() is None
 
-    until(gone, 20, "the manager is kept")
+    until(gone, 20, "the driver is kept")
     keeper.join(20)
     assert not keeper.is_alive()
+
+
+def test_a_timekeeper_ends_with_its_manager() -> None:
+    """A manager that nobody has any more is collected though its thread waits, and ends it."""
+    watched, _, keeper = lonely()
+    ends(watched, keeper)
+
+
+def lose_a_client(pool: Any) -> None:
+    """Have the timekeeper hear that the last client of the pool's connection was collected."""
+    connection, client = pool.registry.find(CONFIG.key), Client()
+    pool.release(connection, None)
+    assert connection.lease(client)
+    pool.step(connection, Trigger.ACQUIRE)
+    assert connection.state is State.ACTIVE
+    del client
+    gc.collect()
+    until(lambda: connection.state is State.IDLE, 20, "it was not heard of")
+
+
+def test_what_a_timekeeper_did_last_keeps_nothing_alive() -> None:
+    """It waits for its next job without the connection that the last one was about."""
+    watched, _, keeper = lonely()
+    lose_a_client(watched().pool)
+    ends(watched, keeper)
 
 
 def test_a_timekeeper_that_is_busy_as_its_manager_goes() -> None:

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 
 import pytest
 
-from milvus_lifecycle import AsyncConnectionManager, ConnectionConfig, ConnectionManager
+from milvus_lifecycle import (
+    AsyncConnectionManager,
+    ConnectionConfig,
+    ConnectionManager,
+    LifecyclePolicy,
+)
 from milvus_lifecycle.errors import ConnectFailed
-from milvus_lifecycle.testing import CapturedAudit, FakeClock, Script, rpc_error, until
+from milvus_lifecycle.table import State
+from milvus_lifecycle.testing import (
+    CapturedAudit,
+    FakeClock,
+    FakeHandler,
+    Script,
+    rpc_error,
+    until,
+)
 
 CONFIG = ConnectionConfig.from_uri("http://home:19530")
 
@@ -55,6 +69,25 @@ def test_the_example_of_the_module() -> None:
     audit.wait_for("probe_failed")
     worker.join(20)
     assert [type(error) for error in errors] == [ConnectFailed]
+
+
+def test_timers_look_at_the_clock_as_long_as_somebody_uses_the_manager() -> None:
+    """A handler is enough."""
+    clock = FakeClock()
+
+    def connected() -> FakeHandler:
+        manager = ConnectionManager(
+            LifecyclePolicy(linger=60.0), transport=Script().threads(), seams=clock.seams()
+        )
+        clock.attach(manager)
+        handler: FakeHandler = manager.get_or_create(CONFIG)
+        manager.release(handler)
+        return handler
+
+    handler = connected()
+    gc.collect()
+    clock.advance(61.0)
+    until(lambda: handler.face.connection.state is State.CLOSED, 10, "it has not expired")
 
 
 def test_in_an_event_loop() -> None:
