@@ -376,5 +376,5 @@ REFUSED: frozenset[tuple[State, Trigger]] = frozenset({(_CLOSED, T.ACQUIRE)})
 #: (state, trigger) -> why this raises.
 IMPOSSIBLE: dict[tuple[State, Trigger], str] = {
     (_CLOSED, T.FAIL): "a closed connection has no current generation: its callers get the "
-    "closed error",
+    "closed error"
 }

@@ -62,10 +62,7 @@ class Checkout:
         return cls(pool, began, until)
 
     def obtain(
-        self,
-        config: ConnectionConfig | ForeignConfig,
-        dedicated: bool,
-        client: object | None,
+        self, config: ConnectionConfig | ForeignConfig, dedicated: bool, client: object | None
     ) -> Procedure[Any]:
         """A handler on a usable connection, pooled or new. Nothing is left behind on failure."""
         own = ConnectionConfig.coerce(config)
@@ -82,11 +79,7 @@ class Checkout:
             if usable:
                 return connection.handler
 
-    def check_out(
-        self,
-        connection: ManagedConnection,
-        client: object | None,
-    ) -> Procedure[bool]:
+    def check_out(self, connection: ManagedConnection, client: object | None) -> Procedure[bool]:
         """Lease ``connection`` and see it usable. False if it is closed: look it up anew.
 
         If this raises, the client has the lease that it had before, or none.

@@ -39,11 +39,9 @@ class Model(Protocol):
     @property
     def address(self) -> str:
         """For errors."""
-        ...
 
     def entered(self, facts: Facts) -> None:
         """PROBING, RECOVERING or CLOSED was entered."""
-        ...
 
 
 class _Callback(Protocol):

@@ -97,15 +97,12 @@ class Steps(Protocol):
 
     def step(self, connection: ManagedConnection, trigger: Trigger, **facts: Any) -> bool:
         """Step the machine and do what the step leaves to do. True if a row was taken."""
-        ...
 
     def finish(self, connection: ManagedConnection, result: StepResult) -> None:
         """Wake, close and note what a step leaves to do."""
-        ...
 
     def close_channel(self, wire: Wire) -> None:
         """Close a channel that nothing uses any more."""
-        ...
 
 
 class Maintenance:

@@ -48,17 +48,14 @@ class Recorded(Protocol):
     @property
     def address(self) -> str:
         """In use, else configured."""
-        ...
 
     @property
     def leases(self) -> Sized:
         """One for each client that holds it."""
-        ...
 
     @property
     def in_flight(self) -> int:
         """RPCs that run on it."""
-        ...
 
 
 def record_step(

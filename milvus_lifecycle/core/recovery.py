@@ -171,11 +171,7 @@ class Recovery:
             except Exception as error:
                 self.flight.failure = summarize(error)
             else:
-                stood_down = self._settle(
-                    Trigger.STAND_DOWN,
-                    located=located,
-                    unchanged=True,
-                )
+                stood_down = self._settle(Trigger.STAND_DOWN, located=located, unchanged=True)
                 return stood_down or self.flight.outcome is not None
         self.pool.finish(self.connection, self.life.drop_standby(self.flight))
         return self.flight.outcome is not None
@@ -203,10 +199,7 @@ class Recovery:
             late = summarize(error)
         return cause if late.kind is Failure.DEADLINE else late
 
-    def _slice(
-        self,
-        wire: Wire,
-    ) -> float:
+    def _slice(self, wire: Wire) -> float:
         """How long an attempt may last that starts now (seconds)."""
         now, policy = self.clock(), self.policy
         age = now - self._down_since()
@@ -263,20 +256,9 @@ class Recovery:
             if self.flight.outcome is not None or self._settle(trigger, failure=failure):
                 return
 
-    def _land(
-        self,
-        trigger: Trigger,
-        wire: Wire,
-        identifier: str,
-        located: Located | None,
-    ) -> None:
+    def _land(self, trigger: Trigger, wire: Wire, identifier: str, located: Located | None) -> None:
         """Swap the validated channel in, unless something else was decided meanwhile."""
-        landed = self._settle(
-            trigger,
-            wire=wire,
-            identifier=identifier,
-            located=located,
-        )
+        landed = self._settle(trigger, wire=wire, identifier=identifier, located=located)
         if not landed and self.flight.outcome is None:
             # Only a guard can say no here: the flight is somebody else's by now.
             self.pool.finish(self.connection, self.life.withdraw(self.flight))

@@ -41,11 +41,9 @@ class AsyncDriver(Protocol):
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
         """The loop that it belongs to, while that exists."""
-        ...
 
     async def drive(self, procedure: Procedure[T]) -> T:
         """Run a procedure to its end in this task."""
-        ...
 
 
 class OverdueError(grpc.RpcError):
@@ -306,12 +304,7 @@ class _Streaming(Method[AsyncLifecycleChannel]):
         except LifecycleError as error:
             raise face.pool.transport.translate(error) from None
         target, remaining, sent = self.prepare(start, metadata)
-        call = target(
-            request,
-            timeout=remaining,
-            metadata=sent,
-            **options,
-        )
+        call = target(request, timeout=remaining, metadata=sent, **options)
         start.rpc.call = call
 
         def done(_: Any) -> None:

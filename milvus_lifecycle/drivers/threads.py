@@ -262,8 +262,7 @@ def _stop() -> None:
 
 
 def _keep_time(
-    driver_ref: weakref.ref[ThreadsDriver],
-    mailbox: queue.SimpleQueue[Callable[[], object]],
+    driver_ref: weakref.ref[ThreadsDriver], mailbox: queue.SimpleQueue[Callable[[], object]]
 ) -> None:
     """The timekeeper: runs what is due and what finalizers put off. Holds the driver weakly."""
     while True:

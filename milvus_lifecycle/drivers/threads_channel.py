@@ -197,12 +197,7 @@ class _Streaming(Method[LifecycleChannel]):
         start = face.begin(timeout)
         try:
             target, remaining, sent = self.prepare(start, metadata)
-            call = target(
-                request,
-                timeout=remaining,
-                metadata=sent,
-                **options,
-            )
+            call = target(request, timeout=remaining, metadata=sent, **options)
         except BaseException as error:
             face.left(start)
             if isinstance(error, grpc.RpcError):
@@ -220,11 +215,7 @@ class _Future(grpc.Call, GrpcFuture):
     """A grpc future that reports its own failure and never shows a cut as a cancellation."""
 
     def __init__(
-        self,
-        face: LifecycleChannel,
-        start: Start,
-        call: Any,
-        answered: Callable[[Any], None],
+        self, face: LifecycleChannel, start: Start, call: Any, answered: Callable[[Any], None]
     ) -> None:
         self._face = face
         self._start = start
