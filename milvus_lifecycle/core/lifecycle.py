@@ -104,109 +104,69 @@ class _Snapshot:
                 setattr(part, name, value)
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Lifecycle:
     """State, channels, flight and outage of one connection. Written only inside a step."""
 
-    __slots__ = (
-        "audit",
-        "binding",
-        "closed_by",
-        "config",
-        "created_at",
-        "dedicated",
-        "draining",
-        "expiry_planned",
-        "failures",
-        "flight",
-        "flights",
-        "generation",
-        "id",
-        "idle_limit",
-        "last_failure",
-        "last_rpc_ended",
-        "last_success",
-        "last_used_at",
-        "leases",
-        "lock",
-        "outage",
-        "policy",
-        "recoveries",
-        "recycle_planned",
-        "refresh_planned",
-        "result",
-        "row",
-        "seams",
-        "section",
-        "seq",
-        "state",
-        "state_since",
-        "strategy",
-        "strict",
-        "suspect",
-        "unit",
-        "validated",
-        "was_good",
-    )
+    config: ConnectionConfig
+    strategy: ConnectionStrategy
+    policy: LifecyclePolicy
+    audit: Audit
+    seams: Seams
+    leases: Leases
+    dedicated: bool = field(kw_only=True)
+    id: str = field(default_factory=lambda: uuid.uuid4().hex[:16])
+    state: State = State.IDLE
+    seq: int = 0
+    generation: int = 0
+    binding: Binding | None = None
+    flight: Flight | None = None
+    flights: int = 0
+    outage: Outage | None = None
+    validated: bool = False
+    #: its clients had a good connection before this one was made (or before a fork)
+    was_good: bool = False
+    suspect: bool = False
+    draining: list[Wire] = field(default_factory=list)
+    created_at: float = field(init=False)
+    state_since: float = field(init=False)
+    last_used_at: float = field(init=False)
+    last_rpc_ended: float = field(init=False)
+    last_success: float = field(init=False)
+    last_failure: FailureSummary | None = None
+    recoveries: int = 0
+    failures: int = 0
+    #: the trigger that closed it
+    closed_by: Trigger | None = None
+    #: ``idle_threshold`` as a number
+    idle_limit: float = field(init=False)
+    #: the strategy has a ``needs_probe`` of its own: it is asked each time
+    strict: bool = field(init=False)
+    #: where in the jitter window of ``max_age`` this connection stands
+    unit: float = field(init=False)
+    #: is there an entry on the schedule that will look whether it has lingered?
+    expiry_planned: bool = False
+    #: ... one that looks at the age of this generation's channel (0: none)?
+    recycle_planned: int = 0
+    #: ... and one that asks the locator anew?
+    refresh_planned: bool = False
+    #: the row that the step under way takes, and what that step leaves to do
+    row: Row | None = None
+    result: StepResult = field(init=False)
+    lock: threading.RLock = field(init=False)
+    section: mutex.Section = field(init=False)
 
-    state: State
-
-    def __init__(
-        self,
-        config: ConnectionConfig,
-        strategy: ConnectionStrategy,
-        policy: LifecyclePolicy,
-        audit: Audit,
-        seams: Seams,
-        leases: Leases,
-        *,
-        dedicated: bool,
-    ) -> None:
-        now = seams.clock()
-        self.id = uuid.uuid4().hex[:16]
-        self.config = config
-        self.strategy = strategy
-        self.policy = policy
-        self.audit = audit
-        self.seams = seams
-        self.leases = leases
-        self.dedicated = dedicated
-        self.renew_mutex()
-        self.state = State.IDLE
-        self.seq = 0
-        self.generation = 0
-        self.binding: Binding | None = None
-        self.flight: Flight | None = None
-        self.flights = 0
-        self.outage: Outage | None = None
-        self.validated = False
-        #: its clients had a good connection before this one was made (or before a fork)
-        self.was_good = False
-        self.suspect = False
-        self.draining: list[Wire] = []
-        self.created_at = self.state_since = now
+    def __post_init__(self) -> None:
+        now = self.created_at = self.state_since = self.seams.clock()
         self.last_used_at = self.last_rpc_ended = self.last_success = now
-        self.last_failure: FailureSummary | None = None
-        self.recoveries = 0
-        self.failures = 0
-        #: the trigger that closed it
-        self.closed_by: Trigger | None = None
-        #: ``idle_threshold`` as a number
-        self.idle_limit = float("inf") if policy.idle_threshold is None else policy.idle_threshold
-        #: the strategy has a ``needs_probe`` of its own: it is asked each time
-        self.strict = type(strategy).needs_probe is not ConnectionStrategy.needs_probe
+        threshold = self.policy.idle_threshold
+        self.idle_limit = float("inf") if threshold is None else threshold
+        self.strict = type(self.strategy).needs_probe is not ConnectionStrategy.needs_probe
         if self.strict:
             self.idle_limit = -1.0
-        #: where in the jitter window of ``max_age`` this connection stands
-        self.unit = seams.chance()
-        #: is there an entry on the schedule that will look whether it has lingered?
-        self.expiry_planned = False
-        #: ... one that looks at the age of this generation's channel (0: none)?
-        self.recycle_planned = 0
-        #: ... and one that asks the locator anew?
-        self.refresh_planned = False
-        #: the row that the step under way takes, and what that step leaves to do
-        self.row: Row | None = None
+        self.unit = self.seams.chance()
         self.result = _NOTHING
+        self.renew_mutex()
 
     def renew_mutex(self) -> None:
         """A new one: in a forked child another thread of the parent may have held it."""
