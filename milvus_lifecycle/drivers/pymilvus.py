@@ -12,6 +12,7 @@ import grpc
 
 from ..config import ConnectionConfig, load_tls
 from ..core.readiness import Collection, LoadState
+from ..core.transport import Transport
 from ..errors import ConfigError, FailureSummary, LifecycleError
 
 if TYPE_CHECKING:
@@ -291,6 +292,10 @@ class AsyncioTransport(_PymilvusTransport):
         """GetLoadState, without decorator and retry."""
         call = _raw(connection.face, "GetLoadState")
         return _load_state(await call(**_load_state_request(collection), timeout=timeout))
+
+
+#: by flavour
+TRANSPORTS: dict[str, type[Transport]] = {"threads": ThreadsTransport, "asyncio": AsyncioTransport}
 
 
 def _raw(channel: Any, method: str) -> Any:
