@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from .audit.jsonl import ENVIRONMENT as AUDIT
 from .audit.jsonl import JsonLines
@@ -18,17 +18,15 @@ from .audit.records import Sink
 from .audit.stream import Listener
 from .config import ConnectionConfig, ForeignConfig
 from .core.checkout import Checkout
+from .core.facts import Seams
 from .core.pool import Pool, StrategyFor
+from .core.transport import Transport
 from .drivers.aio import AsyncDriver, running_loop
 from .drivers.threads import ThreadsDriver
 from .endpoints.choose import default_strategy
 from .errors import ConfigError, LifecycleError, LoopMismatch, for_callers, translate_by
 from .fork import renew_in_child
 from .policy import LifecyclePolicy, parse_timeout
-
-if TYPE_CHECKING:
-    from .core.facts import Seams
-    from .core.transport import Transport
 
 #: The default of ``install(policy=...)``: fields of LifecyclePolicy, as a JSON object.
 POLICY = "MILVUS_LIFECYCLE_POLICY"

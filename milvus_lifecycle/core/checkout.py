@@ -7,7 +7,7 @@ Each is a generator that decides in memory and yields what has to be waited for 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..config import ConnectionConfig, ForeignConfig
 from ..errors import (
@@ -23,15 +23,13 @@ from ..errors import (
     shown,
 )
 from ..table import State, Trigger
+from .connection import ManagedConnection
 from .face import Face, Start
 from .flight import STOPPED, Flight, FlightKind, Outcome
 from .leases import check_client
+from .pool import Pool
 from .requests import Pause, Procedure, Wait
-
-if TYPE_CHECKING:
-    from .connection import ManagedConnection
-    from .pool import Pool
-    from .wire import Rpc
+from .wire import Rpc
 
 #: How much longer (seconds) than their limit the waiters of a first connect wait for its own
 #: verdict, which names the cause.

@@ -9,13 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ..errors import FailureSummary
-    from ..table import Trigger
-    from .wire import Wire
-
+from ..errors import FailureSummary
+from ..table import Trigger
+from .wire import Wire
 
 #: Whoever wakes so much later (seconds) than he wanted was not run meanwhile: the process was
 #: stopped or the machine suspended, and its budgets ran out without a try.

@@ -12,23 +12,21 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..audit.stream import Audit, Emission
+from ..config import ConnectionConfig
 from ..errors import Failure, FailureSummary, LifecycleError, summarize
+from ..policy import LifecyclePolicy
 from ..table import REFUSED, Row, State, Trigger
 from . import mutex
 from .facts import Facts, Seams
 from .flight import Flight, FlightKind, Outage, Outcome
+from .leases import Leases
 from .machine import check_names, fire
 from .recording import record_creation, record_step, record_wait
 from .strategies import AnyLocator, Broken, ConnectionStrategy, Dispose
 from .wire import Binding, Rpc, Wire
-
-if TYPE_CHECKING:
-    from ..audit.stream import Audit, Emission
-    from ..config import ConnectionConfig
-    from ..policy import LifecyclePolicy
-    from .leases import Leases
 
 
 @dataclass(slots=True)

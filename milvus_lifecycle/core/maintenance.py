@@ -13,21 +13,19 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from ..audit.stream import complain
 from ..errors import LifecycleError, brief
+from ..policy import LifecyclePolicy
 from ..table import State, Trigger
+from .connection import ManagedConnection
+from .facts import Seams
+from .lifecycle import StepResult
+from .registry import Registry
 from .requests import Procedure, locate
-
-if TYPE_CHECKING:
-    from ..policy import LifecyclePolicy
-    from .connection import ManagedConnection
-    from .facts import Seams
-    from .lifecycle import StepResult
-    from .registry import Registry
-    from .transport import Driver
-    from .wire import Wire
+from .transport import Driver
+from .wire import Wire
 
 Job = Callable[[], object]
 

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..audit.records import Sink
 from ..audit.stream import Audit
@@ -33,10 +33,8 @@ from .maintenance import Maintenance
 from .mutex import Reentered
 from .registry import Registry
 from .strategies import ConnectionStrategy
-
-if TYPE_CHECKING:
-    from .transport import Driver, Transport
-    from .wire import Wire
+from .transport import Driver, Transport
+from .wire import Wire
 
 #: attribute of a handler that leads to its permanent channel
 FACE = "_milvus_lifecycle_face"

@@ -6,20 +6,18 @@ flight that ends without an outcome of its own is settled as abandoned.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import ConnectionClosed, Failure, FailureSummary, Interrupted, summarize
 from ..table import Trigger
+from .connection import ManagedConnection
+from .facts import Located
 from .flight import Flight, FlightKind
 from .lifecycle import CHANNELS_PER_OUTAGE
+from .pool import Pool
 from .requests import Open, Ping, Procedure, Register, Wait, locate
 from .strategies import Broken, Connect, Recover
 from .wire import Wire
-
-if TYPE_CHECKING:
-    from .connection import ManagedConnection
-    from .facts import Located
-    from .pool import Pool
 
 #: A first attempt of an outage lasts this long (seconds) before it counts as failed; later ones
 #: as long as the outage is old, up to ``connect_timeout``. The channel itself keeps connecting.

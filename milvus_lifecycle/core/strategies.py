@@ -11,17 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
-from ..errors import Failure
-
-if TYPE_CHECKING:
-    from ..config import ConnectionConfig
-    from ..errors import FailureSummary
-    from ..policy import LifecyclePolicy
-    from ..table import State
-    from .facts import Facts, Located, Seams
-    from .flight import Flight
+from ..config import ConnectionConfig
+from ..errors import Failure, FailureSummary
+from ..policy import LifecyclePolicy
+from ..table import State
+from .facts import Facts, Located, Seams
+from .flight import Flight
 
 
 class View(Protocol):

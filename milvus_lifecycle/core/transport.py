@@ -7,16 +7,15 @@ three raw RPCs: `drivers.pymilvus` implements it for both flavours, `testing` wi
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from ..config import ConnectionConfig
-    from ..errors import LifecycleError
-    from .connection import ManagedConnection
-    from .flight import Flight
-    from .readiness import Collection
-    from .requests import Open
-    from .wire import Wire
+from ..config import ConnectionConfig
+from ..errors import LifecycleError
+from .connection import ManagedConnection
+from .flight import Flight
+from .readiness import Collection
+from .requests import Open
+from .wire import Wire
 
 
 class Driver(Protocol):

@@ -5,24 +5,21 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import grpc
 import grpc.aio
 
 from ..core.checkout import Checkout
+from ..core.connection import ManagedConnection
 from ..core.face import Face, Start, Status
-from ..core.pool import FACE
+from ..core.pool import FACE, Pool
+from ..core.requests import Procedure
 from ..core.retry import Retry
 from ..core.wire import Rpc, WireState
 from ..errors import LifecycleError, summarize
 from ..policy import parse_timeout
 from .rpc import Method
-
-if TYPE_CHECKING:
-    from ..core.connection import ManagedConnection
-    from ..core.pool import Pool
-    from ..core.requests import Procedure
 
 T = TypeVar("T")
 

@@ -5,20 +5,18 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import grpc
 
 from ..config import ConnectionConfig, load_tls
+from ..core.connection import ManagedConnection
 from ..core.readiness import Collection, LoadState
+from ..core.requests import Open
 from ..core.transport import Transport
+from ..core.wire import Wire
 from ..errors import ConfigError, FailureSummary, LifecycleError
-
-if TYPE_CHECKING:
-    from ..core.connection import ManagedConnection
-    from ..core.requests import Open
-    from ..core.wire import Wire
 
 #: pymilvus has a connection manager to replace from 2.6.10 on; later minor versions are not
 #: known to work until they were tested.

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-if TYPE_CHECKING:
-    from ..core.face import Start
+from ..core.face import Start
 
 AnyFace = TypeVar("AnyFace")
 

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 
 from ..core.checkout import Checkout
+from ..core.connection import ManagedConnection
 from ..core.face import DrainedError, Face, GrpcFuture, Start
+from ..core.pool import Pool
+from ..core.requests import Procedure
 from ..core.retry import Retry
 from ..core.wire import Rpc
 from ..errors import LifecycleError
 from ..policy import parse_timeout
 from .rpc import Method
-
-if TYPE_CHECKING:
-    from ..core.connection import ManagedConnection
-    from ..core.pool import Pool
-    from ..core.requests import Procedure
 
 
 class LifecycleChannel(Face, grpc.Channel):

@@ -16,14 +16,14 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from ..audit.stream import complain
 from ..config import ConnectionConfig, load_tls, parse_endpoint
 from ..core.facts import Facts, Located
 from ..core.flight import Flight, FlightKind
 from ..core.requests import Join, Procedure
-from ..core.strategies import ConnectionStrategy
+from ..core.strategies import ConnectionStrategy, View
 from ..errors import (
     Failure,
     FailureSummary,
@@ -34,12 +34,9 @@ from ..errors import (
     summarize,
 )
 from ..fork import on_fork_in_child, renew_in_child
+from ..policy import LifecyclePolicy
 from ..table import State
 from .topology import Topology, newer
-
-if TYPE_CHECKING:
-    from ..core.strategies import View
-    from ..policy import LifecyclePolicy
 
 #: Fetches of one cluster's topology start at least this far apart (seconds), whoever asks.
 FETCH_SPACING = 1.0
