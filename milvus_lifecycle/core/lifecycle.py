@@ -305,11 +305,8 @@ class Lifecycle:
     def drained(self, wire: Wire) -> None:
         """A retired channel is closed: forget it."""
         # The RPC that ends last and the end of drain_timeout may meet here.
-        locks = mutex.here.locks
-        with self.lock:
-            locks.append(self.lock)
+        with self.lock, self.section:
             self.draining = [each for each in self.draining if each is not wire]
-            locks.pop()
 
     def touch(self) -> None:
         """A checkout was served: a use, like an RPC."""
@@ -321,28 +318,21 @@ class Lifecycle:
         self, flight: Flight, wake: Callable[[], None], until: float, *, leads: bool = False
     ) -> bool:
         """Wait with ``flight``: call ``wake`` once it has ended. False if it has already."""
-        locks = mutex.here.locks
-        with self.lock:
-            locks.append(self.lock)
+        with self.lock, self.section:
             under_way = flight.outcome is None
             if under_way:
                 if leads:
                     flight.nudge = wake
                 flight.waiters.append(wake)
                 flight.patience = max(flight.patience, until)
-            locks.pop()
             return under_way
 
     def leave(self, flight: Flight, wake: Callable[[], None]) -> bool:
         """Stop waiting. True if the flight has nobody left who waits for it."""
-        locks = mutex.here.locks
-        with self.lock:
-            locks.append(self.lock)
+        with self.lock, self.section:
             if wake in flight.waiters:
                 flight.waiters.remove(wake)
-            deserted = flight.outcome is None and not flight.waiters
-            locks.pop()
-            return deserted
+            return flight.outcome is None and not flight.waiters
 
     def lead(self, flight: Flight, leader: object) -> bool:
         """Make ``leader`` lead ``flight``. False if it is over, or led by somebody else."""

@@ -16,6 +16,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import ClassVar
 
 from ..audit.stream import complain
@@ -247,7 +248,8 @@ class TopologyBook:
             except TopologyError as error:
                 outcome = TopologyError(error.reason, error.detail, address=self.config.address)
             self._failed = self._failed + 1 if isinstance(outcome, LifecycleError) else 0
-            if _passing(outcome) and self._failed < TRIES:
+            passing = isinstance(outcome, TopologyError) and outcome.reason in _PASSING
+            if passing and self._failed < TRIES:
                 self._fetch = Fetch()
         fetch.end(outcome)
         if isinstance(outcome, LifecycleError):
@@ -263,10 +265,6 @@ class TopologyBook:
         complain(f"{brief(error)} (connections stay on {self.latest.primary.endpoint})")
 
 
-def _passing(outcome: Topology | LifecycleError) -> bool:
-    return isinstance(outcome, TopologyError) and outcome.reason in _PASSING
-
-
 def _is_down(flight: Flight, now: float) -> bool:
     # By time, too: the flight of a loop that was stopped and forgotten never ends.
     return flight.outcome is None and now < max(flight.deadline, flight.patience)
@@ -279,6 +277,7 @@ def _after_fork_in_child() -> None:
 renew_in_child(_after_fork_in_child)
 
 
+@dataclass(eq=False)
 class TopologyLocator:
     """Finds the primary: by a fetch, for as long as may be waited for it, else as last known.
 
@@ -286,10 +285,9 @@ class TopologyLocator:
     told of another primary all the same (``GlobalStrategy.moved``). None: a refresh.
     """
 
-    def __init__(self, book: TopologyBook, since: float, flight: Flight | None = None) -> None:
-        self.book = book
-        self.since = since
-        self.flight = flight
+    book: TopologyBook
+    since: float
+    flight: Flight | None = None
 
     def steps(
         self, connection: View, failure: FailureSummary | None, timeout: float
