@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from .audit.jsonl import ENVIRONMENT as AUDIT
 from .audit.jsonl import JsonLines
@@ -18,17 +18,15 @@ from .audit.records import Sink
 from .audit.stream import Listener
 from .config import ConnectionConfig, ForeignConfig
 from .core.checkout import Checkout
+from .core.facts import Seams
 from .core.pool import Pool, StrategyFor
+from .core.transport import Transport
 from .drivers.aio import AsyncDriver, running_loop
 from .drivers.threads import ThreadsDriver
 from .endpoints.choose import default_strategy
 from .errors import ConfigError, LifecycleError, LoopMismatch, for_callers, translate_by
 from .fork import renew_in_child
 from .policy import LifecyclePolicy, parse_timeout
-
-if TYPE_CHECKING:
-    from .core.facts import Seams
-    from .core.transport import Transport
 
 #: The default of ``install(policy=...)``: fields of LifecyclePolicy, as a JSON object.
 POLICY = "MILVUS_LIFECYCLE_POLICY"
@@ -110,13 +108,10 @@ class Settings:
 renew_in_child(Settings.renew_lock)
 
 
-class ConnectionManager:
-    """Pools connections for ``MilvusClient``; a drop-in for pymilvus's class of the same name.
+class _Manager:
+    """A pool, and what both flavours do with it."""
 
-    Thread-safe. Errors are LifecycleError (and MilvusException, where pymilvus is installed).
-    """
-
-    _instance: ClassVar[ConnectionManager | None] = None
+    _flavour: ClassVar[str]
 
     def __init__(
         self,
@@ -128,19 +123,45 @@ class ConnectionManager:
         seams: Seams | None = None,
     ) -> None:
         if transport is None:
-            from .drivers.pymilvus import ThreadsTransport
+            from .drivers.pymilvus import TRANSPORTS
 
-            transport = ThreadsTransport()
+            transport = TRANSPORTS[self._flavour]()
         self._pool = Pool(
-            "threads",
+            self._flavour,
             policy,
             transport=transport,
             strategy_for=strategy_for,
             sinks=sinks,
             seams=seams,
         )
-        self._driver = ThreadsDriver(self._pool)
         self._find, self._clock = self._pool.registry.find, self._pool.seams.clock
+        self._begin()
+
+    def _begin(self) -> None:
+        """Make the driver."""
+        raise NotImplementedError
+
+    def get_stats(self) -> dict[str, Any]:
+        """Counts and one row per connection; ages and idle times in seconds."""
+        return self._pool.stats()
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Call ``listener(record)`` for every transition. Returns the unsubscriber."""
+        return self._pool.audit.subscribe(listener)
+
+
+class ConnectionManager(_Manager):
+    """Pools connections for ``MilvusClient``; a drop-in for pymilvus's class of the same name.
+
+    Thread-safe. Errors are LifecycleError (and MilvusException, where pymilvus is installed).
+    """
+
+    _instance: ClassVar[ConnectionManager | None] = None
+
+    _flavour = "threads"
+
+    def _begin(self) -> None:
+        self._driver = ThreadsDriver(self._pool)
 
     @classmethod
     def get_instance(cls) -> ConnectionManager:
@@ -205,16 +226,8 @@ class ConnectionManager:
         face = self._pool.find_face(handler)
         return face is not None and face.on_rpc_error(error)
 
-    def get_stats(self) -> dict[str, Any]:
-        """Counts and one row per connection; ages and idle times in seconds."""
-        return self._pool.stats()
 
-    def subscribe(self, listener: Listener) -> Callable[[], None]:
-        """Call ``listener(record)`` for every transition. Returns the unsubscriber."""
-        return self._pool.audit.subscribe(listener)
-
-
-class AsyncConnectionManager:
+class AsyncConnectionManager(_Manager):
     """Pools connections for ``AsyncMilvusClient``; a drop-in for pymilvus's class of that name.
 
     Use it inside its event loop. Errors are those of ``ConnectionManager``. It is known weakly
@@ -227,29 +240,10 @@ class AsyncConnectionManager:
         weakref.WeakValueDictionary()
     )
 
-    def __init__(
-        self,
-        policy: LifecyclePolicy | None = None,
-        *,
-        transport: Transport | None = None,
-        strategy_for: StrategyFor = default_strategy,
-        sinks: tuple[Sink, ...] = (),
-        seams: Seams | None = None,
-    ) -> None:
-        if transport is None:
-            from .drivers.pymilvus import AsyncioTransport
+    _flavour = "asyncio"
 
-            transport = AsyncioTransport()
-        self._pool = Pool(
-            "asyncio",
-            policy,
-            transport=transport,
-            strategy_for=strategy_for,
-            sinks=sinks,
-            seams=seams,
-        )
+    def _begin(self) -> None:
         self._driver = AsyncDriver(self._pool, type(self).get_instance)
-        self._find, self._clock = self._pool.registry.find, self._pool.seams.clock
         self._anchored = self._driver.anchor(self)
 
     @classmethod
@@ -317,14 +311,6 @@ class AsyncConnectionManager:
         """
         face = self._pool.find_face(handler)
         return face is not None and await face.on_rpc_error(error)
-
-    def get_stats(self) -> dict[str, Any]:
-        """Counts and one row per connection; ages and idle times in seconds."""
-        return self._pool.stats()
-
-    def subscribe(self, listener: Listener) -> Callable[[], None]:
-        """Call ``listener(record)`` for every transition. Returns the unsubscriber."""
-        return self._pool.audit.subscribe(listener)
 
     async def __aenter__(self) -> AsyncConnectionManager:
         return self

@@ -41,6 +41,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 
 class State(str, Enum):
@@ -116,6 +117,13 @@ def _landings(
     )
 
 
+def _each(
+    trigger: Trigger, sources: tuple[State, ...], dest: State, why: str, *how: Any, **more: Any
+) -> tuple[Row, ...]:
+    """The same row from each of ``sources``."""
+    return tuple(Row(trigger, source, dest, why, *how, **more) for source in sources)
+
+
 TRANSITIONS: tuple[Row, ...] = (
     # -- acquire: a checkout, or an RPC that starts on a connection idle for too long.
     Row(
@@ -124,9 +132,8 @@ TRANSITIONS: tuple[Row, ...] = (
         _PROBING,
         "nothing vouches for the channel: never validated, suspect or idle for too long",
         ("strategy.needs_probe",),
-        (),
-        ("begin_probe",),
-        "needs_probe",
+        actions=("begin_probe",),
+        guard="needs_probe",
     ),
     Row(T.ACQUIRE, _IDLE, _ACTIVE, "validated a moment ago", ("held",), guard="held"),
     Row(
@@ -135,9 +142,8 @@ TRANSITIONS: tuple[Row, ...] = (
         _PROBING,
         "idle for too long while held",
         ("strategy.needs_probe",),
-        (),
-        ("begin_probe",),
-        "needs_probe",
+        actions=("begin_probe",),
+        guard="needs_probe",
     ),
     # -- served: after a give_up clients do not check out again; their RPCs tell the news.
     Row(
@@ -146,9 +152,8 @@ TRANSITIONS: tuple[Row, ...] = (
         _ACTIVE,
         "an RPC of the current generation succeeded",
         ("held", "same_generation", "has_channel"),
-        (),
-        ("clear_suspicion",),
-        "held",
+        actions=("clear_suspicion",),
+        guard="held",
     ),
     # -- doubt: a black hole shows no UNAVAILABLE, only deadlines that pass.
     Row(
@@ -157,9 +162,8 @@ TRANSITIONS: tuple[Row, ...] = (
         _PROBING,
         "an RPC ran into its deadline and none has succeeded since it started",
         ("same_generation", "silent_since"),
-        (),
-        ("begin_probe",),
-        "silent",
+        actions=("begin_probe",),
+        guard="silent",
     ),
     # -- the probe's outcomes.
     *_landings(
@@ -171,9 +175,8 @@ TRANSITIONS: tuple[Row, ...] = (
         _RECOVERING,
         "the channel that once was good does not answer",
         ("same_flight", "validated"),
-        (),
-        ("end_flight", "begin_recovery"),
-        "validated before",
+        actions=("end_flight", "begin_recovery"),
+        guard="validated before",
     ),
     Row(
         T.PROBE_FAILED,
@@ -186,45 +189,34 @@ TRANSITIONS: tuple[Row, ...] = (
         "never validated",
     ),
     # -- fail: an RPC failed in a way that the strategy says a new channel can mend.
-    *(
-        Row(
-            T.FAIL,
-            source,
-            _RECOVERING,
-            "an RPC of the current generation failed",
-            ("validated", "same_generation", "strategy.may_recover"),
-            (),
-            ("end_flight", "begin_recovery"),
-            "may_recover",
-        )
-        for source in (_IDLE, _ACTIVE, _PROBING)
+    *_each(
+        T.FAIL,
+        (_IDLE, _ACTIVE, _PROBING),
+        _RECOVERING,
+        "an RPC of the current generation failed",
+        ("validated", "same_generation", "strategy.may_recover"),
+        actions=("end_flight", "begin_recovery"),
+        guard="may_recover",
     ),
     # -- reroute, recycle: move before anything fails; the current channel goes on serving.
-    *(
-        Row(
-            T.REROUTE,
-            source,
-            _RECOVERING,
-            "the strategy's target is not the address in use",
-            ("validated", "strategy.target_changed"),
-            (),
-            ("begin_recovery",),
-            "target_changed",
-        )
-        for source in (_IDLE, _ACTIVE)
+    *_each(
+        T.REROUTE,
+        (_IDLE, _ACTIVE),
+        _RECOVERING,
+        "the strategy's target is not the address in use",
+        ("validated", "strategy.target_changed"),
+        actions=("begin_recovery",),
+        guard="target_changed",
     ),
-    *(
-        Row(
-            T.RECYCLE,
-            source,
-            _RECOVERING,
-            "older than max_age",
-            ("validated", "held", "strategy.aged"),
-            ("suspect",),
-            ("begin_recovery",),
-            "held, aged",
-        )
-        for source in (_IDLE, _ACTIVE)
+    *_each(
+        T.RECYCLE,
+        (_IDLE, _ACTIVE),
+        _RECOVERING,
+        "older than max_age",
+        ("validated", "held", "strategy.aged"),
+        ("suspect",),
+        ("begin_recovery",),
+        "held, aged",
     ),
     # -- the recovery's outcomes.
     Row(
@@ -260,22 +252,17 @@ TRANSITIONS: tuple[Row, ...] = (
         _IDLE,
         "the recovery budget is spent, or the error is permanent",
         ("same_flight",),
-        (),
-        ("count_attempt", "keep_candidate", "become_suspect", "end_flight"),
+        actions=("count_attempt", "keep_candidate", "become_suspect", "end_flight"),
     ),
     # -- abandoned: the flight's leader died or was cancelled; waiters start the next flight.
-    *(
-        Row(
-            T.ABANDONED,
-            source,
-            _IDLE,
-            "the flight's leader died or was cancelled",
-            ("same_flight", "validated"),
-            (),
-            ("keep_candidate", "become_suspect", "end_flight"),
-            "validated before",
-        )
-        for source in (_PROBING, _RECOVERING)
+    *_each(
+        T.ABANDONED,
+        (_PROBING, _RECOVERING),
+        _IDLE,
+        "the flight's leader died or was cancelled",
+        ("same_flight", "validated"),
+        actions=("keep_candidate", "become_suspect", "end_flight"),
+        guard="validated before",
     ),
     Row(
         T.ABANDONED,
@@ -288,28 +275,22 @@ TRANSITIONS: tuple[Row, ...] = (
         "never validated",
     ),
     # -- release: the last client left.
-    *(
-        Row(
-            T.RELEASE,
-            source,
-            _CLOSED,
-            "dedicated: its client left",
-            ("dedicated",),
-            ("held",),
-            (),
-            "dedicated",
-        )
-        for source in (_IDLE, _ACTIVE)
+    *_each(
+        T.RELEASE,
+        (_IDLE, _ACTIVE),
+        _CLOSED,
+        "dedicated: its client left",
+        ("dedicated",),
+        ("held",),
+        guard="dedicated",
     ),
     Row(
         T.RELEASE,
         _ACTIVE,
         _IDLE,
         "shared: the last client left",
-        (),
-        ("held", "dedicated"),
-        (),
-        "shared",
+        unless=("held", "dedicated"),
+        guard="shared",
     ),
     # -- the ends.
     Row(
@@ -319,18 +300,14 @@ TRANSITIONS: tuple[Row, ...] = (
         "nobody held or used it for the linger time",
         ("strategy.expired",),
         ("held",),
-        (),
-        "lingered",
+        guard="lingered",
     ),
-    *(
-        Row(
-            T.FORKED,
-            source,
-            _IDLE,
-            "in a forked child: the parent's channels and flight are forgotten, not closed",
-            actions=("forget_parent",),
-        )
-        for source in LIVE
+    *_each(
+        T.FORKED,
+        LIVE,
+        _IDLE,
+        "in a forked child: the parent's channels and flight are forgotten, not closed",
+        actions=("forget_parent",),
     ),
     *(Row(T.CLOSE, source, _CLOSED, "closed by its owner") for source in LIVE),
 )
@@ -376,5 +353,5 @@ REFUSED: frozenset[tuple[State, Trigger]] = frozenset({(_CLOSED, T.ACQUIRE)})
 #: (state, trigger) -> why this raises.
 IMPOSSIBLE: dict[tuple[State, Trigger], str] = {
     (_CLOSED, T.FAIL): "a closed connection has no current generation: its callers get the "
-    "closed error",
+    "closed error"
 }

@@ -7,7 +7,7 @@ Each is a generator that decides in memory and yields what has to be waited for 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..config import ConnectionConfig, ForeignConfig
 from ..errors import (
@@ -23,15 +23,13 @@ from ..errors import (
     shown,
 )
 from ..table import State, Trigger
+from .connection import ManagedConnection
 from .face import Face, Start
 from .flight import STOPPED, Flight, FlightKind, Outcome
 from .leases import check_client
+from .pool import Pool
 from .requests import Pause, Procedure, Wait
-
-if TYPE_CHECKING:
-    from .connection import ManagedConnection
-    from .pool import Pool
-    from .wire import Rpc
+from .wire import Rpc
 
 #: How much longer (seconds) than their limit the waiters of a first connect wait for its own
 #: verdict, which names the cause.
@@ -62,10 +60,7 @@ class Checkout:
         return cls(pool, began, until)
 
     def obtain(
-        self,
-        config: ConnectionConfig | ForeignConfig,
-        dedicated: bool,
-        client: object | None,
+        self, config: ConnectionConfig | ForeignConfig, dedicated: bool, client: object | None
     ) -> Procedure[Any]:
         """A handler on a usable connection, pooled or new. Nothing is left behind on failure."""
         own = ConnectionConfig.coerce(config)
@@ -82,11 +77,7 @@ class Checkout:
             if usable:
                 return connection.handler
 
-    def check_out(
-        self,
-        connection: ManagedConnection,
-        client: object | None,
-    ) -> Procedure[bool]:
+    def check_out(self, connection: ManagedConnection, client: object | None) -> Procedure[bool]:
         """Lease ``connection`` and see it usable. False if it is closed: look it up anew.
 
         If this raises, the client has the lease that it had before, or none.

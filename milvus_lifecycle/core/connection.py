@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..audit.stream import Audit
+from ..config import ConnectionConfig
+from ..policy import LifecyclePolicy
 from ..table import State
 from . import mutex
+from .facts import Seams
 from .leases import Leases
 from .lifecycle import Lifecycle
-
-if TYPE_CHECKING:
-    from ..audit.stream import Audit
-    from ..config import ConnectionConfig
-    from ..policy import LifecyclePolicy
-    from .facts import Seams
-    from .strategies import ConnectionStrategy
+from .strategies import ConnectionStrategy
 
 _ACTIVE = State.ACTIVE
 _NOBODY: Any = object()

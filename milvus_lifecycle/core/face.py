@@ -122,29 +122,17 @@ class DrainedError(grpc.RpcError, grpc.Call, GrpcFuture):
     def debug_error_string(self) -> str:
         return ""
 
-    def initial_metadata(self) -> tuple[()]:
+    def _nothing(self) -> tuple[()]:
         return ()
 
-    def trailing_metadata(self) -> tuple[()]:
-        return ()
-
-    def is_active(self) -> bool:
+    def _no(self, callback: Any = None) -> bool:
         return False
+
+    initial_metadata = trailing_metadata = _nothing
+    is_active = add_callback = cancel = cancelled = running = _no
 
     def time_remaining(self) -> float:
         return 0.0
-
-    def add_callback(self, callback: Any) -> bool:
-        return False
-
-    def cancel(self) -> bool:
-        return False
-
-    def cancelled(self) -> bool:
-        return False
-
-    def running(self) -> bool:
-        return False
 
     def done(self) -> bool:
         return True
@@ -171,6 +159,25 @@ class Face:
         #: False once the handler itself was closed: then CLOSED is the caller's answer
         self.revivable = True
         self.readiness = Readiness()
+
+    def method(self, kind: str, name: str, args: Any, kwargs: Any) -> Any:
+        """The multi-callable ``name`` of this channel; ``kind`` is gRPC's factory for it."""
+        raise NotImplementedError
+
+    def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return self.method("unary_unary", method, args, kwargs)
+
+    def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return self.method("unary_stream", method, args, kwargs)
+
+    def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return self.method("stream_unary", method, args, kwargs)
+
+    def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return self.method("stream_stream", method, args, kwargs)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.connection!r}>"
 
     # -- a call's deadline over its retries --------------------------------------------------
 
@@ -256,7 +263,7 @@ class Face:
             if wire.cut or connection.state is not State.CLOSED:
                 error = DrainedError(wire.address, connection.lifecycle.policy.drain_timeout)
             else:
-                return ConnectionClosed(address=connection.address)
+                return self.pool.transport.translate(ConnectionClosed(address=connection.address))
         life, failure = connection.lifecycle, summarize(error)
         generation = life.ended(start.binding, self.pool.seams.clock())
         if not (failure.kind is Failure.DEADLINE and start.hopeless):

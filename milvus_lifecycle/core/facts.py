@@ -8,11 +8,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ..errors import FailureSummary
-    from .wire import Wire
+from ..errors import FailureSummary
+from .wire import Wire
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,12 @@ and leave on their own; the outcome is set once, and then every call is made exa
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ..errors import FailureSummary
-    from ..table import Trigger
-    from .wire import Wire
-
+from ..errors import FailureSummary
+from ..table import Trigger
+from .wire import Wire
 
 #: Whoever wakes so much later (seconds) than he wanted was not run meanwhile: the process was
 #: stopped or the machine suspended, and its budgets ran out without a try.
@@ -43,6 +41,7 @@ class Outcome(Enum):
     FORKED = "forked"
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Outage:
     """What outlives a flight while a connection is down or flapping.
 
@@ -51,84 +50,62 @@ class Outage:
     still in the same outage, with the same backoff, budget, channel count and WARNING.
     """
 
-    __slots__ = ("attempts", "began", "budget_from", "channels", "flaps", "generation", "noticed")
+    began: float
+    #: generation that failed when the outage began
+    generation: int
+    #: start of the budget; a new one begins with the flight after a give_up
+    budget_from: float | None = field(init=False)
+    #: failed attempts
+    attempts: int = 0
+    #: channels opened
+    channels: int = 0
+    #: recoveries that landed and then failed before any user's RPC succeeded
+    flaps: int = 0
+    #: was a step of it marked for people's notice? One is enough.
+    noticed: bool = False
 
-    def __init__(self, began: float, generation: int) -> None:
-        self.began = began
-        #: start of the budget; a new one begins with the flight after a give_up
-        self.budget_from: float | None = began
-        #: failed attempts
-        self.attempts = 0
-        #: channels opened
-        self.channels = 0
-        #: recoveries that landed and then failed before any user's RPC succeeded
-        self.flaps = 0
-        #: generation that failed when the outage began
-        self.generation = generation
-        #: was a step of it marked for people's notice? One is enough.
-        self.noticed = False
+    def __post_init__(self) -> None:
+        self.budget_from = self.began
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Flight:
     """One probe or recovery. Times are ``time.monotonic()`` seconds."""
 
-    __slots__ = (
-        "attempts",
-        "began",
-        "candidate",
-        "cause",
-        "deadline",
-        "failure",
-        "kind",
-        "launched",
-        "leader",
-        "mandatory",
-        "not_before",
-        "nudge",
-        "number",
-        "outcome",
-        "patience",
-        "plan",
-        "refresh",
-        "standby",
-        "thawed",
-        "waiters",
-    )
+    number: int
+    kind: FlightKind
+    cause: Trigger
+    began: float
+    #: when the budget is spent (recovery) or the I/O times out (probe)
+    deadline: float
+    #: how long the most patient waiter waits (first connect)
+    patience: float = field(init=False)
+    #: earliest start of the next attempt (backoff while flapping)
+    not_before: float = field(init=False)
+    #: when its driver was asked, last, for somebody who flies it
+    launched: float = float("-inf")
+    #: has its time been extended, because it ran out while the process did not run?
+    thawed: bool = False
+    #: the thread or task that flies it
+    leader: object = None
+    #: wakes the leader who waits for that
+    nudge: Callable[[], None] | None = None
+    #: False while the current channel is healthy (reroute, recycle)
+    mandatory: bool = True
+    attempts: int = 0
+    candidate: Wire | None = None
+    #: the channel that failed, while it may turn out to be good
+    standby: Wire | None = None
+    #: open a fresh candidate for the next attempt: this one got no answer at all
+    refresh: bool = False
+    #: what the strategy asked for when the state was entered (an Effect)
+    plan: object = None
+    failure: FailureSummary | None = None
+    outcome: Outcome | None = None
+    waiters: list[Callable[[], None]] = field(default_factory=list)
 
-    def __init__(
-        self, number: int, kind: FlightKind, cause: Trigger, began: float, deadline: float
-    ) -> None:
-        self.number = number
-        self.kind = kind
-        self.cause = cause
-        self.began = began
-        #: when the budget is spent (recovery) or the I/O times out (probe)
-        self.deadline = deadline
-        #: how long the most patient waiter waits (first connect)
-        self.patience = began
-        #: earliest start of the next attempt (backoff while flapping)
-        self.not_before = began
-        #: when its driver was asked, last, for somebody who flies it
-        self.launched = float("-inf")
-        #: has its time been extended, because it ran out while the process did not run?
-        self.thawed = False
-        #: the thread or task that flies it
-        self.leader: object = None
-        #: wakes the leader who waits for that
-        self.nudge: Callable[[], None] | None = None
-        #: False while the current channel is healthy (reroute, recycle)
-        self.mandatory = True
-        self.attempts = 0
-        self.candidate: Wire | None = None
-        #: the channel that failed, while it may turn out to be good
-        self.standby: Wire | None = None
-        #: open a fresh candidate for the next attempt: this one got no answer at all
-        self.refresh = False
-        #: what the strategy asked for when the state was entered (an Effect)
-        self.plan: object = None
-        self.failure: FailureSummary | None = None
-        self.outcome: Outcome | None = None
-        self.waiters: list[Callable[[], None]] = []
+    def __post_init__(self) -> None:
+        self.patience = self.not_before = self.began
 
     @property
     def limit(self) -> float:

@@ -12,23 +12,21 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..audit.stream import Audit, Emission
+from ..config import ConnectionConfig
 from ..errors import Failure, FailureSummary, LifecycleError, summarize
+from ..policy import LifecyclePolicy
 from ..table import REFUSED, Row, State, Trigger
 from . import mutex
 from .facts import Facts, Seams
 from .flight import Flight, FlightKind, Outage, Outcome
+from .leases import Leases
 from .machine import check_names, fire
 from .recording import record_creation, record_step, record_wait
 from .strategies import AnyLocator, Broken, ConnectionStrategy, Dispose
 from .wire import Binding, Rpc, Wire
-
-if TYPE_CHECKING:
-    from ..audit.stream import Audit, Emission
-    from ..config import ConnectionConfig
-    from ..policy import LifecyclePolicy
-    from .leases import Leases
 
 
 @dataclass(slots=True)
@@ -104,109 +102,69 @@ class _Snapshot:
                 setattr(part, name, value)
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Lifecycle:
     """State, channels, flight and outage of one connection. Written only inside a step."""
 
-    __slots__ = (
-        "audit",
-        "binding",
-        "closed_by",
-        "config",
-        "created_at",
-        "dedicated",
-        "draining",
-        "expiry_planned",
-        "failures",
-        "flight",
-        "flights",
-        "generation",
-        "id",
-        "idle_limit",
-        "last_failure",
-        "last_rpc_ended",
-        "last_success",
-        "last_used_at",
-        "leases",
-        "lock",
-        "outage",
-        "policy",
-        "recoveries",
-        "recycle_planned",
-        "refresh_planned",
-        "result",
-        "row",
-        "seams",
-        "section",
-        "seq",
-        "state",
-        "state_since",
-        "strategy",
-        "strict",
-        "suspect",
-        "unit",
-        "validated",
-        "was_good",
-    )
+    config: ConnectionConfig
+    strategy: ConnectionStrategy
+    policy: LifecyclePolicy
+    audit: Audit
+    seams: Seams
+    leases: Leases
+    dedicated: bool = field(kw_only=True)
+    id: str = field(default_factory=lambda: uuid.uuid4().hex[:16])
+    state: State = State.IDLE
+    seq: int = 0
+    generation: int = 0
+    binding: Binding | None = None
+    flight: Flight | None = None
+    flights: int = 0
+    outage: Outage | None = None
+    validated: bool = False
+    #: its clients had a good connection before this one was made (or before a fork)
+    was_good: bool = False
+    suspect: bool = False
+    draining: list[Wire] = field(default_factory=list)
+    created_at: float = field(init=False)
+    state_since: float = field(init=False)
+    last_used_at: float = field(init=False)
+    last_rpc_ended: float = field(init=False)
+    last_success: float = field(init=False)
+    last_failure: FailureSummary | None = None
+    recoveries: int = 0
+    failures: int = 0
+    #: the trigger that closed it
+    closed_by: Trigger | None = None
+    #: ``idle_threshold`` as a number
+    idle_limit: float = field(init=False)
+    #: the strategy has a ``needs_probe`` of its own: it is asked each time
+    strict: bool = field(init=False)
+    #: where in the jitter window of ``max_age`` this connection stands
+    unit: float = field(init=False)
+    #: is there an entry on the schedule that will look whether it has lingered?
+    expiry_planned: bool = False
+    #: ... one that looks at the age of this generation's channel (0: none)?
+    recycle_planned: int = 0
+    #: ... and one that asks the locator anew?
+    refresh_planned: bool = False
+    #: the row that the step under way takes, and what that step leaves to do
+    row: Row | None = None
+    result: StepResult = field(init=False)
+    lock: threading.RLock = field(init=False)
+    section: mutex.Section = field(init=False)
 
-    state: State
-
-    def __init__(
-        self,
-        config: ConnectionConfig,
-        strategy: ConnectionStrategy,
-        policy: LifecyclePolicy,
-        audit: Audit,
-        seams: Seams,
-        leases: Leases,
-        *,
-        dedicated: bool,
-    ) -> None:
-        now = seams.clock()
-        self.id = uuid.uuid4().hex[:16]
-        self.config = config
-        self.strategy = strategy
-        self.policy = policy
-        self.audit = audit
-        self.seams = seams
-        self.leases = leases
-        self.dedicated = dedicated
-        self.renew_mutex()
-        self.state = State.IDLE
-        self.seq = 0
-        self.generation = 0
-        self.binding: Binding | None = None
-        self.flight: Flight | None = None
-        self.flights = 0
-        self.outage: Outage | None = None
-        self.validated = False
-        #: its clients had a good connection before this one was made (or before a fork)
-        self.was_good = False
-        self.suspect = False
-        self.draining: list[Wire] = []
-        self.created_at = self.state_since = now
+    def __post_init__(self) -> None:
+        now = self.created_at = self.state_since = self.seams.clock()
         self.last_used_at = self.last_rpc_ended = self.last_success = now
-        self.last_failure: FailureSummary | None = None
-        self.recoveries = 0
-        self.failures = 0
-        #: the trigger that closed it
-        self.closed_by: Trigger | None = None
-        #: ``idle_threshold`` as a number
-        self.idle_limit = float("inf") if policy.idle_threshold is None else policy.idle_threshold
-        #: the strategy has a ``needs_probe`` of its own: it is asked each time
-        self.strict = type(strategy).needs_probe is not ConnectionStrategy.needs_probe
+        threshold = self.policy.idle_threshold
+        self.idle_limit = float("inf") if threshold is None else threshold
+        self.strict = type(self.strategy).needs_probe is not ConnectionStrategy.needs_probe
         if self.strict:
             self.idle_limit = -1.0
-        #: where in the jitter window of ``max_age`` this connection stands
-        self.unit = seams.chance()
-        #: is there an entry on the schedule that will look whether it has lingered?
-        self.expiry_planned = False
-        #: ... one that looks at the age of this generation's channel (0: none)?
-        self.recycle_planned = 0
-        #: ... and one that asks the locator anew?
-        self.refresh_planned = False
-        #: the row that the step under way takes, and what that step leaves to do
-        self.row: Row | None = None
+        self.unit = self.seams.chance()
         self.result = _NOTHING
+        self.renew_mutex()
 
     def renew_mutex(self) -> None:
         """A new one: in a forked child another thread of the parent may have held it."""
@@ -347,11 +305,8 @@ class Lifecycle:
     def drained(self, wire: Wire) -> None:
         """A retired channel is closed: forget it."""
         # The RPC that ends last and the end of drain_timeout may meet here.
-        locks = mutex.here.locks
-        with self.lock:
-            locks.append(self.lock)
+        with self.lock, self.section:
             self.draining = [each for each in self.draining if each is not wire]
-            locks.pop()
 
     def touch(self) -> None:
         """A checkout was served: a use, like an RPC."""
@@ -363,28 +318,21 @@ class Lifecycle:
         self, flight: Flight, wake: Callable[[], None], until: float, *, leads: bool = False
     ) -> bool:
         """Wait with ``flight``: call ``wake`` once it has ended. False if it has already."""
-        locks = mutex.here.locks
-        with self.lock:
-            locks.append(self.lock)
+        with self.lock, self.section:
             under_way = flight.outcome is None
             if under_way:
                 if leads:
                     flight.nudge = wake
                 flight.waiters.append(wake)
                 flight.patience = max(flight.patience, until)
-            locks.pop()
             return under_way
 
     def leave(self, flight: Flight, wake: Callable[[], None]) -> bool:
         """Stop waiting. True if the flight has nobody left who waits for it."""
-        locks = mutex.here.locks
-        with self.lock:
-            locks.append(self.lock)
+        with self.lock, self.section:
             if wake in flight.waiters:
                 flight.waiters.remove(wake)
-            deserted = flight.outcome is None and not flight.waiters
-            locks.pop()
-            return deserted
+            return flight.outcome is None and not flight.waiters
 
     def lead(self, flight: Flight, leader: object) -> bool:
         """Make ``leader`` lead ``flight``. False if it is over, or led by somebody else."""

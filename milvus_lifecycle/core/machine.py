@@ -13,37 +13,28 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Protocol, cast
 
 from transitions import EventData, Machine
 from transitions import State as MachineState
 
 from ..errors import ConnectionClosed, IllegalTransition
 from ..table import IGNORED, IMPOSSIBLE, TRANSITIONS, Row, State, Trigger
-
-if TYPE_CHECKING:
-    from .facts import Facts
-    from .strategies import ConnectionStrategy
+from .facts import Facts
+from .strategies import ConnectionStrategy, View
 
 _STRATEGY = "strategy."
 
 
-class Model(Protocol):
+class Model(View, Protocol):
     """What the machine moves: a connection's lifecycle."""
 
-    state: State
     strategy: ConnectionStrategy
     #: the row that is taken
     row: Row | None
 
-    @property
-    def address(self) -> str:
-        """For errors."""
-        ...
-
     def entered(self, facts: Facts) -> None:
         """PROBING, RECOVERING or CLOSED was entered."""
-        ...
 
 
 class _Callback(Protocol):
@@ -56,7 +47,7 @@ def _condition(name: str) -> Callable[[EventData], bool]:
         method = name.removeprefix(_STRATEGY)
 
         def ask_strategy(event: EventData) -> bool:
-            model = cast(Any, event.model)
+            model = cast(Model, event.model)
             return bool(getattr(model.strategy, method)(model, event.kwargs["facts"]))
 
         return ask_strategy
@@ -89,14 +80,10 @@ def _entering(event: EventData) -> None:
 def check_names(model: type, strategy: type) -> None:
     """Raise LookupError for a row that names a guard or an action which there is not."""
     for row in TRANSITIONS:
-        guards = [*row.conditions, *row.unless]
-        names = [(model, f"guard_{name}") for name in guards if not name.startswith(_STRATEGY)]
-        names += [
-            (strategy, name.removeprefix(_STRATEGY))
-            for name in guards
-            if name.startswith(_STRATEGY)
-        ]
-        names += [(model, f"action_{name}") for name in row.actions]
+        names = [(model, f"action_{name}") for name in row.actions]
+        for name in (*row.conditions, *row.unless):
+            its = name.startswith(_STRATEGY)
+            names.append((strategy, name[len(_STRATEGY) :]) if its else (model, f"guard_{name}"))
         for owner, name in names:
             if not hasattr(owner, name):
                 raise LookupError(f"{owner.__name__} has no {name}, which {row} names")
@@ -104,15 +91,8 @@ def check_names(model: type, strategy: type) -> None:
 
 def build_machine() -> Machine:
     """The ``transitions`` machine of the table, without models."""
-    states = [
-        MachineState(
-            state,
-            on_enter=_entering
-            if state in (State.PROBING, State.RECOVERING, State.CLOSED)
-            else None,
-        )
-        for state in State
-    ]
+    asked = (State.PROBING, State.RECOVERING, State.CLOSED)
+    states = [MachineState(each, on_enter=_entering if each in asked else None) for each in State]
     rows = [
         {
             "trigger": row.trigger.value,

@@ -13,21 +13,19 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from ..audit.stream import complain
 from ..errors import LifecycleError, brief
+from ..policy import LifecyclePolicy
 from ..table import State, Trigger
+from .connection import ManagedConnection
+from .facts import Seams
+from .lifecycle import StepResult
+from .registry import Registry
 from .requests import Procedure, locate
-
-if TYPE_CHECKING:
-    from ..policy import LifecyclePolicy
-    from .connection import ManagedConnection
-    from .facts import Seams
-    from .lifecycle import StepResult
-    from .registry import Registry
-    from .transport import Driver
-    from .wire import Wire
+from .transport import Driver
+from .wire import Wire
 
 Job = Callable[[], object]
 
@@ -97,15 +95,12 @@ class Steps(Protocol):
 
     def step(self, connection: ManagedConnection, trigger: Trigger, **facts: Any) -> bool:
         """Step the machine and do what the step leaves to do. True if a row was taken."""
-        ...
 
     def finish(self, connection: ManagedConnection, result: StepResult) -> None:
         """Wake, close and note what a step leaves to do."""
-        ...
 
     def close_channel(self, wire: Wire) -> None:
         """Close a channel that nothing uses any more."""
-        ...
 
 
 class Maintenance:

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..audit.records import Sink
 from ..audit.stream import Audit
@@ -33,10 +33,8 @@ from .maintenance import Maintenance
 from .mutex import Reentered
 from .registry import Registry
 from .strategies import ConnectionStrategy
-
-if TYPE_CHECKING:
-    from .transport import Driver, Transport
-    from .wire import Wire
+from .transport import Driver, Transport
+from .wire import Wire
 
 #: attribute of a handler that leads to its permanent channel
 FACE = "_milvus_lifecycle_face"
@@ -73,7 +71,7 @@ class Pool:
         self.registry = Registry()
         self.audit = Audit(flavour, sinks)
         self.maintenance = Maintenance(self)
-        self._on_lost = _notes_to(weakref.ref(self))
+        self._on_lost = partial(_note_loss, weakref.ref(self))
 
     # -- connections -----------------------------------------------------------------------
 
@@ -376,12 +374,8 @@ class Pool:
             self.step(connection, Trigger.FORKED)
 
 
-def _notes_to(pool_ref: weakref.ref[Pool]) -> Callable[[ManagedConnection], None]:
-    """What a connection of the pool calls inside the collector, when its last client was lost."""
-
-    def lost(connection: ManagedConnection) -> None:
-        pool = pool_ref()
-        if pool is not None:
-            pool.driver.post(partial(pool._lost, connection))
-
-    return lost
+def _note_loss(pool_ref: weakref.ref[Pool], connection: ManagedConnection) -> None:
+    """Called inside the collector, when a connection's last client was lost."""
+    pool = pool_ref()
+    if pool is not None:
+        pool.driver.post(partial(pool._lost, connection))

@@ -14,10 +14,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    from .wire import Binding
+from .wire import Binding
 
 #: RPCs that only a loaded collection answers: search, hybrid_search, query, get, iterators.
 READS = frozenset(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sized
-from typing import Protocol, cast
+from typing import Protocol
 
 from ..audit.records import (
     CREATED,
@@ -23,21 +23,19 @@ from ..audit.records import (
 )
 from ..audit.stream import Audit, Emission
 from ..table import Row, State, Trigger
-from .facts import Facts, Seams
+from .facts import Facts
 from .flight import Flight, Outage
 from .strategies import ConnectionStrategy, View
 from .wire import Binding
 
 
-class Recorded(Protocol):
+class Recorded(View, Protocol):
     """What is told of a connection."""
 
     audit: Audit
-    seams: Seams
     strategy: ConnectionStrategy
     id: str
     seq: int
-    state: State
     state_since: float
     generation: int
     dedicated: bool
@@ -46,19 +44,12 @@ class Recorded(Protocol):
     row: Row | None
 
     @property
-    def address(self) -> str:
-        """In use, else configured."""
-        ...
-
-    @property
     def leases(self) -> Sized:
         """One for each client that holds it."""
-        ...
 
     @property
     def in_flight(self) -> int:
         """RPCs that run on it."""
-        ...
 
 
 def record_step(
@@ -169,7 +160,7 @@ def _reason(connection: Recorded, trigger: Trigger, facts: Facts, moved: bool) -
 
 def _version(connection: Recorded, trigger: Trigger, facts: Facts) -> int | None:
     if trigger is Trigger.REROUTE:
-        return connection.strategy.version(cast(View, connection))
+        return connection.strategy.version(connection)
     if facts.located is not None and facts.located.version is not None:
         return facts.located.version
     return connection.binding.version if connection.binding is not None else None

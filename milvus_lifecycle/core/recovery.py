@@ -6,20 +6,18 @@ flight that ends without an outcome of its own is settled as abandoned.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import ConnectionClosed, Failure, FailureSummary, Interrupted, summarize
 from ..table import Trigger
+from .connection import ManagedConnection
+from .facts import Located
 from .flight import Flight, FlightKind
 from .lifecycle import CHANNELS_PER_OUTAGE
+from .pool import Pool
 from .requests import Open, Ping, Procedure, Register, Wait, locate
 from .strategies import Broken, Connect, Recover
 from .wire import Wire
-
-if TYPE_CHECKING:
-    from .connection import ManagedConnection
-    from .facts import Located
-    from .pool import Pool
 
 #: A first attempt of an outage lasts this long (seconds) before it counts as failed; later ones
 #: as long as the outage is old, up to ``connect_timeout``. The channel itself keeps connecting.
@@ -171,11 +169,7 @@ class Recovery:
             except Exception as error:
                 self.flight.failure = summarize(error)
             else:
-                stood_down = self._settle(
-                    Trigger.STAND_DOWN,
-                    located=located,
-                    unchanged=True,
-                )
+                stood_down = self._settle(Trigger.STAND_DOWN, located=located, unchanged=True)
                 return stood_down or self.flight.outcome is not None
         self.pool.finish(self.connection, self.life.drop_standby(self.flight))
         return self.flight.outcome is not None
@@ -203,10 +197,7 @@ class Recovery:
             late = summarize(error)
         return cause if late.kind is Failure.DEADLINE else late
 
-    def _slice(
-        self,
-        wire: Wire,
-    ) -> float:
+    def _slice(self, wire: Wire) -> float:
         """How long an attempt may last that starts now (seconds)."""
         now, policy = self.clock(), self.policy
         age = now - self._down_since()
@@ -263,20 +254,9 @@ class Recovery:
             if self.flight.outcome is not None or self._settle(trigger, failure=failure):
                 return
 
-    def _land(
-        self,
-        trigger: Trigger,
-        wire: Wire,
-        identifier: str,
-        located: Located | None,
-    ) -> None:
+    def _land(self, trigger: Trigger, wire: Wire, identifier: str, located: Located | None) -> None:
         """Swap the validated channel in, unless something else was decided meanwhile."""
-        landed = self._settle(
-            trigger,
-            wire=wire,
-            identifier=identifier,
-            located=located,
-        )
+        landed = self._settle(trigger, wire=wire, identifier=identifier, located=located)
         if not landed and self.flight.outcome is None:
             # Only a guard can say no here: the flight is somebody else's by now.
             self.pool.finish(self.connection, self.life.withdraw(self.flight))

@@ -5,10 +5,8 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from .connection import ManagedConnection
+from .connection import ManagedConnection
 
 
 class Registry:

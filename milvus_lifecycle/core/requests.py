@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-if TYPE_CHECKING:
-    from ..errors import FailureSummary
-    from .connection import ManagedConnection
-    from .facts import Located
-    from .flight import Flight
-    from .readiness import Collection
-    from .strategies import AnyLocator, Locator
-    from .wire import Wire
+from ..errors import FailureSummary
+from .connection import ManagedConnection
+from .facts import Located
+from .flight import Flight
+from .readiness import Collection
+from .strategies import AnyLocator, Locator
+from .wire import Wire
 
 
 @dataclass(frozen=True, slots=True)

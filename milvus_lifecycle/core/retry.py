@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from ..errors import Failure, FailureSummary, classify, summarize
 from ..table import State, Trigger
 from .checkout import Checkout
+from .connection import ManagedConnection
 from .face import DEADLINE_MARGIN, Face, Start, Status, stamp_of
 from .facts import Facts
 from .readiness import NEWS, LoadState, Reload
 from .requests import AskLoadState, Pause, Procedure
 from .wire import WireState
-
-if TYPE_CHECKING:
-    from .connection import ManagedConnection
 
 #: Gap (seconds) between two looks at how far a server is with loading a collection.
 ASK_PAUSE = 0.25

@@ -11,17 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
-from ..errors import Failure
-
-if TYPE_CHECKING:
-    from ..config import ConnectionConfig
-    from ..errors import FailureSummary
-    from ..policy import LifecyclePolicy
-    from ..table import State
-    from .facts import Facts, Located, Seams
-    from .flight import Flight
+from ..config import ConnectionConfig
+from ..errors import Failure, FailureSummary
+from ..policy import LifecyclePolicy
+from ..table import State
+from .facts import Facts, Located, Seams
+from .flight import Flight
 
 
 class View(Protocol):
@@ -40,29 +37,23 @@ class View(Protocol):
     @property
     def address(self) -> str:
         """The address in use, else the configured one."""
-        ...
 
     @property
     def flight(self) -> Flight | None:
         """The probe or recovery under way."""
-        ...
 
     @property
     def has_channel(self) -> bool:
         """Is there a current channel that takes RPCs?"""
-        ...
 
     def idle_too_long(self, now: float) -> bool:
         """Longer than ``idle_threshold``?"""
-        ...
 
     def channel_age(self, now: float) -> float:
         """Seconds since the current channel was opened."""
-        ...
 
     def linger_due(self) -> float | None:
         """When it may be closed if nobody uses it (monotonic seconds); None: not as it is."""
-        ...
 
 
 class Locator(Protocol):
@@ -78,11 +69,9 @@ class Locator(Protocol):
 
         ``failure``: what the last attempt ended with, if there was one.
         """
-        ...
 
     def release(self, connection: View) -> None:
         """The connection is closed: give back what ``locate`` took. Must not wait long."""
-        ...
 
 
 class SteppedLocator(Protocol):
@@ -92,11 +81,9 @@ class SteppedLocator(Protocol):
         self, connection: View, failure: FailureSummary | None, timeout: float
     ) -> Generator[Any, Any, Located]:
         """As ``Locator.locate``."""
-        ...
 
     def release(self, connection: View) -> None:
         """As ``Locator.release``."""
-        ...
 
 
 AnyLocator = Locator | SteppedLocator

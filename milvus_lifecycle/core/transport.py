@@ -7,16 +7,15 @@ three raw RPCs: `drivers.pymilvus` implements it for both flavours, `testing` wi
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from ..config import ConnectionConfig
-    from ..errors import LifecycleError
-    from .connection import ManagedConnection
-    from .flight import Flight
-    from .readiness import Collection
-    from .requests import Open
-    from .wire import Wire
+from ..config import ConnectionConfig
+from ..errors import LifecycleError
+from .connection import ManagedConnection
+from .flight import Flight
+from .readiness import Collection
+from .requests import Open
+from .wire import Wire
 
 
 class Driver(Protocol):
@@ -24,27 +23,21 @@ class Driver(Protocol):
 
     def permanent_channel(self, connection: ManagedConnection) -> Any:
         """The channel that the connection's handler has for as long as it lives."""
-        ...
 
     def launch(self, connection: ManagedConnection, flight: Flight) -> None:
         """Have a flight flown by a worker of its own. May raise if there can be none."""
-        ...
 
     def refresh_in_background(self, connection: ManagedConnection) -> None:
         """Have ``Maintenance.refresh`` run by a worker. May raise if there can be none."""
-        ...
 
     def post(self, job: Callable[[], object]) -> None:
         """Have ``job`` run soon by whoever keeps time. Called inside finalizers too."""
-        ...
 
     def reschedule(self) -> None:
         """The schedule has a new next job: whoever keeps time must look again."""
-        ...
 
     def dispose(self, wire: Wire) -> None:
         """Close a channel that nothing uses any more. Twice does no harm."""
-        ...
 
 
 class Transport(Protocol):
@@ -53,33 +46,26 @@ class Transport(Protocol):
 
     def check(self, config: ConnectionConfig) -> None:
         """Raise ConfigError for what can be seen to be unusable before anything is opened."""
-        ...
 
     def make_handler(self, connection: ManagedConnection, channel: Any) -> Any:
         """The handler of a new connection, on its permanent channel."""
-        ...
 
     def open(self, request: Open) -> Any:
         """A channel, not connected yet."""
-        ...
 
     def register(
         self, connection: ManagedConnection, wire: Wire, timeout: float, patient: bool
     ) -> Any:
         """Validate a channel with a Connect call: its identifier, or an awaitable of it."""
-        ...
 
     def ping(self, connection: ManagedConnection, wire: Wire, timeout: float) -> Any:
         """Ask a channel whether it is alive; raises if not. None, or an awaitable of it."""
-        ...
 
     def load_state(
         self, connection: ManagedConnection, collection: Collection, timeout: float
     ) -> Any:
         """Ask the server, through the permanent channel, how far ``collection`` is: a LoadState,
         or an awaitable of it. Raises what it answers instead."""
-        ...
 
     def translate(self, error: LifecycleError) -> Exception:
         """The error as the SDK's users know errors."""
-        ...

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -43,6 +43,7 @@ class Rpc:
             self.call.cancel()
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Wire:
     """A gRPC channel (sync or asyncio) with its in-flight count.
 
@@ -50,42 +51,26 @@ class Wire:
     the channel's multi-callables by their signature. Times are ``time.monotonic()`` seconds.
     """
 
-    __slots__ = (
-        "_lock",
-        "address",
-        "channel",
-        "cut",
-        "gone",
-        "methods",
-        "opened_at",
-        "recalled",
-        "running",
-        "slow",
-        "state",
-        "validated",
-    )
-
-    def __init__(self, channel: Any, address: str, opened_at: float, *, slow: bool) -> None:
-        self.channel = channel
-        self.address = address
-        self.opened_at = opened_at
-        #: opened after ``backoff_patience``: reconnects by itself at the pace of the ceiling
-        self.slow = slow
-        #: the channel was closed
-        self.gone = False
-        #: closed under running RPCs because ``drain_timeout`` ran out
-        self.cut = False
-        #: it has answered the flight that asks it
-        self.validated = False
-        #: taken away before that, because the process forks or the target moved: no fault of it
-        self.recalled = False
-        self.state = WireState.CANDIDATE
-        self.methods: dict[Any, Any] = {}
-        #: the RPCs under way. Each reference takes itself out when its RPC is gone, and the
-        #: interpreter does that in C: no exception can come in between.
-        self.running: set[weakref.ref[Rpc]] = set()
-        # Re-entrant: a finalizer that the collector runs right here may start an RPC of its own.
-        self._lock = threading.RLock()
+    channel: Any
+    address: str
+    opened_at: float
+    #: opened after ``backoff_patience``: reconnects by itself at the pace of the ceiling
+    slow: bool = field(kw_only=True)
+    #: the channel was closed
+    gone: bool = False
+    #: closed under running RPCs because ``drain_timeout`` ran out
+    cut: bool = False
+    #: it has answered the flight that asks it
+    validated: bool = False
+    #: taken away before that, because the process forks or the target moved: no fault of it
+    recalled: bool = False
+    state: WireState = WireState.CANDIDATE
+    methods: dict[Any, Any] = field(default_factory=dict)
+    #: the RPCs under way. Each reference takes itself out when its RPC is gone, and the
+    #: interpreter does that in C: no exception can come in between.
+    running: set[weakref.ref[Rpc]] = field(default_factory=set)
+    # Re-entrant: a finalizer that the collector runs right here may start an RPC of its own.
+    _lock: Any = field(init=False, default_factory=threading.RLock)
 
     @property
     def in_flight(self) -> int:

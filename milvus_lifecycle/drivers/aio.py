@@ -15,8 +15,12 @@ import weakref
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
+from ..core.connection import ManagedConnection
+from ..core.facts import Located
+from ..core.flight import Flight
+from ..core.pool import Pool
 from ..core.recovery import Recovery
 from ..core.requests import (
     AskLoadState,
@@ -30,17 +34,11 @@ from ..core.requests import (
     Request,
     Wait,
 )
+from ..core.wire import Wire
 from ..errors import Interrupted, LoopMismatch, summarize
 from ..fork import on_fork_in_child
 from .aio_channel import AsyncLifecycleChannel
 from .aio_loops import GONE, call_in, fail, hush, run_at_once, settle
-
-if TYPE_CHECKING:
-    from ..core.connection import ManagedConnection
-    from ..core.facts import Located
-    from ..core.flight import Flight
-    from ..core.pool import Pool
-    from ..core.wire import Wire
 
 T = TypeVar("T")
 Work = Callable[[], Coroutine[Any, Any, None]]

@@ -5,24 +5,21 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import grpc
 import grpc.aio
 
 from ..core.checkout import Checkout
+from ..core.connection import ManagedConnection
 from ..core.face import Face, Start, Status
-from ..core.pool import FACE
+from ..core.pool import FACE, Pool
+from ..core.requests import Procedure
 from ..core.retry import Retry
 from ..core.wire import Rpc, WireState
 from ..errors import LifecycleError, summarize
 from ..policy import parse_timeout
 from .rpc import Method
-
-if TYPE_CHECKING:
-    from ..core.connection import ManagedConnection
-    from ..core.pool import Pool
-    from ..core.requests import Procedure
 
 T = TypeVar("T")
 
@@ -41,11 +38,9 @@ class AsyncDriver(Protocol):
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
         """The loop that it belongs to, while that exists."""
-        ...
 
     async def drive(self, procedure: Procedure[T]) -> T:
         """Run a procedure to its end in this task."""
-        ...
 
 
 class OverdueError(grpc.RpcError):
@@ -107,11 +102,6 @@ class AsyncLifecycleChannel(Face, grpc.aio.Channel):
             return start
         except LifecycleError as error:
             raise self.pool.transport.translate(error) from None
-
-    def ended_badly(self, start: Start, error: Exception) -> Exception:
-        """What the caller of a failed RPC sees."""
-        seen = self.failed(start, error)
-        return self.pool.transport.translate(seen) if isinstance(seen, LifecycleError) else seen
 
     def cancelled(self, start: Start) -> None:
         """A caller gave its RPC up. At its deadline this is how pymilvus ends it: a black hole
@@ -177,17 +167,9 @@ class AsyncLifecycleChannel(Face, grpc.aio.Channel):
                 return noted
         return None
 
-    def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return _UnaryUnary(self, method, args, kwargs)
-
-    def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return _Streaming(self, "unary_stream", method, args, kwargs)
-
-    def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return _Streaming(self, "stream_unary", method, args, kwargs)
-
-    def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return _Streaming(self, "stream_stream", method, args, kwargs)
+    def method(self, kind: str, name: str, args: Any, kwargs: Any) -> Any:
+        of_kind = _UnaryUnary if kind == "unary_unary" else _Streaming
+        return of_kind(self, kind, name, args, kwargs)
 
     # -- the rest of grpc.aio.Channel ------------------------------------------------------
 
@@ -217,25 +199,12 @@ class AsyncLifecycleChannel(Face, grpc.aio.Channel):
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
-    def __repr__(self) -> str:
-        return f"<AsyncLifecycleChannel of {self.connection!r}>"
-
 
 class _UnaryUnary(Method[AsyncLifecycleChannel]):
     __slots__ = ()
 
-    def __init__(self, face: AsyncLifecycleChannel, method: str, args: Any, kwargs: Any) -> None:
-        super().__init__(face, "unary_unary", method, args, kwargs)
-
     async def __call__(
-        self,
-        request: Any,
-        *,
-        timeout: float | None = None,
-        metadata: Any = None,
-        credentials: Any = None,
-        wait_for_ready: bool | None = None,
-        compression: Any = None,
+        self, request: Any, *, timeout: float | None = None, metadata: Any = None, **options: Any
     ) -> Any:
         face = await self._face.here()
         start = await face.begin(timeout)
@@ -243,26 +212,19 @@ class _UnaryUnary(Method[AsyncLifecycleChannel]):
         rpc, failure = start.rpc, None
         try:
             target, remaining, sent = self.prepare(start, metadata)
-            rpc.call = target(
-                request,
-                timeout=remaining,
-                metadata=sent,
-                credentials=credentials,
-                wait_for_ready=wait_for_ready,
-                compression=compression,
-            )
+            rpc.call = target(request, timeout=remaining, metadata=sent, **options)
             response = await rpc.call
         except asyncio.CancelledError as cancelled:
             if not rpc.severed or _cancelling():
                 face.cancelled(start)
                 raise cancelled.with_traceback(None) from None
-            failure = face.ended_badly(start, grpc.FutureCancelledError())
+            failure = face.failed(start, grpc.FutureCancelledError())
         except grpc.aio.UsageError as error:
             if wire.state is not WireState.CLOSED:
                 raise
-            failure = face.ended_badly(start, grpc.FutureCancelledError(str(error)))
+            failure = face.failed(start, grpc.FutureCancelledError(str(error)))
         except grpc.RpcError as error:
-            failure = face.ended_badly(start, error.with_traceback(None))
+            failure = face.failed(start, error.with_traceback(None))
         finally:
             try:
                 rpc.call = None
@@ -306,12 +268,7 @@ class _Streaming(Method[AsyncLifecycleChannel]):
         except LifecycleError as error:
             raise face.pool.transport.translate(error) from None
         target, remaining, sent = self.prepare(start, metadata)
-        call = target(
-            request,
-            timeout=remaining,
-            metadata=sent,
-            **options,
-        )
+        call = target(request, timeout=remaining, metadata=sent, **options)
         start.rpc.call = call
 
         def done(_: Any) -> None:

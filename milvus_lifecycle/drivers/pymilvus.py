@@ -5,19 +5,18 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import grpc
 
-from ..config import ConnectionConfig, load_tls
+from ..config import ConnectionConfig, TlsMaterial, load_tls
+from ..core.connection import ManagedConnection
 from ..core.readiness import Collection, LoadState
+from ..core.requests import Open
+from ..core.transport import Transport
+from ..core.wire import Wire
 from ..errors import ConfigError, FailureSummary, LifecycleError
-
-if TYPE_CHECKING:
-    from ..core.connection import ManagedConnection
-    from ..core.requests import Open
-    from ..core.wire import Wire
 
 #: pymilvus has a connection manager to replace from 2.6.10 on; later minor versions are not
 #: known to work until they were tested.
@@ -91,34 +90,6 @@ def channel_options(
     return list(options.items())
 
 
-def open_channel(
-    module: Any,
-    config: ConnectionConfig,
-    address: str,
-    secure: bool | None,
-    window: tuple[float, float],
-    connect_timeout: float,
-    calm: int = 1,
-) -> Any:
-    """A channel by ``module``'s factories (``grpc`` or ``grpc.aio``). Raises ConfigError.
-
-    TLS files are read anew each time: a rotated certificate is picked up by a recovery.
-    """
-    options = channel_options(config, window, connect_timeout, calm)
-    if not (config.secure if secure is None else secure):
-        return module.insecure_channel(address, options=options)
-    tls = load_tls(config)
-    root = tls.root if tls is not None else None
-    key = tls.key if tls is not None else None
-    chain = tls.chain if tls is not None else None
-    if tls is not None and tls.server_name:
-        options.append(("grpc.ssl_target_name_override", tls.server_name))
-    credentials = grpc.ssl_channel_credentials(
-        root_certificates=root, private_key=key, certificate_chain=chain
-    )
-    return module.secure_channel(address, credentials, options=options)
-
-
 class _PymilvusTransport:
     """What both flavours share."""
 
@@ -136,11 +107,22 @@ class _PymilvusTransport:
         load_tls(config)
 
     def open(self, request: Open) -> Any:
-        """A channel by grpc's own factories."""
-        connection = request.connection
-        timeout, calm = connection.lifecycle.policy.connect_timeout, self._calm(connection)
-        where = (connection.config, request.address, request.secure)
-        return open_channel(self.factories, *where, request.window, timeout, calm)
+        """A channel by grpc's own factories. Raises ConfigError.
+
+        TLS files are read anew each time: a rotated certificate is picked up by a recovery.
+        """
+        connection, config = request.connection, request.connection.config
+        timeout = connection.lifecycle.policy.connect_timeout
+        options = channel_options(config, request.window, timeout, self._calm(connection))
+        if not (config.secure if request.secure is None else request.secure):
+            return self.factories.insecure_channel(request.address, options=options)
+        tls = load_tls(config) or TlsMaterial()
+        if tls.server_name:
+            options.append(("grpc.ssl_target_name_override", tls.server_name))
+        credentials = grpc.ssl_channel_credentials(
+            root_certificates=tls.root, private_key=tls.key, certificate_chain=tls.chain
+        )
+        return self.factories.secure_channel(request.address, credentials, options=options)
 
     def _calm(self, connection: ManagedConnection) -> int:
         """How many times more seldom than configured to ping.
@@ -291,6 +273,10 @@ class AsyncioTransport(_PymilvusTransport):
         """GetLoadState, without decorator and retry."""
         call = _raw(connection.face, "GetLoadState")
         return _load_state(await call(**_load_state_request(collection), timeout=timeout))
+
+
+#: by flavour
+TRANSPORTS: dict[str, type[Transport]] = {"threads": ThreadsTransport, "asyncio": AsyncioTransport}
 
 
 def _raw(channel: Any, method: str) -> Any:

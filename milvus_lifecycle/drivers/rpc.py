@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
-if TYPE_CHECKING:
-    from ..core.face import Start
+from ..core.face import Start
 
 AnyFace = TypeVar("AnyFace")
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Method(Generic[AnyFace]):
     """What a stub holds. The multi-callable of the channel in use is cached with that channel."""
 
-    __slots__ = ("_args", "_face", "_kind", "_kwargs", "_method")
-
-    def __init__(self, face: AnyFace, kind: str, method: str, args: Any, kwargs: Any) -> None:
-        self._face = face
-        self._kind = kind
-        self._method = method
-        self._args = args
-        self._kwargs = kwargs
+    _face: AnyFace
+    _kind: str
+    _method: str
+    _args: Any
+    _kwargs: Any
 
     def prepare(self, start: Start, metadata: Any) -> tuple[Any, float | None, Any]:
         """For an RPC that has been let in: its multi-callable, timeout and metadata.

@@ -13,10 +13,11 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from ..core.connection import ManagedConnection
-from ..core.facts import wait_until
+from ..core.facts import Located, wait_until
+from ..core.flight import Flight
 from ..core.maintenance import attempt
 from ..core.mutex import Reentered
 from ..core.pool import Pool, look
@@ -33,14 +34,10 @@ from ..core.requests import (
     Request,
     Wait,
 )
+from ..core.wire import Wire
 from ..errors import Interrupted, summarize
 from ..fork import ForkGate, around_fork, on_fork_in_child
 from .threads_channel import LifecycleChannel
-
-if TYPE_CHECKING:
-    from ..core.facts import Located
-    from ..core.flight import Flight
-    from ..core.wire import Wire
 
 T = TypeVar("T")
 
@@ -262,8 +259,7 @@ def _stop() -> None:
 
 
 def _keep_time(
-    driver_ref: weakref.ref[ThreadsDriver],
-    mailbox: queue.SimpleQueue[Callable[[], object]],
+    driver_ref: weakref.ref[ThreadsDriver], mailbox: queue.SimpleQueue[Callable[[], object]]
 ) -> None:
     """The timekeeper: runs what is due and what finalizers put off. Holds the driver weakly."""
     while True:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 
 from ..core.checkout import Checkout
+from ..core.connection import ManagedConnection
 from ..core.face import DrainedError, Face, GrpcFuture, Start
+from ..core.pool import Pool
+from ..core.requests import Procedure
 from ..core.retry import Retry
 from ..core.wire import Rpc
 from ..errors import LifecycleError
 from ..policy import parse_timeout
 from .rpc import Method
-
-if TYPE_CHECKING:
-    from ..core.connection import ManagedConnection
-    from ..core.pool import Pool
-    from ..core.requests import Procedure
 
 
 class LifecycleChannel(Face, grpc.Channel):
@@ -47,22 +45,9 @@ class LifecycleChannel(Face, grpc.Channel):
         except LifecycleError as error:
             raise self.pool.transport.translate(error) from None
 
-    def ended_badly(self, start: Start, error: Exception) -> Exception:
-        """What the caller of a failed RPC sees."""
-        seen = self.failed(start, error)
-        return self.pool.transport.translate(seen) if isinstance(seen, LifecycleError) else seen
-
-    def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return _UnaryUnary(self, method, args, kwargs)
-
-    def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return _Streaming(self, "unary_stream", method, args, kwargs)
-
-    def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return _Streaming(self, "stream_unary", method, args, kwargs)
-
-    def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return _Streaming(self, "stream_stream", method, args, kwargs)
+    def method(self, kind: str, name: str, args: Any, kwargs: Any) -> Any:
+        of_kind = _UnaryUnary if kind == "unary_unary" else _Streaming
+        return of_kind(self, kind, name, args, kwargs)
 
     # -- errors: the retry decorator asks here ---------------------------------------------
 
@@ -100,52 +85,26 @@ class LifecycleChannel(Face, grpc.Channel):
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def __repr__(self) -> str:
-        return f"<LifecycleChannel of {self.connection!r}>"
-
 
 class _UnaryUnary(Method[LifecycleChannel]):
     __slots__ = ()
 
-    def __init__(self, face: LifecycleChannel, method: str, args: Any, kwargs: Any) -> None:
-        super().__init__(face, "unary_unary", method, args, kwargs)
-
     def __call__(
-        self,
-        request: Any,
-        timeout: float | None = None,
-        metadata: Any = None,
-        credentials: Any = None,
-        wait_for_ready: bool | None = None,
-        compression: Any = None,
+        self, request: Any, timeout: float | None = None, metadata: Any = None, **options: Any
     ) -> Any:
-        return self.with_call(request, timeout, metadata, credentials, wait_for_ready, compression)[
-            0
-        ]
+        response, _ = self.with_call(request, timeout, metadata, **options)
+        return response
 
     def with_call(
-        self,
-        request: Any,
-        timeout: float | None = None,
-        metadata: Any = None,
-        credentials: Any = None,
-        wait_for_ready: bool | None = None,
-        compression: Any = None,
+        self, request: Any, timeout: float | None = None, metadata: Any = None, **options: Any
     ) -> tuple[Any, grpc.Call]:
         face = self._face
         start = face.begin(timeout)
         try:
             target, remaining, sent = self.prepare(start, metadata)
-            response, call = target.with_call(
-                request,
-                timeout=remaining,
-                metadata=sent,
-                credentials=credentials,
-                wait_for_ready=wait_for_ready,
-                compression=compression,
-            )
+            response, call = target.with_call(request, timeout=remaining, metadata=sent, **options)
         except (grpc.RpcError, ValueError) as error:
-            raise face.ended_badly(start, error) from None
+            raise face.failed(start, error) from None
         finally:
             try:
                 face.left(start)
@@ -156,30 +115,17 @@ class _UnaryUnary(Method[LifecycleChannel]):
         return response, call
 
     def future(
-        self,
-        request: Any,
-        timeout: float | None = None,
-        metadata: Any = None,
-        credentials: Any = None,
-        wait_for_ready: bool | None = None,
-        compression: Any = None,
+        self, request: Any, timeout: float | None = None, metadata: Any = None, **options: Any
     ) -> _Future:
         face = self._face
         start = face.begin(timeout)
         try:
             target, remaining, sent = self.prepare(start, metadata)
-            call = target.future(
-                request,
-                timeout=remaining,
-                metadata=sent,
-                credentials=credentials,
-                wait_for_ready=wait_for_ready,
-                compression=compression,
-            )
+            call = target.future(request, timeout=remaining, metadata=sent, **options)
         except BaseException as error:
             face.left(start)
             if isinstance(error, (grpc.RpcError, ValueError)):
-                raise face.ended_badly(start, error) from None
+                raise face.failed(start, error) from None
             raise
         answered = partial(face.answered, start, self._method, request, metadata)
         return _Future(face, start, call, answered)
@@ -197,16 +143,11 @@ class _Streaming(Method[LifecycleChannel]):
         start = face.begin(timeout)
         try:
             target, remaining, sent = self.prepare(start, metadata)
-            call = target(
-                request,
-                timeout=remaining,
-                metadata=sent,
-                **options,
-            )
+            call = target(request, timeout=remaining, metadata=sent, **options)
         except BaseException as error:
             face.left(start)
             if isinstance(error, grpc.RpcError):
-                raise face.ended_badly(start, error) from None
+                raise face.failed(start, error) from None
             raise
         if isinstance(call, grpc.Call):
             if not call.add_callback(partial(face.left, start)):
@@ -216,15 +157,16 @@ class _Streaming(Method[LifecycleChannel]):
         return call
 
 
+def _handed_on(name: str) -> Callable[..., Any]:
+    """A method of a _Future that grpc's own call answers."""
+    return lambda future, *args, **kwargs: getattr(future._call, name)(*args, **kwargs)
+
+
 class _Future(grpc.Call, GrpcFuture):
     """A grpc future that reports its own failure and never shows a cut as a cancellation."""
 
     def __init__(
-        self,
-        face: LifecycleChannel,
-        start: Start,
-        call: Any,
-        answered: Callable[[Any], None],
+        self, face: LifecycleChannel, start: Start, call: Any, answered: Callable[[Any], None]
     ) -> None:
         self._face = face
         self._start = start
@@ -240,7 +182,7 @@ class _Future(grpc.Call, GrpcFuture):
             if call.code() is grpc.StatusCode.OK:
                 self._answered(call.result())
             elif not self._cancelled_by_user:
-                self._seen = face.ended_badly(start, call)
+                self._seen = face.failed(start, call)
         finally:
             face.left(start)
 
@@ -249,7 +191,7 @@ class _Future(grpc.Call, GrpcFuture):
         if self._cancelled_by_user:
             return error
         if self._seen is None:
-            self._seen = self._face.ended_badly(self._start, error)
+            self._seen = self._face.failed(self._start, error)
         return self._seen
 
     def result(self, timeout: float | None = None) -> Any:
@@ -267,9 +209,6 @@ class _Future(grpc.Call, GrpcFuture):
                 raise
             return error
         return None if error is None else self._verdict(error)
-
-    def traceback(self, timeout: float | None = None) -> Any:
-        return self._call.traceback(timeout)
 
     def code(self) -> Any:
         code = self._call.code()
@@ -290,26 +229,14 @@ class _Future(grpc.Call, GrpcFuture):
     def cancelled(self) -> bool:
         return self._cancelled_by_user and bool(self._call.cancelled())
 
-    def running(self) -> bool:
-        return bool(self._call.running())
-
-    def done(self) -> bool:
-        return bool(self._call.done())
-
     def add_done_callback(self, fn: Callable[[Any], None]) -> None:
         self._call.add_done_callback(lambda call: fn(self))
 
-    def add_callback(self, callback: Callable[[], None]) -> bool:
-        return bool(self._call.add_callback(callback))
-
-    def initial_metadata(self) -> Any:
-        return self._call.initial_metadata()
-
-    def trailing_metadata(self) -> Any:
-        return self._call.trailing_metadata()
-
-    def is_active(self) -> bool:
-        return bool(self._call.is_active())
-
-    def time_remaining(self) -> Any:
-        return self._call.time_remaining()
+    initial_metadata = _handed_on("initial_metadata")
+    trailing_metadata = _handed_on("trailing_metadata")
+    is_active = _handed_on("is_active")
+    time_remaining = _handed_on("time_remaining")
+    add_callback = _handed_on("add_callback")
+    running = _handed_on("running")
+    done = _handed_on("done")
+    traceback = _handed_on("traceback")

@@ -16,14 +16,15 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 from ..audit.stream import complain
 from ..config import ConnectionConfig, load_tls, parse_endpoint
 from ..core.facts import Facts, Located
 from ..core.flight import Flight, FlightKind
 from ..core.requests import Join, Procedure
-from ..core.strategies import ConnectionStrategy
+from ..core.strategies import ConnectionStrategy, View
 from ..errors import (
     Failure,
     FailureSummary,
@@ -34,12 +35,9 @@ from ..errors import (
     summarize,
 )
 from ..fork import on_fork_in_child, renew_in_child
+from ..policy import LifecyclePolicy
 from ..table import State
 from .topology import Topology, newer
-
-if TYPE_CHECKING:
-    from ..core.strategies import View
-    from ..policy import LifecyclePolicy
 
 #: Fetches of one cluster's topology start at least this far apart (seconds), whoever asks.
 FETCH_SPACING = 1.0
@@ -250,7 +248,8 @@ class TopologyBook:
             except TopologyError as error:
                 outcome = TopologyError(error.reason, error.detail, address=self.config.address)
             self._failed = self._failed + 1 if isinstance(outcome, LifecycleError) else 0
-            if _passing(outcome) and self._failed < TRIES:
+            passing = isinstance(outcome, TopologyError) and outcome.reason in _PASSING
+            if passing and self._failed < TRIES:
                 self._fetch = Fetch()
         fetch.end(outcome)
         if isinstance(outcome, LifecycleError):
@@ -266,10 +265,6 @@ class TopologyBook:
         complain(f"{brief(error)} (connections stay on {self.latest.primary.endpoint})")
 
 
-def _passing(outcome: Topology | LifecycleError) -> bool:
-    return isinstance(outcome, TopologyError) and outcome.reason in _PASSING
-
-
 def _is_down(flight: Flight, now: float) -> bool:
     # By time, too: the flight of a loop that was stopped and forgotten never ends.
     return flight.outcome is None and now < max(flight.deadline, flight.patience)
@@ -282,6 +277,7 @@ def _after_fork_in_child() -> None:
 renew_in_child(_after_fork_in_child)
 
 
+@dataclass(eq=False)
 class TopologyLocator:
     """Finds the primary: by a fetch, for as long as may be waited for it, else as last known.
 
@@ -289,10 +285,9 @@ class TopologyLocator:
     told of another primary all the same (``GlobalStrategy.moved``). None: a refresh.
     """
 
-    def __init__(self, book: TopologyBook, since: float, flight: Flight | None = None) -> None:
-        self.book = book
-        self.since = since
-        self.flight = flight
+    book: TopologyBook
+    since: float
+    flight: Flight | None = None
 
     def steps(
         self, connection: View, failure: FailureSummary | None, timeout: float

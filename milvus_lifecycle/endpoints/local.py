@@ -5,17 +5,14 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..core.facts import Located
-from ..core.strategies import ConnectionStrategy, Locator
+from ..core.strategies import ConnectionStrategy, Locator, View
 from ..errors import ConfigError, ConnectionClosed, Failure, FailureSummary
 from ..fork import renew_in_child
 from ..table import State
 from ..uri import LITE_MISSING, parse_endpoint
-
-if TYPE_CHECKING:
-    from ..core.strategies import View
 
 
 class _Servers:

@@ -115,10 +115,7 @@ class _Fetch:
             with (
                 httpx.Client(verify=context, timeout=limits, follow_redirects=False) as client,
                 client.stream(
-                    "GET",
-                    self._url,
-                    headers=self._headers(),
-                    extensions={"trace": sockets.trace},
+                    "GET", self._url, headers=self._headers(), extensions={"trace": sockets.trace}
                 ) as response,
             ):
                 answer.begin(response.status_code, response.headers)

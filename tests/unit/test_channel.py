@@ -203,12 +203,11 @@ def test_a_future_counts_until_it_is_done() -> None:
         assert (connection.lifecycle.in_flight, seen) == (0, [future])
         assert (future.result(1), future.exception(1)) == ("answer", None)
         assert (future.code(), future.details()) == (grpc.StatusCode.OK, "of grpc")
-        assert (future.cancelled(), future.running(), future.done()) == (False, True, True)
-        assert future.initial_metadata() == "initial_metadata"
-        assert future.trailing_metadata() == "trailing_metadata"
-        assert future.time_remaining() == "time_remaining"
-        assert future.traceback(1) == "traceback"
-        assert (future.is_active(), future.add_callback(print)) == (True, True)
+        assert not future.cancelled()
+        for name in ("initial_metadata", "trailing_metadata", "time_remaining", "is_active"):
+            assert getattr(future, name)() == name
+        assert (future.running(), future.done()) == ("running", "done")
+        assert (future.traceback(1), future.add_callback(print)) == ("traceback", "add_callback")
 
 
 @pytest.mark.parametrize("first", ["callback", "result", "exception"])
