@@ -108,6 +108,7 @@ class Lifecycle:
     """State, channels, flight and outage of one connection. Written only inside a step."""
 
     __slots__ = (
+        "__weakref__",  # a strategy or a locator may keep weakly what it is given
         "audit",
         "binding",
         "closed_by",
@@ -790,6 +791,7 @@ check_names(Lifecycle, ConnectionStrategy)
 _NOT_STEPPED = (
     *("audit", "config", "created_at", "idle_limit", "leases", "lock", "policy", "result", "row"),
     *("expiry_planned", "recycle_planned", "refresh_planned", "seams", "section", "strict"),
+    "__weakref__",
 )
 _PARTS: tuple[tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]], ...] = tuple(
     (names, attrgetter(*names))
