@@ -410,7 +410,8 @@ def test_whoever_comes_as_the_last_waiter_leaves_looks_again() -> None:
     # The leaver waited and goes; the latecomer was about to join when it did.
     assert first.connection.lifecycle.join(first.flight, print, first.until)
     clock.advance(6)
-    manager._pool.leave(first.connection, first.flight, print)
+    assert first.connection.lifecycle.leave(first.flight, print)
+    manager._pool.deserted(first.connection, first.flight)
     with pytest.raises(ConnectFailed):
         leaver.send(None)
     third = latecomer.send(None)
