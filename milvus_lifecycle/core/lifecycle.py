@@ -153,6 +153,8 @@ class Lifecycle:
     result: StepResult = field(init=False)
     lock: threading.RLock = field(init=False)
     section: mutex.Section = field(init=False)
+    #: a slot: a strategy or a locator may keep weakly what it is given
+    __weakref__: Any = field(init=False)
 
     def __post_init__(self) -> None:
         now = self.created_at = self.state_since = self.seams.clock()
@@ -738,6 +740,7 @@ check_names(Lifecycle, ConnectionStrategy)
 _NOT_STEPPED = (
     *("audit", "config", "created_at", "idle_limit", "leases", "lock", "policy", "result", "row"),
     *("expiry_planned", "recycle_planned", "refresh_planned", "seams", "section", "strict"),
+    "__weakref__",
 )
 _PARTS: tuple[tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]], ...] = tuple(
     (names, attrgetter(*names))

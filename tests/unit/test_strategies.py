@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,16 @@ def test_a_local_path_is_located_by_its_server() -> None:
     locator = LocalStrategy(config).locator(Core().life)
     assert isinstance(locator, LocalServer)
     assert locator.path == config.address
+
+
+def test_what_a_strategy_is_given_can_be_kept_weakly() -> None:
+    """A locator that serves many connections keeps what belongs to each as long as it lives."""
+    core = Core()
+    life = weakref.ref(core.life)
+    assert life() is core.life
+    del core
+    gc.collect()
+    assert life() is None
 
 
 def test_the_documented_strategy_does_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
