@@ -1,9 +1,8 @@
 """The asyncio driver: it awaits where a procedure asks it to, and no more.
 
-Table, machine, procedures, strategies, registry and audit are those of the threads flavour; a
-flight is a task of the loop instead of a thread, and the loop's own timer keeps time. A manager
-belongs to one event loop. It is known weakly and kept alive by a timer of that loop: when the
-loop is closed, the timer goes, and with it the connections, without an await on a dead loop.
+A flight is a task of the loop instead of a thread, and the loop's own timer keeps time. A manager
+belongs to one event loop and is kept alive by a timer of it: when the loop is closed, the timer
+goes, and with it the connections, without an await on a dead loop.
 """
 
 from __future__ import annotations
@@ -149,9 +148,7 @@ class AsyncDriver:
             call_in(loop, settle, landed)
 
         try:
-            if request.connection.lifecycle.join(
-                request.flight, wake, request.until, leads=request.leads
-            ):
+            if life.join(request.flight, wake, request.until, leads=request.leads):
                 left = request.until + request.grace - self.pool.seams.clock()
                 await asyncio.wait({landed}, timeout=max(0.0, left))
         finally:

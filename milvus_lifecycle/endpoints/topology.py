@@ -19,11 +19,10 @@ from typing import NoReturn
 from milvus_lifecycle.config import parse_endpoint
 from milvus_lifecycle.errors import BRIEF_LIMIT, ConfigError, TopologyError, TopologyReason, redact
 
-__all__ = ["MAX_BYTES", "READABLE", "WRITABLE", "Cluster", "Topology", "newer", "parse_topology"]
+__all__ = ["MAX_BYTES", "WRITABLE", "Cluster", "Topology", "newer", "parse_topology"]
 
-READABLE = 0b01
 WRITABLE = 0b10
-"""Bits of `Cluster.capability`. The primary is the writable cluster."""
+"""Bit of `Cluster.capability`. The primary is the writable cluster."""
 
 MAX_BYTES = 1024 * 1024
 """Longest answer that is read: 1 MiB, some 8,000 clusters."""

@@ -3,14 +3,12 @@
 At most 1 MiB is read; no redirect is followed, because it would carry the token elsewhere; the
 server's certificate is checked against the client's own CA, where it has one.
 
-The answer may take all the time that the caller has: a slow service whose requests are ended and
-begun anew never answers any. But one that hangs looks like one that is slow, and its neighbour
-behind the same name may be well. So a request without an answer for 10 s gets company, and the
-first answer counts. Only a connection has to be there within 10 s.
+The answer may take all the time that the caller has. But a server that hangs looks like one that
+is slow, and its neighbour behind the same name may be well: so a request without an answer for
+10 s gets company, and the first answer counts. Only a connection has to be there within 10 s.
 
-httpx's timeouts are those of single socket operations: a server that drips one byte a second
-never meets them. So each request has a thread, and its socket is shut down when the time is over.
-Only name resolution ends when the system's resolver says so.
+httpx's timeouts are those of single socket operations, which a server that drips one byte a second
+never meets. So each request has a thread, and its socket is shut down when the time is over.
 
 Needs the extra `global` (httpx); it is imported when the first fetch is made.
 """
