@@ -305,8 +305,11 @@ class Lifecycle:
     def drained(self, wire: Wire) -> None:
         """A retired channel is closed: forget it."""
         # The RPC that ends last and the end of drain_timeout may meet here.
-        with self.lock, self.section:
+        locks = mutex.here.locks
+        with self.lock:
+            locks.append(self.lock)
             self.draining = [each for each in self.draining if each is not wire]
+            locks.pop()
 
     # -- flights ---------------------------------------------------------------------------
 
