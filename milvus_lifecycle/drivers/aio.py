@@ -97,22 +97,21 @@ class AsyncDriver:
             return cast(T, stop.value)
 
     async def _perform(self, request: Request) -> Any:
+        transport = self.pool.transport
         if isinstance(request, Wait):
             return await self._wait(request)
         if isinstance(request, Register):
-            return await self._ask(
-                request, self.pool.transport.register, request.timeout, request.patient
-            )
+            return await self._ask(request, transport.register, request.timeout, request.patient)
         if isinstance(request, Ping):
-            return await self._ask(request, self.pool.transport.ping, request.timeout)
+            return await self._ask(request, transport.ping, request.timeout)
         if isinstance(request, Open):
-            return self.pool.transport.open(request)
+            return transport.open(request)
         if isinstance(request, Join):
             return await self._join(request)
         if isinstance(request, Locate):
             return await self._locate(request)
         if isinstance(request, AskLoadState):
-            return await self.pool.transport.load_state(
+            return await transport.load_state(
                 request.connection, request.collection, request.timeout
             )
         assert isinstance(request, Pause)

@@ -70,8 +70,7 @@ class Topology:
 def parse_topology(payload: object) -> Topology:
     """Read the service's answer: its bytes or text, or what JSON made of them.
 
-    Raises:
-        TopologyError: and nothing else; its `reason` says what is wrong.
+    Raises TopologyError and nothing else; its `reason` says what is wrong.
     """
     answer = _mapping("the answer", _decode(payload))
     code = answer.get("code", 0)  # absent means success, as pymilvus takes it
@@ -88,14 +87,11 @@ def parse_topology(payload: object) -> Topology:
 
 
 def newer(current: Topology | None, candidate: Topology) -> Topology:
-    """Return the topology to go by, once `candidate` has been fetched.
+    """The topology to go by, once `candidate` has been fetched: the greater version.
 
-    The version only grows: a greater one wins, an equal one changes nothing (`current` itself
-    is returned, also when the contents differ: two replicas of the service that disagree must
-    not make clients go back and forth).
-
-    Raises:
-        TopologyError: OUTDATED, the version went back; `current` stays.
+    An equal one changes nothing, also when the contents differ: two replicas of the service that
+    disagree must not make clients go back and forth. Raises TopologyError (OUTDATED) if the
+    version went back.
     """
     if current is None or candidate.version > current.version:
         return candidate

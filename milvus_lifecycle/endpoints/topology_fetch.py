@@ -31,8 +31,6 @@ from milvus_lifecycle.errors import ConfigError, TopologyError, TopologyReason, 
 from milvus_lifecycle.tls import certificate_error, client_context
 from milvus_lifecycle.uri import check_plain
 
-__all__ = ["fetch_topology"]
-
 CONNECT_TIMEOUT = 10.0
 COMPANY_AFTER = 10.0
 
@@ -43,16 +41,11 @@ _PATH = "/global-cluster/topology"
 def fetch_topology(
     uri: str, token: str = "", *, tls: TlsMaterial | None = None, timeout: float = 30.0
 ) -> Topology:
-    """Fetch the topology of the global cluster behind `uri`; blocks for `timeout` at most.
+    """Fetch the topology of the global cluster behind `uri`; blocks for `timeout` (s) at most.
 
-    Args:
-        uri: the client's URI without credentials (`ConnectionConfig.uri`).
-        token: sent as a bearer token, "" for none.
-        tls: the client's own roots (`load_tls`); None and no roots mean the system's.
-        timeout: seconds for everything, a server that drips included.
-
-    Raises:
-        TopologyError: with `reason` and `elapsed`; it never holds the token.
+    `uri` is the client's without credentials; `token` is sent as a bearer token, "" for none;
+    `tls` has the client's own roots (`load_tls`), None and no roots mean the system's.
+    Raises TopologyError with `reason` and `elapsed`; it never holds the token.
     """
     fetch = _Fetch(uri, token, tls, timeout)
     try:
