@@ -230,9 +230,8 @@ class ConnectionManager(_Manager):
 class AsyncConnectionManager(_Manager):
     """Pools connections for ``AsyncMilvusClient``; a drop-in for pymilvus's class of that name.
 
-    Use it inside its event loop. Errors are those of ``ConnectionManager``. It is known weakly
-    and kept alive by a timer of its loop: when the loop is closed, the timer goes, and with it
-    the connections, without an await on a dead loop.
+    Use it inside its event loop, with which its connections end. Errors are those of
+    ``ConnectionManager``.
     """
 
     # By id of the loop. Weak: a manager lives as long as its loop or somebody who uses it.

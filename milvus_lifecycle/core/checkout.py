@@ -95,7 +95,7 @@ class Checkout:
             usable = not _deserted(connection) and connection.lease(client)
         finally:
             self.pool.give_back(connection, caller)
-        connection.lifecycle.touch()
+        connection.lifecycle.last_used_at = self.clock()
         return usable
 
     def admit(self, face: Face, rpc: Rpc, timeout: float | None) -> Procedure[Start]:

@@ -62,11 +62,6 @@ class Start:
     #: what it ended with
     failure: FailureSummary | None = None
 
-    @property
-    def hopeless(self) -> bool:
-        """It was sent without any time: its deadline says nothing about the connection."""
-        return self.until is not None and self.until <= self.at
-
 
 @dataclass(frozen=True, slots=True)
 class Status:
@@ -266,7 +261,9 @@ class Face:
                 return self.pool.transport.translate(ConnectionClosed(address=connection.address))
         life, failure = connection.lifecycle, summarize(error)
         generation = life.ended(start.binding, self.pool.seams.clock())
-        if not (failure.kind is Failure.DEADLINE and start.hopeless):
+        # Sent without any time: its deadline says nothing about the connection.
+        hopeless = start.until is not None and start.until <= start.at
+        if not (failure.kind is Failure.DEADLINE and hopeless):
             self.pool.rpc_failed(connection, failure, generation, start.at)
         # Without the RPC: whoever keeps the error would have it count for ever, if ``left`` is
         # interrupted.

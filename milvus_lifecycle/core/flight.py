@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from ..errors import FailureSummary
-from ..table import Trigger
 from .wire import Wire
 
 #: Whoever wakes so much later (seconds) than he wanted was not run meanwhile: the process was
@@ -74,7 +73,6 @@ class Flight:
 
     number: int
     kind: FlightKind
-    cause: Trigger
     began: float
     #: when the budget is spent (recovery) or the I/O times out (probe)
     deadline: float

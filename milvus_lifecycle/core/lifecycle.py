@@ -307,12 +307,11 @@ class Lifecycle:
     def drained(self, wire: Wire) -> None:
         """A retired channel is closed: forget it."""
         # The RPC that ends last and the end of drain_timeout may meet here.
-        with self.lock, self.section:
+        locks = mutex.here.locks
+        with self.lock:
+            locks.append(self.lock)
             self.draining = [each for each in self.draining if each is not wire]
-
-    def touch(self) -> None:
-        """A checkout was served: a use, like an RPC."""
-        self.last_used_at = self.seams.clock()
+            locks.pop()
 
     # -- flights ---------------------------------------------------------------------------
 
@@ -558,14 +557,14 @@ class Lifecycle:
         limit = self.policy.connect_timeout
         if kind is FlightKind.PROBE:
             limit = self.policy.probe_timeout
-        flight = self._begin(kind, row.trigger, facts.now, facts.now + limit)
+        flight = self._begin(kind, facts.now, facts.now + limit)
         if facts.until is not None:
             # The caller joins a moment later; its leader may be on its way by then.
             flight.patience = max(flight.patience, facts.until)
 
     def action_begin_recovery(self, row: Row, facts: Facts) -> None:
         now, budget = facts.now, self.policy.recovery_budget
-        flight = self._begin(FlightKind.RECOVERY, row.trigger, now, now + budget)
+        flight = self._begin(FlightKind.RECOVERY, now, now + budget)
         # Without a channel (its last recovery was abandoned) nothing serves while it moves.
         failed = row.trigger in (Trigger.FAIL, Trigger.PROBE_FAILED)
         flight.mandatory = failed or not self.has_channel
@@ -690,9 +689,9 @@ class Lifecycle:
 
     # -- helpers ---------------------------------------------------------------------------
 
-    def _begin(self, kind: FlightKind, cause: Trigger, now: float, deadline: float) -> Flight:
+    def _begin(self, kind: FlightKind, now: float, deadline: float) -> Flight:
         self.flights += 1
-        self.flight = Flight(self.flights, kind, cause, now, deadline)
+        self.flight = Flight(self.flights, kind, now, deadline)
         self.result.launch = self.flight
         return self.flight
 

@@ -1,11 +1,9 @@
 """From the table to ``transitions``: one rule book for every connection of the process.
 
 This is the only file that knows the library's ``EventData``. One plain ``Machine`` serves all
-connections of both flavours without registering them: registering a model costs 7 kB, O(n)
-adding and removing, and a strong reference (measured with transitions 0.9.3). The machine
-itself holds no per-connection data, so threads may fire it at the same time as long as each
-connection is stepped under its own mutex. ``LockedMachine``, ``AsyncMachine`` and
-``queued=True`` are not used; see docs/decisions.md.
+connections of both flavours without registering them: a registered model costs 7 kB and a strong
+reference. The machine holds no data of a connection, so threads may fire it at the same time as
+long as each connection is stepped under its own mutex (see docs/decisions.md).
 """
 
 from __future__ import annotations

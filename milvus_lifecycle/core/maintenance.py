@@ -34,11 +34,7 @@ REFRESH_LIMIT = 10.0
 
 
 class Schedule:
-    """A heap of (due, job). Times are ``time.monotonic()`` seconds.
-
-    A job looks at the connection when it runs and does nothing if it came too early or too
-    late; so nothing is ever taken off the schedule before its time.
-    """
+    """A heap of (due, job), times in ``time.monotonic()`` seconds. Nothing is taken off early."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Job]] = []

@@ -298,10 +298,7 @@ class Pool:
         generation: int | None,
         started: float,
     ) -> None:
-        """An RPC failed: let the table decide. Does not wait.
-
-        Every RPC reports its own failure here, whether or not a decorator will ask.
-        """
+        """An RPC failed: let the table decide. Each reports itself, retried or not."""
         if failure.kind is Failure.DEADLINE:
             trigger = Trigger.DOUBT
         elif failure.kind in (Failure.TRANSIENT, Failure.REPLICATE_VIOLATION):

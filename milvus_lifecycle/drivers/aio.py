@@ -1,9 +1,8 @@
 """The asyncio driver: it awaits where a procedure asks it to, and no more.
 
-Table, machine, procedures, strategies, registry and audit are those of the threads flavour; a
-flight is a task of the loop instead of a thread, and the loop's own timer keeps time. A manager
-belongs to one event loop. It is known weakly and kept alive by a timer of that loop: when the
-loop is closed, the timer goes, and with it the connections, without an await on a dead loop.
+A flight is a task of the loop instead of a thread, and the loop's own timer keeps time. A manager
+belongs to one event loop and is kept alive by a timer of it: when the loop is closed, the timer
+goes, and with it the connections, without an await on a dead loop.
 """
 
 from __future__ import annotations
@@ -98,22 +97,21 @@ class AsyncDriver:
             return cast(T, stop.value)
 
     async def _perform(self, request: Request) -> Any:
+        transport = self.pool.transport
         if isinstance(request, Wait):
             return await self._wait(request)
         if isinstance(request, Register):
-            return await self._ask(
-                request, self.pool.transport.register, request.timeout, request.patient
-            )
+            return await self._ask(request, transport.register, request.timeout, request.patient)
         if isinstance(request, Ping):
-            return await self._ask(request, self.pool.transport.ping, request.timeout)
+            return await self._ask(request, transport.ping, request.timeout)
         if isinstance(request, Open):
-            return self.pool.transport.open(request)
+            return transport.open(request)
         if isinstance(request, Join):
             return await self._join(request)
         if isinstance(request, Locate):
             return await self._locate(request)
         if isinstance(request, AskLoadState):
-            return await self.pool.transport.load_state(
+            return await transport.load_state(
                 request.connection, request.collection, request.timeout
             )
         assert isinstance(request, Pause)
@@ -149,9 +147,7 @@ class AsyncDriver:
             call_in(loop, settle, landed)
 
         try:
-            if request.connection.lifecycle.join(
-                request.flight, wake, request.until, leads=request.leads
-            ):
+            if life.join(request.flight, wake, request.until, leads=request.leads):
                 left = request.until + request.grace - self.pool.seams.clock()
                 await asyncio.wait({landed}, timeout=max(0.0, left))
         finally:

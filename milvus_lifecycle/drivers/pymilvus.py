@@ -211,7 +211,7 @@ class ThreadsTransport(_PymilvusTransport):
         """GetVersion, raw: no decorator, no retry. Any answer is a sign of life."""
         try:
             call = _raw(self._authorized(connection, wire.channel), "GetVersion")
-            call(_version_request(), timeout=timeout)
+            call(_message("GetVersionRequest"), timeout=timeout)
         except grpc.RpcError as error:
             if not _says_alive(error):
                 raise
@@ -262,7 +262,7 @@ class AsyncioTransport(_PymilvusTransport):
     async def ping(self, connection: ManagedConnection, wire: Wire, timeout: float) -> None:
         """GetVersion, raw: no decorator, no retry. Any answer is a sign of life."""
         try:
-            await _raw(wire.channel, "GetVersion")(_version_request(), timeout=timeout)
+            await _raw(wire.channel, "GetVersion")(_message("GetVersionRequest"), timeout=timeout)
         except grpc.RpcError as error:
             if not _says_alive(error):
                 raise
@@ -292,17 +292,16 @@ def _raw(channel: Any, method: str) -> Any:
     )
 
 
-def _version_request() -> Any:
+def _message(name: str, **fields: Any) -> Any:
     from pymilvus.grpc_gen import milvus_pb2
 
-    return milvus_pb2.GetVersionRequest()
+    return getattr(milvus_pb2, name)(**fields)
 
 
 def _load_state_request(collection: Collection) -> dict[str, Any]:
     """Request and metadata: the database travels in both, as servers differ in where they look."""
-    from pymilvus.grpc_gen import milvus_pb2
-
-    request = milvus_pb2.GetLoadStateRequest(
+    request = _message(
+        "GetLoadStateRequest",
         db_name=collection.database,
         collection_name=collection.name,
         partition_names=collection.partitions,

@@ -77,17 +77,16 @@ class ThreadsDriver:
             return cast(T, stop.value)
 
     def _perform(self, request: Request) -> Any:
+        transport = self.pool.transport
         if isinstance(request, Wait):
             return self._wait(request)
         if isinstance(request, Register):
-            return self._ask(
-                request, self.pool.transport.register, request.timeout, request.patient
-            )
+            return self._ask(request, transport.register, request.timeout, request.patient)
         if isinstance(request, Ping):
-            return self._ask(request, self.pool.transport.ping, request.timeout)
+            return self._ask(request, transport.ping, request.timeout)
         if isinstance(request, Open):
             with self._gate.inside():
-                return self.pool.transport.open(request)
+                return transport.open(request)
         if isinstance(request, Join):
             ended = threading.Event()
             request.join(ended.set)
@@ -98,9 +97,7 @@ class ThreadsDriver:
             )
             return located
         if isinstance(request, AskLoadState):
-            return self.pool.transport.load_state(
-                request.connection, request.collection, request.timeout
-            )
+            return transport.load_state(request.connection, request.collection, request.timeout)
         assert isinstance(request, Pause)
         return self.pool.seams.wait(threading.Event(), self.pool.seams.clock() + request.seconds)
 

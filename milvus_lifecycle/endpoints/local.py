@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from ..core.facts import Located
@@ -62,11 +63,11 @@ def _let_go_of_lock(database: Any) -> None:
             os.close(descriptor)
 
 
+@dataclass(eq=False)
 class LocalServer:
     """Locator of a ``.db`` path: starts its server, restarts it if it died, releases it."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    path: str
 
     def locate(self, connection: View, failure: FailureSummary | None, timeout: float) -> Located:
         """The address of the running server; starts it if it does not run or does not answer."""
@@ -122,8 +123,6 @@ class LocalServer:
 def _answers(lite: Any, path: str) -> bool:
     """Does the server that Milvus Lite remembers for ``path`` still listen?"""
     entry = getattr(lite, "_servers", {}).get(os.path.abspath(path))
-    if entry is None:
-        return False
     # Not a tuple: a subprocess of an older Milvus Lite, start_and_get_uri knows better.
     return isinstance(entry, tuple) and _listens(entry[-1])
 

@@ -19,11 +19,10 @@ from typing import NoReturn
 from milvus_lifecycle.config import parse_endpoint
 from milvus_lifecycle.errors import BRIEF_LIMIT, ConfigError, TopologyError, TopologyReason, redact
 
-__all__ = ["MAX_BYTES", "READABLE", "WRITABLE", "Cluster", "Topology", "newer", "parse_topology"]
+__all__ = ["MAX_BYTES", "WRITABLE", "Cluster", "Topology", "newer", "parse_topology"]
 
-READABLE = 0b01
 WRITABLE = 0b10
-"""Bits of `Cluster.capability`. The primary is the writable cluster."""
+"""Bit of `Cluster.capability`. The primary is the writable cluster."""
 
 MAX_BYTES = 1024 * 1024
 """Longest answer that is read: 1 MiB, some 8,000 clusters."""
@@ -71,8 +70,7 @@ class Topology:
 def parse_topology(payload: object) -> Topology:
     """Read the service's answer: its bytes or text, or what JSON made of them.
 
-    Raises:
-        TopologyError: and nothing else; its `reason` says what is wrong.
+    Raises TopologyError and nothing else; its `reason` says what is wrong.
     """
     answer = _mapping("the answer", _decode(payload))
     code = answer.get("code", 0)  # absent means success, as pymilvus takes it
@@ -89,14 +87,11 @@ def parse_topology(payload: object) -> Topology:
 
 
 def newer(current: Topology | None, candidate: Topology) -> Topology:
-    """Return the topology to go by, once `candidate` has been fetched.
+    """The topology to go by, once `candidate` has been fetched: the greater version.
 
-    The version only grows: a greater one wins, an equal one changes nothing (`current` itself
-    is returned, also when the contents differ: two replicas of the service that disagree must
-    not make clients go back and forth).
-
-    Raises:
-        TopologyError: OUTDATED, the version went back; `current` stays.
+    An equal one changes nothing, also when the contents differ: two replicas of the service that
+    disagree must not make clients go back and forth. Raises TopologyError (OUTDATED) if the
+    version went back.
     """
     if current is None or candidate.version > current.version:
         return candidate

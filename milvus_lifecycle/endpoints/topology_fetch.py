@@ -3,14 +3,12 @@
 At most 1 MiB is read; no redirect is followed, because it would carry the token elsewhere; the
 server's certificate is checked against the client's own CA, where it has one.
 
-The answer may take all the time that the caller has: a slow service whose requests are ended and
-begun anew never answers any. But one that hangs looks like one that is slow, and its neighbour
-behind the same name may be well. So a request without an answer for 10 s gets company, and the
-first answer counts. Only a connection has to be there within 10 s.
+The answer may take all the time that the caller has. But a server that hangs looks like one that
+is slow, and its neighbour behind the same name may be well: so a request without an answer for
+10 s gets company, and the first answer counts. Only a connection has to be there within 10 s.
 
-httpx's timeouts are those of single socket operations: a server that drips one byte a second
-never meets them. So each request has a thread, and its socket is shut down when the time is over.
-Only name resolution ends when the system's resolver says so.
+httpx's timeouts are those of single socket operations, which a server that drips one byte a second
+never meets. So each request has a thread, and its socket is shut down when the time is over.
 
 Needs the extra `global` (httpx); it is imported when the first fetch is made.
 """
@@ -33,8 +31,6 @@ from milvus_lifecycle.errors import ConfigError, TopologyError, TopologyReason, 
 from milvus_lifecycle.tls import certificate_error, client_context
 from milvus_lifecycle.uri import check_plain
 
-__all__ = ["fetch_topology"]
-
 CONNECT_TIMEOUT = 10.0
 COMPANY_AFTER = 10.0
 
@@ -45,16 +41,11 @@ _PATH = "/global-cluster/topology"
 def fetch_topology(
     uri: str, token: str = "", *, tls: TlsMaterial | None = None, timeout: float = 30.0
 ) -> Topology:
-    """Fetch the topology of the global cluster behind `uri`; blocks for `timeout` at most.
+    """Fetch the topology of the global cluster behind `uri`; blocks for `timeout` (s) at most.
 
-    Args:
-        uri: the client's URI without credentials (`ConnectionConfig.uri`).
-        token: sent as a bearer token, "" for none.
-        tls: the client's own roots (`load_tls`); None and no roots mean the system's.
-        timeout: seconds for everything, a server that drips included.
-
-    Raises:
-        TopologyError: with `reason` and `elapsed`; it never holds the token.
+    `uri` is the client's without credentials; `token` is sent as a bearer token, "" for none;
+    `tls` has the client's own roots (`load_tls`), None and no roots mean the system's.
+    Raises TopologyError with `reason` and `elapsed`; it never holds the token.
     """
     fetch = _Fetch(uri, token, tls, timeout)
     try:

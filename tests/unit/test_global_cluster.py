@@ -36,7 +36,7 @@ from milvus_lifecycle.errors import (
     TopologyReason,
     summarize,
 )
-from milvus_lifecycle.table import State, Trigger
+from milvus_lifecycle.table import State
 from tests.global_clusters import GlobalCluster, alocate, locate
 from tests.looping import Doing, until
 from tests.observe import Call, LogLines, wait_until
@@ -72,7 +72,7 @@ def connection(state: State = State.RECOVERING) -> Any:
 def flight(kind: FlightKind = FlightKind.RECOVERY, attempts: int = 0) -> Flight:
     """One that has just begun, of a connection that is down."""
     now = time.monotonic()
-    made = Flight(1, kind, Trigger.FAIL, now, now + 60)
+    made = Flight(1, kind, now, now + 60)
     made.attempts = attempts
     return made
 
@@ -382,7 +382,7 @@ def test_the_pauses_grow_with_the_outage(age: float, pause: float) -> None:
     book = TopologyBook(config())
     now = book._ended = time.monotonic()
     for began in (now, now - age):
-        book._watchers.append(Flight(1, FlightKind.RECOVERY, Trigger.FAIL, began, now + 60))
+        book._watchers.append(Flight(1, FlightKind.RECOVERY, began, now + 60))
     assert book._due(now) == pytest.approx(now + pause)
     book._jitter = 1.0
     assert book._due(now) == pytest.approx(now + 1.2 * pause)
