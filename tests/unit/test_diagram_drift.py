@@ -130,7 +130,7 @@ class ForeignGraph:
     def __init__(self, string: str) -> None:
         self.string = string
 
-    def draw(self, path: None, *, format: str, prog: str) -> bytes:
+    def draw(self, path: None, *, format: str, prog: str, args: str) -> bytes:
         svg = (DIAGRAMS / SVG_NAME).read_text(encoding="utf-8")
         ours = (
             r'<metadata.*</metadata>\n|<title>The .*</title>\n|<desc>.*</desc>\n| role="img".*(?=>)'
