@@ -129,6 +129,8 @@ def test_a_refresh_without_a_locator_asks_nobody() -> None:
         strategy.where, before, asked = None, rig.count("locate"), strategy.asked
         rig.clock.advance(60)
         rig.sees(lambda: strategy.asked > asked, "the strategy was not asked")
+        life = handler.face.connection.lifecycle
+        rig.sees(lambda: life.refresh_planned, "no other refresh was planned")
         rig.clock.advance(60)
         rig.sees(lambda: strategy.asked > asked + 1, "the strategy was asked once only")
         assert rig.count("locate") == before
