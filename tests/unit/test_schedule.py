@@ -60,6 +60,22 @@ def test_an_earlier_job_that_comes_meanwhile_has_its_own_round() -> None:
     assert (done, len(schedule)) == (["a", "early"], 0)
 
 
+def test_a_child_that_is_forked_by_a_job_starts_with_nothing() -> None:
+    """The job that forked is no more on the child's schedule than any other."""
+    schedule = Schedule()
+    for due in (1.0, 3.0):
+        schedule.push(due, lambda: None)
+    for _ in schedule.due(2.0):
+        schedule.reset_after_fork()
+    for due in (0.5, 9.0):
+        schedule.push(due, lambda: None)
+    for number, _ in enumerate(schedule.due(2.0)):
+        schedule.reset_after_fork()
+        schedule.push(9.0, lambda: None)
+        assert number == 0
+    assert len(schedule) == 1
+
+
 def test_a_job_that_notes_itself_again_does_not_spin() -> None:
     """It comes in the next round."""
     schedule = Schedule()
