@@ -73,5 +73,4 @@ def _execute(words: list[str]) -> int:
     if chosen is None:
         parser.print_help(sys.stderr)
         return USAGE_ERROR
-    code: int = chosen.execute(options)
-    return code
+    return int(chosen.execute(options))

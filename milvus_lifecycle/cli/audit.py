@@ -59,11 +59,12 @@ def _add(
 ) -> argparse.ArgumentParser:
     parser = children.add_parser(name, help=summary, description=summary[0].upper() + summary[1:])
     parser.set_defaults(audit_execute=execute)
+    if name == "tail":
+        parser.add_argument("log", metavar="LOG", help="a file, .gz, or - (stdin)")
+    else:
+        logs = "a file, a glob, .gz, or - (stdin)"
+        parser.add_argument("logs", nargs="+", metavar="LOG", help=logs)
     return parser
-
-
-def _add_logs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("logs", nargs="+", metavar="LOG", help="a file, a glob, .gz, or - (stdin)")
 
 
 def _natural(text: str) -> int:
@@ -139,32 +140,19 @@ def _complain(problems: Iterable[Problem]) -> None:
 def _add_verify(children: Commands) -> None:
     summary = "replay logs through the table: is what they say legal?"
     parser = _add(children, "verify", summary, _verify)
-    _add_logs(parser)
-    parser.add_argument("--json", action="store_true", help="the verdict as one JSON object")
-    parser.add_argument(
-        "--jobs",
-        type=_natural,
-        default=1,
-        metavar="N",
-        help="processes to read with; 0: one for each core (default: 1)",
+    add = parser.add_argument
+    add("--json", action="store_true", help="the verdict as one JSON object")
+    jobs = "processes to read with; 0: one for each core (default: 1)"
+    add("--jobs", type=_natural, default=1, metavar="N", help=jobs)
+    limit = "show at most N violations and N notes; all are counted (default: %(default)s)"
+    add("--limit", type=_natural, default=LIMIT, metavar="N", help=limit)
+    ignore = (
+        "drop findings of this kind, e.g. foreign-line where the application logs to the same "
+        "file (repeatable)"
     )
-    parser.add_argument(
-        "--limit",
-        type=_natural,
-        default=LIMIT,
-        metavar="N",
-        help="show at most N violations and N notes; all are counted (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--ignore",
-        action="append",
-        default=[],
-        metavar="KIND",
-        choices=[str(kind) for kind in Kind if kind is not Kind.UNREADABLE],
-        help="drop findings of this kind, e.g. foreign-line where the application logs to the "
-        "same file (repeatable)",
-    )
-    parser.add_argument("-q", "--quiet", action="store_true", help="print the last line only")
+    kinds = [str(kind) for kind in Kind if kind is not Kind.UNREADABLE]
+    add("--ignore", action="append", default=[], metavar="KIND", choices=kinds, help=ignore)
+    add("-q", "--quiet", action="store_true", help="print the last line only")
     parser.epilog = (
         "Exit code: 0 legal, 1 violations, 2 no verdict: a file could not be opened, or there is "
         "no record in any."
@@ -234,7 +222,6 @@ def _summary(verdict: Verdict, paint: Paint) -> str:
 def _add_stats(children: Commands) -> None:
     summary = "figures per endpoint: recoveries, time in each state, errors, outages"
     parser = _add(children, "stats", summary, _stats)
-    _add_logs(parser)
     parser.add_argument("--json", action="store_true", help="the figures as one JSON object")
     parser.epilog = (
         "Exit code: 0, or 2 if a file could not be opened, or if there are lines and none of them "
@@ -274,34 +261,22 @@ def _stats(options: argparse.Namespace) -> int:
 
 def _add_tail(children: Commands) -> None:
     summary = "show the last transitions, one line each, and follow the log"
-    parser = _add(children, "tail", summary, _tail)
-    parser.add_argument("log", metavar="LOG", help="a file, .gz, or - (stdin)")
-    parser.add_argument("-f", "--follow", action="store_true", help="go on as the log grows")
-    parser.add_argument(
-        "-n",
-        "--lines",
-        type=lambda text: sys.maxsize if text == "all" else _natural(text),
-        metavar="N",
-        help=f"how many lines, or 'all' (default: {LINES}; all with --since)",
-    )
-    parser.add_argument(
-        "--address", action="append", default=[], metavar="TEXT", help="substring or glob"
-    )
-    parser.add_argument(
-        "--connection", action="append", default=[], metavar="ID", help="an id or its beginning"
-    )
-    parser.add_argument(
-        "--trigger",
-        action="append",
-        default=[],
-        metavar="NAME",
-        choices=[str(trigger) for trigger in Trigger],
-        help="e.g. give_up",
-    )
-    parser.add_argument(
-        "--since", type=parse_since, metavar="WHEN", help="an age (15m, 2h) or a time (ISO 8601)"
-    )
-    parser.add_argument("--json", action="store_true", help="print the lines as they stand")
+    add = _add(children, "tail", summary, _tail).add_argument
+    add("-f", "--follow", action="store_true", help="go on as the log grows")
+    lines = f"how many lines, or 'all' (default: {LINES}; all with --since)"
+    add("-n", "--lines", type=_lines, metavar="N", help=lines)
+    add("--address", action="append", default=[], metavar="TEXT", help="substring or glob")
+    add("--connection", action="append", default=[], metavar="ID", help="an id or its beginning")
+    known = [str(trigger) for trigger in Trigger]
+    example = "e.g. give_up"
+    add("--trigger", action="append", default=[], metavar="NAME", choices=known, help=example)
+    since = "an age (15m, 2h) or a time (ISO 8601)"
+    add("--since", type=parse_since, metavar="WHEN", help=since)
+    add("--json", action="store_true", help="print the lines as they stand")
+
+
+def _lines(text: str) -> int:
+    return sys.maxsize if text == "all" else _natural(text)
 
 
 def parse_since(text: str, now: datetime | None = None) -> datetime:
@@ -335,7 +310,6 @@ def _tail(options: argparse.Namespace) -> int:
 def _add_report(children: Commands) -> None:
     summary = "write one HTML page: timeline, outages, diagram, figures"
     parser = _add(children, "report", summary, _report)
-    _add_logs(parser)
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the page to write")
     parser.epilog = (
         "Exit code: 0, or 2 if a file could not be opened or the page not written. Without a "

@@ -7,6 +7,7 @@ could not be run, 128 + n ended by signal n (130: Ctrl-C).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import signal
@@ -33,39 +34,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "Exit code 0: no call failed on the engine (and, in a failover, every write is in the "
         "database of the server that was the primary)."
     )
-    parser.add_argument(
-        "--outages",
-        type=parse_outages,
-        default=parse_outages("1,5"),
-        metavar="S,S,...",
-        help=f"seconds from each kill to the next start of the server: 1 to {OUTAGES_MOST} "
-        f"numbers from {low:g} to {high:g} (default: 1,5)",
+    add = parser.add_argument
+    outages = (
+        f"seconds from each kill to the next start of the server: 1 to {OUTAGES_MOST} numbers from "
+        f"{low:g} to {high:g} (default: 1,5)"
     )
-    parser.add_argument(
-        "--threads",
-        type=parse_threads,
-        default=8,
-        metavar="N",
-        help=f"threads (with --asyncio: tasks) that call, 1 to {THREADS_MOST} (default: 8)",
+    add("--outages", type=parse_outages, default="1,5", metavar="S,S,...", help=outages)
+    threads = f"threads (with --asyncio: tasks) that call, 1 to {THREADS_MOST} (default: 8)"
+    add("--threads", type=parse_threads, default=8, metavar="N", help=threads)
+    add("--asyncio", action="store_true", help="AsyncMilvusClient and tasks instead of threads")
+    failover = (
+        "two servers behind a topology service instead of one: for each number of --outages the "
+        "primary changes by plan, then the new one is killed, and so many seconds later the "
+        "topology names the other one"
     )
-    parser.add_argument(
-        "--asyncio", action="store_true", help="AsyncMilvusClient and tasks instead of threads"
-    )
-    parser.add_argument(
-        "--failover",
-        action="store_true",
-        help="two servers behind a topology service instead of one: for each number of --outages "
-        "the primary changes by plan, then the new one is killed, and so many seconds later the "
-        "topology names the other one",
-    )
-    parser.add_argument(
-        "--compare",
-        action="store_true",
-        help="the same run on pymilvus's own connection manager, both side by side",
-    )
-    parser.add_argument(
-        "--json", type=parse_json_file, metavar="FILE", help="write all figures to FILE as JSON"
-    )
+    add("--failover", action="store_true", help=failover)
+    compare = "the same run on pymilvus's own connection manager, both side by side"
+    add("--compare", action="store_true", help=compare)
+    add("--json", type=parse_json_file, metavar="FILE", help="write all figures to FILE as JSON")
 
 
 def execute(options: argparse.Namespace) -> int:
@@ -100,14 +86,12 @@ def find_obstacle(*, failover: bool = False) -> str | None:
 def parse_outages(text: str) -> tuple[float, ...]:
     """The argument of --outages: "1,5" is (1.0, 5.0)."""
     low, high = OUTAGE_RANGE_S
+    with contextlib.suppress(ValueError):
+        outages = tuple(map(float, text.split(",")))
+        if len(outages) <= OUTAGES_MOST and all(low <= outage <= high for outage in outages):
+            return outages
     accepted = f"1 to {OUTAGES_MOST} comma-separated seconds from {low:g} to {high:g}, e.g. 1,5"
-    try:
-        outages = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {accepted}") from None
-    if len(outages) > OUTAGES_MOST or not all(low <= outage <= high for outage in outages):
-        raise argparse.ArgumentTypeError(f"{text!r} is not {accepted}")
-    return outages
+    raise argparse.ArgumentTypeError(f"{text!r} is not {accepted}")
 
 
 def parse_threads(text: str) -> int:

@@ -7,24 +7,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from ..diagram import formats
 from ..diagram.drawing import Drawing, draw, plural
-from ..diagram.formats import (
-    RendererMissing,
-    find_drift,
-    render_png,
-    render_svg,
-    to_dot,
-    to_mermaid,
-    write_diagrams,
-)
 from ..replay.findings import Problems
 from .audit import explain_nothing
 
 _WRITERS: dict[str, Callable[[Drawing], str | bytes]] = {
-    "mermaid": to_mermaid,
-    "dot": to_dot,
-    "svg": render_svg,
-    "png": render_png,
+    "mermaid": formats.to_mermaid,
+    "dot": formats.to_dot,
+    "svg": formats.render_svg,
+    "png": formats.render_png,
 }
 _FORMATS = {".md": "mermaid", ".mmd": "mermaid", ".gv": "dot"} | {f".{it}": it for it in _WRITERS}
 DRIFTED, UNUSABLE = 1, 2
@@ -40,27 +32,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "SVG and PNG need the extra milvus_lifecycle[diagram]. Exit codes: 0 done, 1 --check found "
         "drift, 2 wrong usage, or a file or package is missing."
     )
-    parser.add_argument(
-        "--format", choices=_WRITERS, help="default: by the suffix of -o FILE, else mermaid"
-    )
-    parser.add_argument(
-        "--audit",
-        metavar="LOG",
-        nargs="+",
-        action="extend",
-        help="annotate with what these audit logs tell: files, globs, .gz, or - (stdin)",
-    )
-    parser.add_argument(
-        "--connection", metavar="ID", help="highlight the path of this connection of the logs"
-    )
-    parser.add_argument("-o", "--output", metavar="FILE", help="write here (default: to stdout)")
-    folder = parser.add_mutually_exclusive_group()
-    folder.add_argument(
-        "--check", metavar="DIR", type=Path, help="say whether the drawings in DIR show the table"
-    )
-    folder.add_argument(
-        "--write", metavar="DIR", type=Path, help="draw the table anew into DIR (Mermaid, SVG)"
-    )
+    add = parser.add_argument
+    add("--format", choices=_WRITERS, help="default: by the suffix of -o FILE, else mermaid")
+    logs = "annotate with what these audit logs tell: files, globs, .gz, or - (stdin)"
+    add("--audit", metavar="LOG", nargs="+", action="extend", help=logs)
+    add("--connection", metavar="ID", help="highlight the path of this connection of the logs")
+    add("-o", "--output", metavar="FILE", help="write here (default: to stdout)")
+    add = parser.add_mutually_exclusive_group().add_argument
+    add("--check", metavar="DIR", type=Path, help="say whether the drawings in DIR show the table")
+    add("--write", metavar="DIR", type=Path, help="draw the table anew into DIR (Mermaid, SVG)")
 
 
 def execute(options: argparse.Namespace) -> int:
@@ -69,7 +49,7 @@ def execute(options: argparse.Namespace) -> int:
         if options.check is not None or options.write is not None:
             return _keep(options)
         _draw(options)
-    except (_Refused, RendererMissing) as error:
+    except (_Refused, formats.RendererMissing) as error:
         return _say(str(error))
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
@@ -87,12 +67,12 @@ def _keep(options: argparse.Namespace) -> int:
     if options.audit or options.connection or options.output or options.format:
         raise _Refused("--check and --write take no other option")
     if options.write is not None:
-        for path in write_diagrams(options.write):
+        for path in formats.write_diagrams(options.write):
             print(path)
         return 0
     if not options.check.is_dir():
         raise _Refused(f"{options.check} is no directory")
-    drift = find_drift(options.check)
+    drift = formats.find_drift(options.check)
     print("\n".join(drift or [f"{options.check}: the drawings show the table"]))
     return DRIFTED if drift else 0
 

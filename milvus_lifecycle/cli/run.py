@@ -26,12 +26,11 @@ _BOOTSTRAP = os.path.join(os.path.dirname(os.path.abspath(milvus_lifecycle.__fil
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The program and its own arguments."""
-    parser.add_argument(
-        "--audit", metavar="FILE", help="write the audit records there, as JSON lines"
-    )
-    parser.add_argument("-m", dest="module", action="store_true", help="run a module by its name")
-    parser.add_argument("program", help="path of the program, or the module's name with -m")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="what the program is given")
+    add = parser.add_argument
+    add("--audit", metavar="FILE", help="write the audit records there, as JSON lines")
+    add("-m", dest="module", action="store_true", help="run a module by its name")
+    add("program", help="path of the program, or the module's name with -m")
+    add("arguments", nargs=argparse.REMAINDER, help="what the program is given")
 
 
 def execute(options: argparse.Namespace) -> int:
@@ -44,10 +43,8 @@ def execute(options: argparse.Namespace) -> int:
         return _refuse(str(error))
     if sys.flags.ignore_environment or sys.flags.no_site:
         return _refuse("the engine cannot be handed to a Python with -I, -E or -S")
-    environment = {**os.environ, RUN: sys.prefix}
-    environment["PYTHONPATH"] = os.pathsep.join(
-        filter(None, (_BOOTSTRAP, os.environ.get("PYTHONPATH")))
-    )
+    path = os.pathsep.join(filter(None, (_BOOTSTRAP, os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, RUN: sys.prefix, "PYTHONPATH": path}
     if audit is not None:
         environment[AUDIT] = audit
     how = ["-m"] if options.module else []

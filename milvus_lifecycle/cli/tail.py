@@ -152,7 +152,8 @@ def _details(record: Transition | Created | Refused | Waiting) -> str:
 def show_tail(options: argparse.Namespace, paint: Paint) -> int:
     """Show the last lines, and follow if asked; returns the exit code. Ctrl-C is raised."""
     wanted = Wanted(options.address, options.connection, options.trigger, options.since)
-    show = _printer(options.json, paint)
+    out = sys.stdout
+    writer = LineWriter(paint, shutil.get_terminal_size().columns if out.isatty() else sys.maxsize)
     foreign = False
 
     def match(line: bytes) -> Shown | None:
@@ -160,6 +161,12 @@ def show_tail(options: argparse.Namespace, paint: Paint) -> int:
         shown = look_at(line, wanted)
         foreign = foreign or (shown is None and bool(line.strip()))
         return shown
+
+    def show(found: Iterable[Shown]) -> None:
+        for shown in found:
+            raw = [shown.raw.decode("utf-8", "replace")]
+            print(*(raw if options.json else writer.lines(shown)), sep="\n")
+        out.flush()
 
     follower, end = None, None
     try:
@@ -178,17 +185,3 @@ def show_tail(options: argparse.Namespace, paint: Paint) -> int:
         show(shown for line in follower.poll() if (shown := match(line)))
         sleep(PAUSE)
     return 0
-
-
-def _printer(as_json: bool, paint: Paint) -> Callable[[Iterable[Shown]], None]:
-    out = sys.stdout
-    width = shutil.get_terminal_size().columns if out.isatty() else sys.maxsize
-    writer = LineWriter(paint, width)
-
-    def show(found: Iterable[Shown]) -> None:
-        for shown in found:
-            raw = [shown.raw.decode("utf-8", "replace")]
-            print(*(raw if as_json else writer.lines(shown)), sep="\n")
-        out.flush()
-
-    return show

@@ -23,7 +23,6 @@ MOVE_LIMIT_S = 1.0
 RATE_LIMIT = 20.0
 
 _SHOWN = 5
-_LANDINGS = frozenset({"probe_passed", "recovered"})
 
 Record = Mapping[str, Any]
 
@@ -73,10 +72,6 @@ class Stay:
     address: str
     since: float
     until: float = math.inf
-
-    def allows(self, write: Call, address: str) -> bool:
-        """Whether the topology named the server at some moment of the call."""
-        return self.address == address and self.since <= write.end and write.start <= self.until
 
 
 @dataclass
@@ -328,7 +323,8 @@ def list_stays(records: Iterable[Record]) -> list[Stay]:
         name, address = record["connection_id"], record["address"]
         at: float = record["at"]
         known = current.get(name)
-        if record["trigger"] in _LANDINGS and (known is None or known[0] != address):
+        landed = record["trigger"] in ("probe_passed", "recovered")
+        if landed and (known is None or known[0] != address):
             if known is not None:
                 stays.append(Stay(*known, at))
             current[name] = (address, before.get(name, at))
@@ -365,15 +361,17 @@ def judge_writes(seen: Seen) -> Section:
         figures.append(Figure("misplaced", label, None, "not known"))
         return Section("writes", "where they are", figures)
     misplaced = [
-        f"id {write.inserts} on {address}"
-        for write, address in takers
-        if not any(stay.allows(write, address) for stay in stays)
+        f"id {write.inserts} on {at}"
+        for write, at in takers
+        if not any(
+            stay.address == at and stay.since <= write.end and write.start <= stay.until
+            for stay in stays
+        )
     ]
     wrong = (
         f"{len(misplaced)} writes were taken by another server than the client's primary "
         f"({', '.join(misplaced[:_SHOWN])})"
     )
     figures.append(_count("misplaced", label, len(misplaced), 0, wrong))
-    return Section(
-        "writes", "where they are", figures, f"each of {total} writes is where it belongs"
-    )
+    praise = f"each of {total} writes is where it belongs"
+    return Section("writes", "where they are", figures, praise)

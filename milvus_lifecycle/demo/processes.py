@@ -22,7 +22,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from milvus_lifecycle.demo import DemoError
 from milvus_lifecycle.demo.figures import Call, Seen
@@ -129,20 +128,20 @@ class Workload(Child):
     def _hear(self) -> None:
         assert self._process is not None
         assert self._process.stdout is not None
+        seen = self._seen
         for line in self._process.stdout:
-            if line.endswith(b"\n"):  # a killed process may leave half a message
-                self._take(json.loads(line))
-
-    def _take(self, message: dict[str, Any]) -> None:
-        kind, seen = message["kind"], self._seen
-        if kind == "call":
-            seen.add_call(Call(*message["row"]))
-        elif kind == "channel":
-            seen.channels.append(message["at"])
-        elif kind == "record":
-            seen.records.append({"at": message["at"], **message["record"]})
-        elif kind == "log":
-            seen.log_lines += message["lines"]
+            if not line.endswith(b"\n"):
+                return  # it was killed, and left half a message
+            message = json.loads(line)
+            kind = message["kind"]
+            if kind == "call":
+                seen.add_call(Call(*message["row"]))
+            elif kind == "channel":
+                seen.channels.append(message["at"])
+            elif kind == "record":
+                seen.records.append({"at": message["at"], **message["record"]})
+            elif kind == "log":
+                seen.log_lines += message["lines"]
 
 
 class MilvusLite(Child):
@@ -179,10 +178,6 @@ class MilvusLite(Child):
             socket.create_connection((HOST, self.port), timeout=1.0).close()
             return True
         return False
-
-    def freeze(self) -> None:
-        """Stop the process where it is: calls that reach it from now on stay unanswered."""
-        self.send(signal.SIGSTOP)
 
     def close(self) -> None:
         """End the process, if there is one, and give the port back."""

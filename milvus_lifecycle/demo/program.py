@@ -94,17 +94,13 @@ def list_calls(worker: int, watch: Watch) -> Iterator[ClientCall]:
             yield call
 
 
-class Pace:
-    """Spaces the calls; after a call that took long there is no burst to catch up."""
-
-    def __init__(self) -> None:
-        self._due = time.monotonic()
-
-    def pause(self) -> float:
-        """Seconds to wait before the next call."""
+def space_calls() -> Iterator[float]:
+    """Seconds to wait after each call; after one that took long there is no burst to catch up."""
+    due = time.monotonic()
+    while True:
         now = time.monotonic()
-        self._due = max(now, self._due + 1 / CALLS_PER_SECOND)
-        return self._due - now
+        due = max(now, due + 1 / CALLS_PER_SECOND)
+        yield due - now
 
 
 def run_threads(uri: str, workers: int, watch: Watch) -> None:
@@ -120,11 +116,11 @@ def run_threads(uri: str, workers: int, watch: Watch) -> None:
 def _work(uri: str, worker: int, watch: Watch) -> None:
     try:
         client = MilvusClient(uri=uri)
-        pace = Pace()
+        pauses = space_calls()
         for method, arguments, inserts in list_calls(worker, watch):
             with watch.call(worker, inserts):
                 getattr(client, method)(**arguments)
-            time.sleep(pace.pause())
+            time.sleep(next(pauses))
         client.close()
     finally:
         watch.stop.set()  # if one cannot go on, none does
@@ -140,9 +136,9 @@ async def run_tasks(uri: str, workers: int, watch: Watch) -> None:
 
 async def _work_async(uri: str, worker: int, watch: Watch) -> None:
     client = AsyncMilvusClient(uri=uri)
-    pace = Pace()
+    pauses = space_calls()
     for method, arguments, inserts in list_calls(worker, watch):
         with watch.call(worker, inserts):
             await getattr(client, method)(**arguments)
-        await asyncio.sleep(pace.pause())
+        await asyncio.sleep(next(pauses))
     await client.close()

@@ -209,7 +209,7 @@ class Session:
         to chance. To a client the freeze is a server that is slow for some 100 ms.
         """
         seen, status = self.seen, "the server is frozen"
-        server.freeze()
+        server.send(signal.SIGSTOP)
         self.wait(_FREEZE_S, status)
         self.wait_until(lambda: len(seen.in_flight) >= seen.workers, _FREEZE_LIMIT, status)
         moment = server.kill()

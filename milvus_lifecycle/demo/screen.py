@@ -97,14 +97,9 @@ class View:
 
     def _build_connections(self) -> RenderableType:
         # No lines: seven columns of the longest address, state and step have room in 80.
-        table = Table(
-            *("id", "address", "state", "generation", "attempt", "clients", "last step"),
-            title="connections",
-            title_justify="left",
-            box=None,
-            pad_edge=False,
-            padding=(0, 1, 0, 0),
-        )
+        columns = ("id", "address", "state", "generation", "attempt", "clients", "last step")
+        table = Table(*columns, title="connections", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+        table.title_justify = "left"
         for name, record in list(self._connections.items()):
             numbers = (record[key] for key in ("generation", "attempt", "clients"))
             table.add_row(
@@ -138,12 +133,9 @@ def print_summary(console: Console, runs: Sequence[Run]) -> None:
         for error, count in run.errors.items():
             say(run, f"{count:,} x {escape(error)}")
         if run.too_slow:
-            say(
-                run,
-                f"[yellow]a worker started fewer than {RATE_LIMIT:.0f} calls a second while the "
-                "server answered: try fewer workers (--threads) or a machine with less else to do"
-                "[/yellow]",
-            )
+            slow = f"a worker started fewer than {RATE_LIMIT:.0f} calls a second while the server"
+            cure = "try fewer workers (--threads) or a machine with less else to do"
+            say(run, f"[yellow]{slow} answered: {cure}[/yellow]")
         praise = "; ".join(section.praise for section in run.sections if section.praise)
         say(run, _mark("; ".join(run.faults) or praise, not run.faults))
 
@@ -164,12 +156,8 @@ def _build_summary(runs: Sequence[Run]) -> Table:
 
 
 def _build_transitions(runs: Sequence[Run]) -> Table:
-    table = Table(
-        "trigger",
-        Column("transitions", justify="right"),
-        title="transitions by trigger",
-        title_justify="left",
-    )
+    counts = Column("transitions", justify="right")
+    table = Table("trigger", counts, title="transitions by trigger", title_justify="left")
     for run in runs:
         for trigger, count in run.transitions_by_trigger.items():
             table.add_row(escape(trigger), f"{count:,}")

@@ -59,7 +59,8 @@ class Tally:
         try:
             yield
         except Exception as raised:
-            error = describe_error(raised)
+            line = str(raised).strip().partition("\n")[0]
+            error = f"{type(raised).__name__}: {line}"[:_ERROR_TEXT_LIMIT]
         self.put("call", row=(worker, inserts, start, time.monotonic(), error))
 
     def put(self, kind: str, **fields: object) -> None:
@@ -68,12 +69,6 @@ class Tally:
         with self._lock:
             self._stream.write(line)
             self._stream.flush()
-
-
-def describe_error(error: Exception) -> str:
-    """One line about a failed call: its type and the first line of its text."""
-    line = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {line}"[:_ERROR_TEXT_LIMIT]
 
 
 def watch_channels(opened: Callable[[], object]) -> None:
@@ -127,13 +122,6 @@ def _end_with_the_demo() -> None:
     os._exit(1)
 
 
-def _take_stdout() -> TextIO:
-    """Keep stdout for messages; whatever a library prints goes to stderr instead."""
-    stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return stream
-
-
 def _prepare(options: argparse.Namespace, tally: Tally, manager: str) -> None:
     """Install the engine, unless it is pymilvus's own manager that is asked for."""
     if not options.stock:
@@ -172,7 +160,9 @@ def main() -> None:
     parser.add_argument("--asyncio", action="store_true")
     parser.add_argument("--stock", action="store_true", help="pymilvus's own connection manager")
     options = parser.parse_args()
-    tally = Tally(_take_stdout())
+    # stdout is for messages; whatever a library prints goes to stderr instead.
+    tally = Tally(os.fdopen(os.dup(1), "w", encoding="utf-8"))
+    os.dup2(2, 1)
     signal.signal(signal.SIGTERM, lambda signum, frame: tally.stop.set())
     threading.Thread(target=_end_with_the_demo, name="demo-end", daemon=True).start()
     watch_channels(lambda: tally.put("channel", at=time.monotonic()))

@@ -161,12 +161,9 @@ def _states(figures: Iterable[tuple[str, Figures]]) -> Table:
     rows = []
     for name, one in figures:
         shares = one.state_shares()
-        cells = ((one.state_s[state], _percent(shares.get(state))) for state in LIVE)
+        percents = {state: show_share(share) for state, share in shares.items() if share}
+        cells = ((one.state_s[state], percents.get(state)) for state in LIVE)
         rows.append((name, *chain.from_iterable(cells)))
     columns = ("endpoint", *chain.from_iterable((f"{state}>", "share>") for state in LIVE))
     note = "of each connection from its first record to its close, or to the end of the log"
     return make_table("Time in each state", columns, rows, note)
-
-
-def _percent(share: float | None) -> str | None:
-    return show_share(share) if share else None

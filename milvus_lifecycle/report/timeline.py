@@ -26,6 +26,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import accumulate
 
 from ..replay.outages import Life
 from ..replay.records import Created, Record, Transition
@@ -70,10 +71,9 @@ class Lane:
     def thin(self, grain: timedelta) -> None:
         """Merge stays shorter than ``grain`` into the ones before them."""
         kept: list[Stay] = []
-        for index, stay in enumerate(self.stays):
-            after = self.stays[index + 1].start if index + 1 < len(self.stays) else None
+        for stay, after in zip(self.stays, [*self.stays[1:], None], strict=True):
             # The last stay shows what became of the connection; it is never merged away.
-            short = after is not None and after - stay.start < grain
+            short = after is not None and after.start - stay.start < grain
             if short and kept and stay.start - kept[-1].start < 2 * grain:
                 kept[-1].merge(stay)
             else:
@@ -147,14 +147,10 @@ class TimelineFold:
 
     def _leave_out(self) -> None:
         order = self._sorted()
-        room = self.limit
-        for index, lane in enumerate(order):
-            room -= len(lane.stays)
-            if room < 0 and index:
-                order = order[:index]
-                self.left_out = True
-                break
-        self._lanes = {lane.life.connection_id: lane for lane in order}
+        needed = accumulate(len(lane.stays) for lane in order)
+        kept = max(1, sum(stays <= self.limit for stays in needed))
+        self.left_out = self.left_out or kept < len(order)
+        self._lanes = {lane.life.connection_id: lane for lane in order[:kept]}
         self._count()
 
     def _count(self) -> None:
@@ -167,11 +163,8 @@ class TimelineFold:
 STATES = tuple(state.value for state in State)
 
 
-#: Numbers of texts; 0 is no text.
-_Texts = dict[str, int]
-
-
-def _number(texts: _Texts, text: str | None) -> int:
+def _number(texts: dict[str, int], text: str | None) -> int:
+    """A text's number; 0 is no text."""
     return texts.setdefault(text or "", len(texts))
 
 
@@ -209,7 +202,7 @@ def _columns(rows: Sequence[Mapping[str, object]]) -> dict[str, list[object]]:
     return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
 
 
-def _stay_row(stay: Stay, since: datetime, texts: _Texts) -> dict[str, object]:
+def _stay_row(stay: Stay, since: datetime, texts: dict[str, int]) -> dict[str, object]:
     record = stay.record
     trigger = "created" if isinstance(record, Created) else getattr(record, "trigger", None)
     row: dict[str, object] = {
