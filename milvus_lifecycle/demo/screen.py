@@ -15,8 +15,6 @@ from rich.text import Text
 
 from milvus_lifecycle.demo.figures import RATE_LIMIT, Run, Seen
 
-_DRAWN_PER_SECOND = 10
-
 #: Calls per second are those of so many seconds.
 _RATE_WINDOW_S = 2.0
 
@@ -47,10 +45,7 @@ class View:
     def live(self) -> Live:
         """Context manager: draw the table while the body runs."""
         return Live(
-            console=self._console,
-            get_renderable=self._draw,
-            refresh_per_second=_DRAWN_PER_SECOND,
-            transient=True,
+            console=self._console, get_renderable=self._draw, refresh_per_second=10, transient=True
         )
 
     def say(self, text: str) -> None:
@@ -71,16 +66,14 @@ class View:
     def _print_transition(self, record: Mapping[str, Any]) -> None:
         because = record["reason"] or record["error_code"] or ""
         self._print_line(
-            f"  {escape(_short(record['connection_id']))} "
+            f"  {escape(record['connection_id'][-12:])} "
             f"{_style_state(record['source'])} -> {_style_state(record['dest'])} "
             f"[bold]{record['trigger']}[/bold] {escape(str(because))}"
         )
 
     def _print_line(self, markup: str) -> None:
-        elapsed = time.monotonic() - self._began
-        self._console.print(
-            f"[dim]{elapsed:6.1f} s[/dim]  {markup}", soft_wrap=True, highlight=False
-        )
+        elapsed = f"[dim]{time.monotonic() - self._began:6.1f} s[/dim]"
+        self._console.print(f"{elapsed}  {markup}", soft_wrap=True, highlight=False)
 
     def _draw(self) -> RenderableType:
         """What stands below the lines now; rich's thread calls this."""
@@ -103,7 +96,7 @@ class View:
         for name, record in list(self._connections.items()):
             numbers = (record[key] for key in ("generation", "attempt", "clients"))
             table.add_row(
-                escape(_short(name)),
+                escape(name[-12:]),
                 escape(str(record["address"])),
                 _style_state(record["dest"] or record["source"] or "IDLE"),
                 *("" if number is None else str(number) for number in numbers),
@@ -114,10 +107,6 @@ class View:
 
 def _style_state(state: object) -> str:
     return f"[{_STATE_STYLES.get(str(state), 'default')}]{escape(str(state))}[/]"
-
-
-def _short(connection_id: str) -> str:
-    return connection_id[-12:]
 
 
 def print_summary(console: Console, runs: Sequence[Run]) -> None:

@@ -10,18 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import bokeh
+from bokeh import models
 from bokeh.embed import json_item
 from bokeh.layouts import column
-from bokeh.models import (
-    BasicTicker,
-    BoxZoomTool,
-    ColumnDataSource,
-    FixedTicker,
-    Range1d,
-    RangeTool,
-    ResetTool,
-    WheelZoomTool,
-)
 from bokeh.plotting import figure
 
 #: State -> (colour, height of its bar as a share of the lane): what colour says, height says.
@@ -45,43 +36,39 @@ def chart_item(start: float, end: float) -> Mapping[str, object]:
     end = max(end, start + 1000.0)
     margin = (end - start) * 0.005
     low, high = start - margin, end + margin
-    lanes = _figure("lanes", 300, Range1d(start=low, end=high, bounds=(low, high), min_interval=5))
-    lanes.add_tools(
-        BoxZoomTool(dimensions="width"),
-        WheelZoomTool(dimensions="width", modifiers="ctrl"),
-        ResetTool(),
-    )
-    lanes.yaxis.ticker = FixedTicker(ticks=[])
+    shown = models.Range1d(start=low, end=high, bounds=(low, high), min_interval=5)
+    lanes = _figure("lanes", 300, shown)
+    wheel = models.WheelZoomTool(dimensions="width", modifiers="ctrl")
+    lanes.add_tools(models.BoxZoomTool(dimensions="width"), wheel, models.ResetTool())
+    lanes.yaxis.ticker = models.FixedTicker(ticks=[])
     lanes.ygrid.visible = False
-    overview = _figure("overview", 105, Range1d(start=low, end=high))
-    overview.yaxis.ticker = BasicTicker(desired_num_ticks=2)
+    overview = _figure("overview", 105, models.Range1d(start=low, end=high))
+    overview.yaxis.ticker = models.BasicTicker(desired_num_ticks=2)
     overview.yaxis.minor_tick_line_color = None
     overview.yaxis.axis_label = "connections"
-    frame = RangeTool(x_range=lanes.x_range)
+    frame = models.RangeTool(x_range=shown)
     frame.overlay.update(
         fill_color="#0b5fa5", fill_alpha=0.08, line_color="#0b5fa5", line_dash="solid"
     )
     overview.add_tools(frame)
-    both = column(overview, lanes, sizing_mode="stretch_width")
-    return dict(json_item(both))
+    return dict(json_item(column(overview, lanes, sizing_mode="stretch_width")))
 
 
-def _figure(name: str, height: int, x_range: Range1d) -> figure:
+def _figure(name: str, height: int, x_range: models.Range1d) -> figure:
     """A chart of coloured boxes whose places the page fills in."""
     chart = figure(
         name=name,
         height=height,
         x_axis_type="datetime",
         x_range=x_range,
-        y_range=Range1d(start=0, end=1),
+        y_range=models.Range1d(start=0, end=1),
         sizing_mode="stretch_width",
         toolbar_location=None,
         tools=[],
         min_border_right=12,
     )
-    sides = ("left", "right", "bottom", "top")
-    boxes = ColumnDataSource({column: [] for column in (*sides, "color")})
-    places = {side: side for side in sides}
+    places = {side: side for side in ("left", "right", "bottom", "top")}
+    boxes = models.ColumnDataSource({column: [] for column in (*places, "color")})
     chart.quad(source=boxes, fill_color="color", line_color=None, **places)
     chart.outline_line_color = None
     chart.axis.axis_line_color = "#9aa2ad"

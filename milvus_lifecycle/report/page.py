@@ -73,7 +73,7 @@ def render_page(report: Report) -> str:
         incidents=_incidents(incidents, stats.incidents),
         thinned=_thinned(report),
         diagram=_diagram(report),
-        tables=_outages(stats, outages) + _sections(list(tables.values())),
+        tables=_outages(stats, outages) + _sections(tables.values()),
         packed=pack(data),
         looks=_json(LOOKS),
         chart=_json(chart),
@@ -140,7 +140,6 @@ def _tiles(report: Report) -> str:
 
 # -- tables ------------------------------------------------------------------------------------
 
-
 #: Columns whose texts may be long.
 _WRAPPED = frozenset({"endpoint", "finding", "end"})
 
@@ -194,17 +193,14 @@ def _outages(stats: Stats, table: Table) -> str:
 
 
 def _sections(tables: Iterable[Table]) -> str:
-    """A section for each table that has rows; the narrow ones stand side by side."""
+    """A section for each table that has rows; those of up to three columns stand side by side."""
     wide = narrow = ""
     for table in tables:
-        if table.rows and len(table.columns) > _NARROW:
+        if table.rows and len(table.columns) > 3:
             wide += _section(table.title, _table(table))
         elif table.rows:
             narrow += _section(table.title, _table(table))
     return f'{wide}<div class="columns">{narrow}</div>'
-
-
-_NARROW = 3
 
 
 def _section(title: str, body: str, anchor: str = "") -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,10 +37,9 @@ class Table:
 
 def print_tables(tables: Iterable[Table], stream: TextIO | None = None) -> None:
     """Print the tables that have rows."""
-    out = sys.stdout if stream is None else stream
     for table in tables:
         if table.rows:
-            out.write("\n".join(_lines(table)) + "\n\n")
+            print(*_lines(table), "", sep="\n", file=stream)
 
 
 def _lines(table: Table) -> Iterable[str]:
