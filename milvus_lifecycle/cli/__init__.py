@@ -8,8 +8,8 @@ Each subcommand is one line in `COMMANDS` and a module of that name here, with t
 Only the module of the subcommand that was asked for is imported, so that `--help` needs no extra
 and a missing extra of one subcommand does not break another.
 
-Exit codes: 0 success, 1 the command's own verdict is negative, 2 wrong usage or could not run,
-130 interrupted by Ctrl-C.
+Exit codes: 0 success, 1 the command's own verdict is negative, 2 wrong usage or could not run
+(`Refused`), 130 interrupted by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ COMMANDS = {
 }
 
 
+class Refused(Exception):
+    """A command could not run; the text says why."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (argparse itself exits with 2 on bad usage)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -45,13 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _execute(words)
     except KeyboardInterrupt:
         return INTERRUPTED
+    except Refused as error:
+        why = f" {words[0]}: {error}"
     except ImportError as error:
         extra = _EXTRAS.get(error.name or "")
         if extra is None:
             raise
-        how = f"pip install 'milvus_lifecycle[{extra}]'"
-        print(f"{PROGRAM}: this needs {error.name}: {how}", file=sys.stderr)
-        return USAGE_ERROR
+        why = f": this needs {error.name}: pip install 'milvus_lifecycle[{extra}]'"
+    print(f"{PROGRAM}{why}", file=sys.stderr)
+    return USAGE_ERROR
 
 
 def _execute(words: list[str]) -> int:

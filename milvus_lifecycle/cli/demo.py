@@ -12,9 +12,9 @@ import importlib.util
 import os
 import signal
 import socket
-import sys
 from pathlib import Path
 
+from milvus_lifecycle.cli import Refused
 from milvus_lifecycle.demo import DemoError
 
 OUTAGE_RANGE_S = (0.1, 45.0)
@@ -58,8 +58,7 @@ def execute(options: argparse.Namespace) -> int:
     """Run the demo; returns the exit code."""
     problem = find_obstacle(failover=options.failover)
     if problem is not None:
-        print(f"milvus-lifecycle demo: {problem}", file=sys.stderr)
-        return 2
+        raise Refused(problem)
     from rich.console import Console
 
     from milvus_lifecycle.demo.run import play_demo
@@ -67,8 +66,7 @@ def execute(options: argparse.Namespace) -> int:
     try:
         return 0 if play_demo(options, Console()) else 1
     except (DemoError, OSError) as error:
-        print(f"milvus-lifecycle demo: {error}", file=sys.stderr)
-        return 2
+        raise Refused(str(error)) from error
 
 
 def find_obstacle(*, failover: bool = False) -> str | None:

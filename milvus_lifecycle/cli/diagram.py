@@ -10,6 +10,7 @@ from pathlib import Path
 from ..diagram import formats
 from ..diagram.drawing import Drawing, draw, plural
 from ..replay.findings import Problems
+from . import PROGRAM, Refused
 from .audit import explain_nothing
 
 _WRITERS: dict[str, Callable[[Drawing], str | bytes]] = {
@@ -19,11 +20,6 @@ _WRITERS: dict[str, Callable[[Drawing], str | bytes]] = {
     "png": formats.render_png,
 }
 _FORMATS = {".md": "mermaid", ".mmd": "mermaid", ".gv": "dot"} | {f".{it}": it for it in _WRITERS}
-DRIFTED, UNUSABLE = 1, 2
-
-
-class _Refused(Exception):
-    """The command cannot run; the message says why."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -44,37 +40,32 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Run the subcommand; returns the exit code."""
+    """Run the subcommand; returns the exit code. Raises Refused."""
     try:
         if options.check is not None or options.write is not None:
             return _keep(options)
         _draw(options)
-    except (_Refused, formats.RendererMissing) as error:
-        return _say(str(error))
+    except formats.RendererMissing as error:
+        raise Refused(str(error)) from error
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        return _say(f"{place}{error.strerror or error}")
+        raise Refused(f"{place}{error.strerror or error}") from error
     return 0
-
-
-def _say(message: str) -> int:
-    print(f"milvus-lifecycle diagram: {message}", file=sys.stderr)
-    return UNUSABLE
 
 
 def _keep(options: argparse.Namespace) -> int:
     """``--check`` and ``--write``: the drawings that a repository keeps."""
     if options.audit or options.connection or options.output or options.format:
-        raise _Refused("--check and --write take no other option")
+        raise Refused("--check and --write take no other option")
     if options.write is not None:
         for path in formats.write_diagrams(options.write):
             print(path)
         return 0
     if not options.check.is_dir():
-        raise _Refused(f"{options.check} is no directory")
+        raise Refused(f"{options.check} is no directory")
     drift = formats.find_drift(options.check)
     print("\n".join(drift or [f"{options.check}: the drawings show the table"]))
-    return DRIFTED if drift else 0
+    return int(bool(drift))
 
 
 def _draw(options: argparse.Namespace) -> None:
@@ -82,9 +73,9 @@ def _draw(options: argparse.Namespace) -> None:
     form = options.format or _FORMATS.get(suffix)
     if form is None:
         known = " ".join(_FORMATS)
-        raise _Refused(f"{options.output}: give --format, its suffix is none of {known}")
+        raise Refused(f"{options.output}: give --format, its suffix is none of {known}")
     if form == "png" and options.output is None and sys.stdout.isatty():
-        raise _Refused("a PNG is not for a terminal: -o FILE")
+        raise Refused("a PNG is not for a terminal: -o FILE")
     drawn = _WRITERS[form](_drawing(options))
     content = drawn.encode() if isinstance(drawn, str) else drawn
     if options.output is None:
@@ -96,7 +87,7 @@ def _draw(options: argparse.Namespace) -> None:
 def _drawing(options: argparse.Namespace) -> Drawing:
     if options.audit is None:
         if options.connection is not None:
-            raise _Refused("--connection needs the log that the connection is in: --audit LOG")
+            raise Refused("--connection needs the log that the connection is in: --audit LOG")
         return draw()
     from ..replay.files import find_sources, read_records
     from ..replay.stats import UnknownConnection, fold_connection, fold_stats
@@ -105,17 +96,17 @@ def _drawing(options: argparse.Namespace) -> Drawing:
     sources = find_sources(options.audit, problems)
     if problems.kept:  # half a picture is none
         first = problems.kept[0]
-        raise _Refused(f"{first.place}: {first.message}")
+        raise Refused(f"{first.place}: {first.message}")
     records = read_records(sources, problems)
     try:
         one = options.connection
         stats = fold_stats(records) if one is None else fold_connection(records, one)
     except UnknownConnection as error:
-        raise _Refused(str(error)) from None
+        raise Refused(str(error)) from None
     lost = problems.counts.total()
     if lost and not stats.records:
-        raise _Refused(explain_nothing(sources, problems))
+        raise Refused(explain_nothing(sources, problems))
     if lost:
-        found = f"{plural(lost, 'finding')}; milvus-lifecycle audit verify has them"
-        _say(f"what is no sound record was left out: {found}")
+        found = f"{plural(lost, 'finding')}; {PROGRAM} audit verify has them"
+        print(f"{PROGRAM} diagram: what is no sound record was left out: {found}", file=sys.stderr)
     return draw(stats=stats)

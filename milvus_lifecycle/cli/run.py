@@ -20,6 +20,7 @@ import milvus_lifecycle
 from ..audit.jsonl import ENVIRONMENT as AUDIT
 from ..errors import ConfigError
 from ..managers import RUN
+from . import Refused
 
 _BOOTSTRAP = os.path.join(os.path.dirname(os.path.abspath(milvus_lifecycle.__file__)), "bootstrap")
 
@@ -34,15 +35,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Become the program. Returns if the engine cannot be had in it, and on Windows."""
+    """Become the program; returns on Windows only. Refused: the engine cannot be had in it."""
     from ..integrations.pymilvus import what_to_install
 
     try:
         _, audit = what_to_install(None, options.audit)
     except (ConfigError, ImportError) as error:
-        return _refuse(str(error))
+        raise Refused(str(error)) from error
     if sys.flags.ignore_environment or sys.flags.no_site:
-        return _refuse("the engine cannot be handed to a Python with -I, -E or -S")
+        raise Refused("the engine cannot be handed to a Python with -I, -E or -S")
     path = os.pathsep.join(filter(None, (_BOOTSTRAP, os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, RUN: sys.prefix, "PYTHONPATH": path}
     if audit is not None:
@@ -50,11 +51,6 @@ def execute(options: argparse.Namespace) -> int:
     how = ["-m"] if options.module else []
     flags = interpreter_flags(sys.orig_argv[1:])
     return _become([sys.executable, *flags, *how, options.program, *options.arguments], environment)
-
-
-def _refuse(why: str) -> int:
-    print(f"milvus-lifecycle run: {why}", file=sys.stderr)
-    return 2
 
 
 def interpreter_flags(words: Sequence[str]) -> list[str]:

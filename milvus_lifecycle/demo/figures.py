@@ -179,7 +179,9 @@ def take_figures(title: str, seen: Seen) -> Run:
     errors = Counter(call.error for call in seen.calls if call.error is not None)
     steps = [record for record in seen.records if record["event"] == "connection.transition"]
     sections = [_sum_up(seen, rate)]
-    sections += [_judge_blow(seen, number) for number in range(len(seen.blows))]
+    begins = [blow.begun for blow in seen.blows]
+    for blow, until in zip(seen.blows, [*begins[1:], math.inf], strict=False):
+        sections.append(_judge_blow(seen, blow, until))
     if seen.contents:
         sections.append(judge_writes(seen))
     return Run(
@@ -227,10 +229,8 @@ def _sum_up(seen: Seen, rate: float) -> Section:
     return Section("in all", "", figures, f"no call failed, of {calls:,}")
 
 
-def _judge_blow(seen: Seen, number: int) -> Section:
+def _judge_blow(seen: Seen, blow: Blow, until: float) -> Section:
     """What the program felt of one blow, until the next one."""
-    blow, later = seen.blows[number], seen.blows[number + 1 :]
-    until = later[0].begun if later else math.inf
     failed = sum(call.error is not None and blow.begun <= call.end < until for call in seen.calls)
     channels = sum(blow.begun <= at < until for at in seen.channels)
     good = [end - blow.healed_at for end in find_first_good(seen, blow.healed_at, until).values()]

@@ -116,8 +116,6 @@ class TimelineFold:
         self.lanes = self._sorted()
 
     def _sorted(self) -> list[Lane]:
-        """Most time in outages first, then most records."""
-
         def rank(lane: Lane) -> tuple[float, int, str]:
             life = lane.life
             return -life.suffered(self._stats.until), -life.records, life.connection_id

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import os
@@ -13,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from milvus_lifecycle.cli import diagram as diagram_cli
+from milvus_lifecycle.cli import main
 from milvus_lifecycle.diagram.drawing import draw
 from milvus_lifecycle.diagram.formats import render_svg, to_dot, to_mermaid
 
@@ -33,13 +32,10 @@ RECORD = {
 
 def run(*arguments: object) -> int:
     """The subcommand's exit code; argparse's own exits count as theirs."""
-    parser = argparse.ArgumentParser()
-    diagram_cli.configure(parser)
     try:
-        options = parser.parse_args([str(argument) for argument in arguments])
+        return main(["diagram", *map(str, arguments)])
     except SystemExit as stop:
         return int(stop.code or 0)
-    return diagram_cli.execute(options)
 
 
 @pytest.fixture
