@@ -18,7 +18,6 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from types import ModuleType
 
 from milvus_lifecycle import __version__
 
@@ -67,7 +66,7 @@ def _execute(words: list[str]) -> int:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     children = parser.add_subparsers(title="subcommands", metavar="COMMAND")
     first = next((word for word in words if not word.startswith("-")), None)
-    chosen: ModuleType | None = None
+    chosen = None
     for name, summary in COMMANDS.items():
         child = children.add_parser(
             name, help=summary, description=summary[0].upper() + summary[1:] + "."

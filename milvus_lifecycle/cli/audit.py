@@ -280,10 +280,7 @@ def _lines(text: str) -> int:
 
 
 def parse_since(text: str, now: datetime | None = None) -> datetime:
-    """A moment: ISO 8601 (without a zone: UTC), or an age such as 90s, 15m, 2h, 1d.
-
-    Raises ArgumentTypeError that says what is accepted.
-    """
+    """A moment: ISO 8601 (without a zone: UTC), or an age such as 90s, 15m, 2h, 1d."""
     if text[:-1].replace(".", "", 1).isdigit() and text[-1:] in _UNITS:
         age = timedelta(seconds=float(text[:-1]) * _UNITS[text[-1]])
         return (now or datetime.now(timezone.utc)) - age

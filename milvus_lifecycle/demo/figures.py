@@ -298,8 +298,7 @@ def _judge_move(seen: Seen, blow: Blow, until: float) -> Iterator[Figure]:
 
 
 def find_landing(records: Sequence[Record], address: str, since: float) -> float | None:
-    """When the last of the connections had swapped to a primary that was named at `since`; None
-    if one did not."""
+    """When the last connection had swapped to a primary named at `since`; None if one did not."""
     landed: dict[str, float | None] = {}
     for record in records[:]:
         name, at = record["connection_id"], record["at"]
@@ -334,8 +333,7 @@ def list_stays(records: Iterable[Record]) -> list[Stay]:
 
 
 def judge_writes(seen: Seen) -> Section:
-    """Compare what the servers took with where the client's primary was: the one that the topology
-    named which the client had."""
+    """Compare what the servers took with the primaries of the topologies that the client had."""
     writes = seen.list_writes()
     stays = list_stays(seen.records)
     takers = [

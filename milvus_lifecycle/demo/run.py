@@ -152,10 +152,7 @@ class Session:
     check: Callable[[], None]
 
     def wait_until(self, met: Callable[[], bool], limit: float, status: str) -> bool:
-        """Wait until `met`, at most `limit` seconds; says whether it was met.
-
-        Raises SystemExit or DemoError.
-        """
+        """Wait until `met`, at most `limit` seconds: was it? Raises SystemExit or DemoError."""
         deadline = time.monotonic() + limit
         while not met():
             self.check()

@@ -116,8 +116,13 @@ def print_summary(console: Console, runs: Sequence[Run]) -> None:
         console.print(f"[bold]{escape(run.title)}[/bold]: {text}", highlight=False, soft_wrap=True)
 
     console.print(_build_summary(runs))
-    if any(run.transitions_by_trigger for run in runs):
-        console.print(_build_transitions(runs))
+    counts = Column("transitions", justify="right")
+    table = Table("trigger", counts, title="transitions by trigger", title_justify="left")
+    for run in runs:
+        for trigger, count in run.transitions_by_trigger.items():
+            table.add_row(escape(trigger), f"{count:,}")
+    if table.row_count:
+        console.print(table)
     for run in runs:
         for error, count in run.errors.items():
             say(run, f"{count:,} x {escape(error)}")
@@ -130,7 +135,6 @@ def print_summary(console: Console, runs: Sequence[Run]) -> None:
 
 
 def _build_summary(runs: Sequence[Run]) -> Table:
-    """One table of figures with a column per run."""
     table = Table("", *(Column(run.title, justify="right") for run in runs), title="summary")
     table.title_justify, table.columns[0].overflow = "left", "fold"
     for sections in zip(*(run.sections for run in runs), strict=True):
@@ -141,15 +145,6 @@ def _build_summary(runs: Sequence[Run]) -> Table:
             table.add_row(
                 figures[0].label, *(_mark(figure.text, figure.good) for figure in figures)
             )
-    return table
-
-
-def _build_transitions(runs: Sequence[Run]) -> Table:
-    counts = Column("transitions", justify="right")
-    table = Table("trigger", counts, title="transitions by trigger", title_justify="left")
-    for run in runs:
-        for trigger, count in run.transitions_by_trigger.items():
-            table.add_row(escape(trigger), f"{count:,}")
     return table
 
 

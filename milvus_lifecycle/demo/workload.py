@@ -87,8 +87,7 @@ def watch_channels(opened: Callable[[], object]) -> None:
 
 
 def watch_logs(library: str, logged: Callable[[int], object]) -> None:
-    """Tell `logged` how many lines each log record of a library has. (They go to stderr as ever,
-    which the demo has in a file.)"""
+    """Tell `logged` how many lines each log record of a library has, which is written as ever."""
     make = logging.getLogRecordFactory()
 
     def counted(name: str, *args: Any, **kwargs: Any) -> logging.LogRecord:

@@ -62,11 +62,12 @@ def render_page(report: Report) -> str:
     stats = report.stats
     tables = {table.title: table for table in stats_tables(stats)}
     incidents, outages = tables.pop("Worst incidents"), tables.pop("Longest outages")
+    length = show_seconds((stats.until - stats.since).total_seconds())
     data = timeline_data(report.timeline.lanes, stats.since, stats.until)
     chart = chart_item(stats.since.timestamp() * 1000, stats.until.timestamp() * 1000)
     return Template(_asset("report.html")).substitute(
         style=_asset("report.css"),
-        subtitle=_subtitle(report),
+        subtitle=f"{escape(name_files(report.files))} &middot; {show_span(stats)} ({length})",
         verdict=_verdict(report),
         tiles=_tiles(report),
         findings=_findings(report.problems),
@@ -92,12 +93,6 @@ def _json(value: object) -> str:
 
 
 # -- the head ----------------------------------------------------------------------------------
-
-
-def _subtitle(report: Report) -> str:
-    stats = report.stats
-    long = show_seconds((stats.until - stats.since).total_seconds())
-    return f"{escape(name_files(report.files))} &middot; {show_span(stats)} ({long})"
 
 
 def _verdict(report: Report) -> str:

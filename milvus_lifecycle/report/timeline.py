@@ -44,8 +44,7 @@ _RANK: dict[str, int] = {state: rank for rank, state in enumerate(_WORST_LAST)}
 class Stay:
     """``records`` changes of state, drawn as one stay in ``state`` from ``start`` on.
 
-    ``record`` is the one that entered the state; None for the time before a log that starts
-    late.
+    ``record`` is the one that entered the state; None: the time before a log that starts late.
     """
 
     start: datetime
@@ -111,8 +110,7 @@ class TimelineFold:
 
     def finish(self) -> None:
         """The log ends: thin for the last time, and sort."""
-        if self._stays > self.limit:
-            self._shrink()
+        self._shrink()
         self.lanes = self._sorted()
 
     def _sorted(self) -> list[Lane]:
@@ -140,10 +138,8 @@ class TimelineFold:
                 lane.thin(grain)
             self._count()
             self.grain, grain = grain, 2 * grain
-        if self._stays > self.limit:
-            self._leave_out()
-
-    def _leave_out(self) -> None:
+        if self._stays <= self.limit:
+            return
         order = self._sorted()
         needed = accumulate(len(lane.stays) for lane in order)
         kept = max(1, sum(stays <= self.limit for stays in needed))
