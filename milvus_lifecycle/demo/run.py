@@ -92,9 +92,9 @@ def play_demo(options: argparse.Namespace, console: Console) -> bool:
     os.environ["no_grpc_proxy"] = HOST  # noqa: SIM112
     with noted_signals() as check:
         # pymilvus second: the demo is about the engine, and what it proves is known early.
-        runs = [_play_run(options, console, check, "with the engine")]
+        runs = [_play_run(options, console, check, stock=False)]
         if options.compare:
-            runs.append(_play_run(options, console, check, "pymilvus alone", "--stock"))
+            runs.append(_play_run(options, console, check, stock=True))
     print_summary(console, runs)
     seconds = time.monotonic() - began
     console.print(f"{seconds:.0f} s in all", style="dim", highlight=False)
@@ -112,16 +112,13 @@ def play_demo(options: argparse.Namespace, console: Console) -> bool:
 
 
 def _play_run(
-    options: argparse.Namespace,
-    console: Console,
-    check: Callable[[], None],
-    title: str,
-    *flags: str,
+    options: argparse.Namespace, console: Console, check: Callable[[], None], *, stock: bool
 ) -> Run:
-    client, worker = (
-        ("AsyncMilvusClient", "task") if options.asyncio else ("MilvusClient", "thread")
-    )
-    arguments = ["--workers", str(options.threads), *["--asyncio"] * options.asyncio, *flags]
+    title = "pymilvus alone" if stock else "with the engine"
+    client = "AsyncMilvusClient" if options.asyncio else "MilvusClient"
+    worker = "task" if options.asyncio else "thread"
+    arguments = [f"--workers={options.threads}", *["--asyncio"] * options.asyncio]
+    arguments += ["--stock"] * stock
     seen = Seen(options.threads)
     with contextlib.ExitStack() as stack:
         prefix = "milvus-lifecycle-demo-"
@@ -191,9 +188,8 @@ class Session:
         self.workload.start(uri)
         seen, limit = self.seen, _START_LIMIT
         if not self.wait_until(lambda: seen.all_good_since(0.0), limit, "the program starts"):
-            raise self.workload.fail(
-                f"not every worker of the client program was answered within {limit:.0f} s"
-            )
+            slow = f"not every worker of the client program was answered within {limit:.0f} s"
+            raise self.workload.fail(slow)
         began = time.monotonic()
         self.view.say(f"{seen.workers} workers insert, search and list")
         self.wait(STEADY_S, "regular work")
