@@ -15,7 +15,8 @@ import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from contextvars import copy_context
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -177,17 +178,15 @@ atexit.register(_at_exit)
 # -- what goes through them -----------------------------------------------------------------------
 
 
+@dataclass(slots=True, eq=False)
 class Emission:
     """A record, the log level that it deserves, and the context of whoever caused it."""
 
-    __slots__ = ("context", "level", "readers", "record")
-
-    def __init__(self, record: TransitionRecord, level: int) -> None:
-        self.record = record
-        self.level = level
-        self.context = copy_context()
-        #: who has been given it: a step that was interrupted may queue it twice
-        self.readers: list[object] = []
+    record: TransitionRecord
+    level: int
+    context: Context = field(default_factory=copy_context)
+    #: who has been given it: a step that was interrupted may queue it twice
+    readers: list[object] = field(default_factory=list)
 
 
 Listener = Callable[[TransitionRecord], object]
@@ -208,11 +207,10 @@ class Reader:
         self.wants = lambda: False
 
     def _read(self, emission: Emission) -> None:
-        if self in emission.readers or not self.wants():
-            return
-        emission.readers.append(self)
-        run = emission.context.copy().run
-        self._attempt(run, self._sink.write, emission.record, emission.level)
+        if self not in emission.readers and self.wants():
+            emission.readers.append(self)
+            run = emission.context.copy().run
+            self._attempt(run, self._sink.write, emission.record, emission.level)
 
     def _lost(self, count: int) -> None:
         self._attempt(self._sink.note_lost, count)

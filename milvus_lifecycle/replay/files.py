@@ -55,17 +55,6 @@ _WINDOW, _GROWTH = 256 * 1024, 8
 # -- lines ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Span:
-    """A piece of a plain file: bytes ``start`` up to ``end`` (None: to its end)."""
-
-    start: int = 0
-    end: int | None = None
-
-
-WHOLE = Span()
-
-
 def open_log(path: str) -> BufferedReader:
     """Open ``path`` for reading bytes; OSError with a reason in plain words if that fails."""
     if path == STDIN:
@@ -88,22 +77,19 @@ def why(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _untold(kind: Kind, line: int, message: str) -> None:
-    """Nobody wants to know."""
-
-
 class LineReader:
     """Iterates over some lines at a time: (the number of the first, lines without newlines).
 
-    ``tell(kind, line, message)`` is called for what keeps something from being a line, or from
-    being a record. Damage of the file itself (a cut gzip, a read error) ends the iteration.
+    Of a plain file it reads the bytes from ``start`` to ``end`` (None: to where it ends). ``tell``
+    hears of what is no line or no record; damage of the file itself ends the iteration.
     """
 
     def __init__(
         self,
         path: str,
-        tell: Tell = _untold,
-        span: Span = WHOLE,
+        tell: Tell = lambda kind, line, message: None,
+        start: int = 0,
+        end: int | None = None,
         on_progress: Progress | None = None,
     ) -> None:
         self.path = path
@@ -112,7 +98,7 @@ class LineReader:
         #: did reading stop early?
         self.failed = False
         self._tell = tell
-        self._span = span
+        self._start, self._end = start, end
         self._on_progress = on_progress
         self._complete = True
 
@@ -138,7 +124,7 @@ class LineReader:
         self._tell(kind, self.lines + 1, f"{what}; nothing after this place was read")
 
     def _chunks(self, raw: BufferedReader) -> Iterator[bytes]:
-        start, end = self._span.start, self._span.end
+        start, end = self._start, self._end
         read: Callable[[int], bytes] = raw.read
         if start:
             raw.seek(start)
@@ -199,7 +185,6 @@ class LineReader:
 
 # -- records ----------------------------------------------------------------------------------
 
-
 Finding = tuple[Kind, str]
 
 
@@ -219,9 +204,7 @@ def decode_or_explain(line: bytes, complete: bool = True) -> tuple[list[Record],
     if not line.strip():
         return [], findings
     records, problem = _examine(line, complete)
-    if problem is not None:
-        findings.append(problem)
-    return records, findings
+    return records, findings if problem is None else [*findings, problem]
 
 
 def _examine(line: bytes, complete: bool) -> tuple[list[Record], Finding | None]:
@@ -284,10 +267,7 @@ def _salvage(
 def read_records(
     sources: Sources, problems: Problems, on_progress: Progress | None = None
 ) -> Iterator[Record]:
-    """The records of some logs, one after the other. What cannot be read goes to ``problems``.
-
-    Whether the records are legal nobody looks at.
-    """
+    """The records of some logs, legal or not. What cannot be read goes to ``problems``."""
     path = ""
 
     def tell(kind: Kind, line: int, message: str) -> None:
@@ -338,18 +318,14 @@ def name_files(files: Sequence[str]) -> str:
     return shown if len(files) <= 3 else f"{shown} and {len(files) - 3} more"
 
 
-def _expand(names: Iterable[str], problems: Problems) -> list[str]:
+def _expand(names: Iterable[str], problems: Problems) -> Iterator[str]:
     """File names; a pattern that matches nothing becomes a problem."""
-    paths: list[str] = []
     for name in names:
-        if name == STDIN or not glob.has_magic(name) or os.path.exists(name):
-            paths.append(name)
-            continue
-        found = sorted(glob.glob(name, recursive=True))
+        pattern = glob.has_magic(name) and not os.path.exists(name)
+        found = sorted(glob.glob(name, recursive=True)) if pattern else [name]
         if not found:
             problems.add(Problem(Kind.UNREADABLE, name, 0, "no file matches this pattern"))
-        paths.extend(found)
-    return paths
+        yield from found
 
 
 def _first_moment(path: str) -> datetime:
@@ -379,22 +355,14 @@ def last_matches(
     window = _WINDOW
     while True:
         start = max(0, size - window)
-        # One byte earlier: then the first line is whole if and only if that byte is a newline.
-        reader = LineReader(path, span=Span(max(0, start - 1), end if plain else None))
-        found = deque(_matches(reader, start > 0, match), maxlen=wanted)
+        # One byte earlier, and the first line left out: the second one is whole.
+        reader = LineReader(path, start=max(0, start - 1), end=end if plain else None)
+        lines = (line for _, some in reader for line in some)
+        matches = map(match, islice(lines, int(start > 0), None))
+        found = deque((one for one in matches if one is not None), maxlen=wanted)
         if start == 0 or len(found) >= wanted:
             return list(found)
         window *= _GROWTH
-
-
-def _matches(
-    reader: LineReader, skip_first: bool, match: Callable[[bytes], T | None]
-) -> Iterator[T]:
-    for first, lines in reader:
-        for line in lines[1 if skip_first and first == 1 else 0 :]:
-            found = match(line)
-            if found is not None:
-                yield found
 
 
 class Follower:
@@ -433,8 +401,7 @@ class Follower:
         """Let go of the file."""
         if self._file is not None:
             self._file.close()
-        self._file = None
-        self._pending = b""
+        self._file, self._pending = None, b""
 
     def _opened(self) -> BufferedReader | None:
         if self._file is None:

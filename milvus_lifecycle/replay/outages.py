@@ -58,11 +58,6 @@ class Outage:
     relapses: int = 0
     end: str = UNFINISHED
 
-    @property
-    def unfinished(self) -> bool:
-        """Was it still open when the log ended?"""
-        return self.end == UNFINISHED
-
 
 @dataclass(slots=True, eq=False)
 class Life:
@@ -117,12 +112,12 @@ class Life:
         """Take one step."""
         if self.state and record.source != self.state:
             # What was under way cannot be measured any more.
-            self._settle(MISSING)
+            self.settle(MISSING)
             self._recovery = None
         self._pass(record.source, dwell_of(record) or 0.0)
         self._judge(record)
         if record.dest == _CLOSED:
-            self._settle(record.trigger)
+            self.settle(record.trigger)
         if record.dest != _RECOVERING:
             self._recovery = None
         self.records += 1
@@ -135,12 +130,8 @@ class Life:
         """The log ends; returns the seconds in the last state since the last record."""
         left = max(0.0, (until - self._moment).total_seconds())
         self._pass(self.state, left)
-        self.forget()
+        self.settle()
         return left
-
-    def forget(self) -> None:
-        """Nothing more will be heard of the connection."""
-        self._settle(UNFINISHED)
 
     def _pass(self, state: str, seconds: float) -> None:
         """The connection spent ``seconds`` in ``state``."""
@@ -155,12 +146,11 @@ class Life:
 
     def _judge(self, record: Transition) -> None:
         """What a step says of outages."""
-        trigger = record.trigger
         if record.dest == _RECOVERING and record.source != _RECOVERING:
             self._recovery, self._recovery_s = record, 0.0
-            if trigger in FAILURES:
+            if record.trigger in FAILURES and (self.outage is None or self._over):
                 self._fail(record)
-        elif trigger == _GIVE_UP and (self.outage is None or self._over):
+        elif record.trigger == _GIVE_UP and (self.outage is None or self._over):
             # A move stands down unless its channel fails on the way; only give_up tells of it.
             outage = self._begin(self._recovery or record)
             if self._recovery is not None:
@@ -170,21 +160,17 @@ class Life:
             self._go_on(self.outage, record)
 
     def _go_on(self, outage: Outage, record: Transition) -> None:
-        """A step within an outage."""
-        trigger = record.trigger
-        if trigger in ATTEMPTS:
+        if record.trigger in ATTEMPTS:
             outage.attempts += 1
-            outage.give_ups += int(trigger == _GIVE_UP)
-        if trigger in _ENDS:
-            outage.end = trigger
+            outage.give_ups += int(record.trigger == _GIVE_UP)
+        if record.trigger in _ENDS:
+            outage.end = record.trigger
             self._over, self._healthy_s, self._unsettled_s = True, 0.0, 0.0
         elif record.dest != _CLOSED:
             outage.error_code = outage.error_code or record.error_code
 
     def _fail(self, record: Transition) -> None:
         outage = self.outage
-        if outage is not None and not self._over:
-            return
         relapse = outage is not None and self._healthy_s <= RELAPSE
         self.relapses += int(relapse)
         if outage is not None and relapse and record.reason.startswith(NOT_OVER):
@@ -195,18 +181,13 @@ class Life:
             self._begin(record).relapses = int(relapse)
 
     def _begin(self, record: Transition) -> Outage:
-        self._settle(UNFINISHED)
-        self.outage = Outage(
-            self.connection_id,
-            record.address or self.address,
-            began=record.ts,
-            cause=record.trigger,
-            reason=record.reason,
-            error_code=record.error_code,
-        )
+        self.settle()
+        address = record.address or self.address
+        cause = record.trigger, record.reason
+        self.outage = Outage(self.connection_id, address, record.ts, *cause, record.error_code)
         return self.outage
 
-    def _settle(self, end: str) -> None:
+    def settle(self, end: str = UNFINISHED) -> None:
         """Nothing can change the outage any more; ``end`` says why, if it has not ended."""
         outage, self.outage = self.outage, None
         if outage is not None:
@@ -224,7 +205,6 @@ def dwell_of(record: Transition) -> float | None:
 
 
 # -- incidents --------------------------------------------------------------------------------
-
 
 #: Outages belong together if one begins within this time of another one of the same endpoint.
 TOGETHER = timedelta(seconds=5)
@@ -273,7 +253,7 @@ class Incident:
         self.suffered_s += outage.seconds
         self.attempts += outage.attempts
         self.give_ups += outage.give_ups
-        self.unfinished += int(outage.unfinished)
+        self.unfinished += int(outage.end == UNFINISHED)
         if outage.error_code:
             self.errors[outage.error_code] += 1
 
@@ -313,7 +293,7 @@ class IncidentBook:
 
     def _forget(self) -> None:
         order = self.worst(self._count)
-        # What is not settled yet may still turn out to be the worst of all.
+        # What is not settled may yet become the worst of all.
         kept = [one for rank, one in enumerate(order) if rank < _KEPT or one.settled < one.outages]
         self._by_address, self._count = {}, len(kept)
         self._room = max(2 * _KEPT, 2 * len(kept))

@@ -42,7 +42,6 @@ _FORKED = str(Trigger.FORKED)
 #: Gaps that wait for a confession; beyond that they are judged by what was confessed so far.
 _PENDING = 10_000
 
-
 #: Who writes a connection's records: pid, flavour and strategy. They never change.
 Identity = tuple[int | None, str, str]
 #: A connection's id; with the writer's identity for the second and later users of one id.
@@ -79,58 +78,17 @@ class Track:
         self.file, self.line = file, line
 
 
-class LossBook:
-    """Gaps in ``seq``, and which of them the sink has confessed to.
-
-    A sink that could not write says so later (``connection.records_lost``, with a count for its
-    process). Since the confession comes after the loss, gaps wait here until the log is read.
-    """
-
-    def __init__(self) -> None:
-        self.lost_records = 0
-        #: the violation unless it is covered, the process, and how many records are missing
-        self._gaps: list[tuple[Problem, int | None, int]] = []
-        #: by pid: records that may be missing
-        self._allowed: Counter[int | None] = Counter()
-
-    def miss(self, problem: Problem, pid: int | None, missing: int, problems: Problems) -> None:
-        """``missing`` records of a connection of ``pid`` are not there; ``settle`` judges it."""
-        self._gaps.append((problem, pid, missing))
-        if len(self._gaps) >= _PENDING:
-            self.settle(problems)
-
-    def confess(self, record: RecordsLost) -> None:
-        """The sink says that it lost ``record.count`` records."""
-        count = max(0, record.count)
-        self.lost_records += count
-        self._allowed[record.pid] += count
-
-    def absorb(self, other: LossBook, lines: int) -> None:
-        """Take over the book of a later piece, whose lines count from ``lines`` on."""
-        self._gaps += [(gap.moved(lines), pid, missing) for gap, pid, missing in other._gaps]
-        self._allowed.update(other._allowed)
-        self.lost_records += other.lost_records
-
-    def settle(self, problems: Problems) -> None:
-        """Turn each waiting gap into a note, if it was confessed to, or into a violation."""
-        for problem, pid, missing in self._gaps:
-            if self._allowed[pid] >= missing:
-                self._allowed[pid] -= missing
-                message = f"{problem.message}; the sink had said so (records_lost)"
-                problem = replace(problem, kind=Kind.COVERED_GAP, message=message)
-            problems.add(problem)
-        self._gaps.clear()
-
-
 class Verifier:
     """Checks records in the order in which they were written. See the module's theory."""
 
     def __init__(self, problems: Problems, *, from_start: bool = True) -> None:
         self.problems = problems
-        self.losses = LossBook()
         self.heads: list[tuple[Record, int]] = []
-        self.records = 0
-        self.connections = 0
+        self.records = self.connections = self.lost_records = 0
+        #: gaps in ``seq``: the violation unless it is covered, the process, how many are missing
+        self._gaps: list[tuple[Problem, int | None, int]] = []
+        #: by pid: what its sink has confessed to, and no gap is covered by yet
+        self._confessed: Counter[int | None] = Counter()
         self._from_start = from_start
         self._file, self._line = "", 0
         self._tracks = Recent[Key, Track](CAPACITY if from_start else math.inf)
@@ -143,7 +101,7 @@ class Verifier:
 
     def finish(self) -> None:
         """The log ends here: judge what had to wait for its end."""
-        self.losses.settle(self.problems)
+        self._settle()
         if self._tracks.forgotten:
             what = f"{self._tracks.forgotten:,} connections had to be forgotten to keep memory flat"
             self.problems.add(Problem(Kind.FORGOTTEN, self._file, 0, what))
@@ -187,7 +145,8 @@ class Verifier:
             what = f"schema {record.schema}: this reader knows {SCHEMA} and reads on as if it were"
             self._report(Kind.UNKNOWN_SCHEMA, record, what)
         if isinstance(record, RecordsLost):
-            self.losses.confess(record)
+            self.lost_records += max(0, record.count)
+            self._confessed[record.pid] += max(0, record.count)
             self._report(Kind.RECORDS_LOST, record, f"the sink lost {record.count:,} records")
         elif isinstance(record, Refused):
             self._refused(record)
@@ -235,7 +194,9 @@ class Verifier:
             self.check(record, lines + line)
         self.records = seen + later.records
         self.problems.absorb(later.problems, lines)
-        self.losses.absorb(later.losses, lines)
+        self.lost_records += later.lost_records
+        self._gaps += [(gap.moved(lines), pid, missing) for gap, pid, missing in later._gaps]
+        self._confessed.update(later._confessed)
         for track in later._tracks.values():
             track.line += lines
             known = self._tracks.find(track.connection_id)
@@ -298,7 +259,19 @@ class Verifier:
         if track.file == self._file and track.line < self._damaged < self._line:
             message += ", perhaps in the damaged line before"
         problem = self._problem(Kind.SEQ_GAP, record, message, track)
-        self.losses.miss(problem, record.pid, missing, self.problems)
+        self._gaps.append((problem, record.pid, missing))
+        if len(self._gaps) >= _PENDING:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Gaps wait, since a sink confesses after the loss: then each is a note or a violation."""
+        for problem, pid, missing in self._gaps:
+            if self._confessed[pid] >= missing:
+                self._confessed[pid] -= missing
+                message = f"{problem.message}; the sink had said so (records_lost)"
+                problem = replace(problem, kind=Kind.COVERED_GAP, message=message)
+            self.problems.add(problem)
+        self._gaps.clear()
 
     def _row(self, record: Transition) -> None:
         trigger, source, dest = record.trigger, record.source, record.dest
@@ -333,19 +306,17 @@ class Verifier:
         legal = (record.trigger, record.source) in _REFUSED
         if not legal or record.dest not in (None, record.source) or record.seq is not None:
             what = f"{clean(record.trigger)} is not refused in {clean(record.source)}"
-            self._report(
-                Kind.ILLEGAL_REFUSAL, record, f"{what}, or a refusal that changes something"
-            )
+            what += ", or a refusal that changes something"
+            self._report(Kind.ILLEGAL_REFUSAL, record, what)
 
     # -- reporting ---------------------------------------------------------------------------
 
     def _problem(
         self, kind: Kind, record: Record, message: str, earlier: Track | None = None
     ) -> Problem:
-        address = None if isinstance(record, RecordsLost) else record.address
+        whose = record.connection_id, getattr(record, "address", None)
         before = ("", 0) if earlier is None else (earlier.file, earlier.line)
-        where = (self._file, self._line)
-        return Problem(kind, *where, message, record.connection_id, address, *before)
+        return Problem(kind, self._file, self._line, message, *whose, *before)
 
     def _report(
         self, kind: Kind, record: Record, message: str, earlier: Track | None = None

@@ -23,6 +23,7 @@ from .outages import (
     FAILURES,
     FLAPPING,
     MOVES,
+    UNFINISHED,
     Incident,
     IncidentBook,
     Life,
@@ -54,9 +55,7 @@ _ZERO_BUCKET = -(10**6)
 
 def quantile(ordered: Sequence[float], share: float) -> float | None:
     """The value that ``share`` of the values do not exceed (nearest rank); None without any."""
-    if not ordered:
-        return None
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else None
 
 
 class DwellTally:
@@ -65,13 +64,11 @@ class DwellTally:
     def __init__(self) -> None:
         #: how often its edge was taken, with or without a usable duration
         self.taken = 0
-        self.count = 0
         self._values: list[float] = []
         self._buckets: Counter[int] = Counter()
 
     def add(self, seconds: float) -> None:
         """Count one duration; it must be finite and not negative."""
-        self.count += 1
         if self._buckets:
             self._buckets[_bucket(seconds)] += 1
             return
@@ -84,22 +81,18 @@ class DwellTally:
         """The median in seconds, within 1 % beyond `EXACT_DWELLS` values; None without any."""
         if self._values:
             return statistics.median(self._values)
+        middle = self._buckets.total() / 2
         seen = 0
         for bucket in sorted(self._buckets):
             seen += self._buckets[bucket]
-            if 2 * seen >= self.count:
-                return _middle(bucket)
+            if seen >= middle:
+                return 0.0 if bucket == _ZERO_BUCKET else float(_BUCKET_GROWTH ** (bucket + 0.5))
         return None
 
 
 def _bucket(seconds: float) -> int:
-    if seconds <= 0:
-        return _ZERO_BUCKET
-    return math.floor(math.log(seconds) / math.log(_BUCKET_GROWTH))
-
-
-def _middle(bucket: int) -> float:
-    return 0.0 if bucket == _ZERO_BUCKET else float(_BUCKET_GROWTH ** (bucket + 0.5))
+    growth = math.log(_BUCKET_GROWTH)
+    return math.floor(math.log(seconds) / growth) if seconds > 0 else _ZERO_BUCKET
 
 
 @dataclass
@@ -214,7 +207,7 @@ class Stats:
         self.path: Path | None = None
         self._longest = longest
         self._dwells = {edge: DwellTally() for edge in _EDGES}
-        self._lives: Recent[str, Life] = Recent(forget=Life.forget)
+        self._lives: Recent[str, Life] = Recent(forget=Life.settle)
         self._outages: list[tuple[float, int, Outage]] = []
         self._book = IncidentBook()
         self._flappers: dict[str, Flapper] = {}
@@ -310,8 +303,7 @@ class Stats:
         if life.outage is not None and life.outage is not outage:
             life.incident = self._book.begin(life.outage, life.incident)
         if life.relapses > relapses and life.relapses >= FLAPPING:
-            self._figures(life.address).flapping += int(life.relapses == FLAPPING)
-            self._flap(Flapper(life.relapses, life.connection_id, life.address))
+            self._flap(life)
         if life.state == _CLOSED:
             self._lives.drop(life.connection_id)
         return life
@@ -333,19 +325,19 @@ class Stats:
         """Count an outage, now that nothing can change it any more."""
         figures = self._figures(outage.address)
         figures.outage_times.append(outage.seconds)
-        figures.unfinished += int(outage.unfinished)
+        figures.unfinished += int(outage.end == UNFINISHED)
         if life.incident is not None:
             life.incident.end(outage)
         self._settled += 1
-        entry = (outage.seconds, -self._settled, outage)
-        if len(self._outages) < self._longest:
-            heapq.heappush(self._outages, entry)
-        else:
-            heapq.heappushpop(self._outages, entry)
+        heapq.heappush(self._outages, (outage.seconds, -self._settled, outage))
+        if len(self._outages) > self._longest:
+            heapq.heappop(self._outages)
 
-    def _flap(self, flapper: Flapper) -> None:
+    def _flap(self, life: Life) -> None:
         """Keep the connections that flap most."""
-        self._flappers[flapper.connection_id] = flapper
+        self._figures(life.address).flapping += int(life.relapses == FLAPPING)
+        flapper = Flapper(life.relapses, life.connection_id, life.address)
+        self._flappers[life.connection_id] = flapper
         if len(self._flappers) > 2 * self._longest:
             self._flappers = {one.connection_id: one for one in self._worst_flappers()}
 
