@@ -197,23 +197,16 @@ class Reader:
 
     def __init__(self, sink: Sink) -> None:
         self.wants = sink.wants
-        self.outlet: Outlet[Emission] = Outlet(self._read, self._lost)
+        self.outlet = Outlet(self._read, partial(self._attempt, sink.note_lost))
         #: deliveries that raised
         self.failures = 0
         self._sink = sink
-
-    def stop(self) -> None:
-        """Tell it no more, not even what waits."""
-        self.wants = lambda: False
 
     def _read(self, emission: Emission) -> None:
         if self not in emission.readers and self.wants():
             emission.readers.append(self)
             run = emission.context.copy().run
             self._attempt(run, self._sink.write, emission.record, emission.level)
-
-    def _lost(self, count: int) -> None:
-        self._attempt(self._sink.note_lost, count)
 
     def _attempt(self, tell: Callable[..., object], *what: object) -> None:
         try:
@@ -272,7 +265,7 @@ class Audit:
             self.readers = (*self.readers, reader)
 
         def unsubscribe() -> None:
-            reader.stop()
+            reader.wants = lambda: False  # not even what waits is told
             with self._lock:
                 self.readers = tuple(known for known in self.readers if known is not reader)
 

@@ -78,7 +78,7 @@ class Node:
     """A state, or a mark beside one: the ``START``, or a ``GROUP`` of states and what leads on.
 
     ``lines`` are the triggers of a group's only edge; ``target`` is the state beside which a
-    mark stands. ``marked``: the highlighted path ends here.
+    mark stands.
     """
 
     id: str
@@ -88,7 +88,6 @@ class Node:
     lines: tuple[Line, ...] = ()
     target: str = ""
     dim: bool = False
-    marked: bool = False
 
 
 @dataclass(frozen=True)
@@ -241,11 +240,11 @@ def _state_node(name: str, look: Look, stats: Stats | None) -> Node:
     share = stats.total.state_shares().get(name, 0.0)
     if share > 0:
         notes.append(f"{show_share(share)} of the time")
-    marked = stats.path is not None and stats.path.last_state == name
-    if marked:
+    if stats.path is not None and stats.path.last_state == name:
         notes.append("the path ends here")
+        look = replace(look, width=look.width + 2.5)
     reached = any(name in (source, dest) for _, source, dest in stats.edges)
-    return Node(name, name, look, tuple(notes), dim=not (reached or share), marked=marked)
+    return Node(name, name, look, tuple(notes), dim=not (reached or share))
 
 
 def _group_node(edge: Edge) -> Node:

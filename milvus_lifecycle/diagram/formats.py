@@ -110,8 +110,7 @@ def _dot_node(node: Node) -> Iterator[str]:
         yield f'fillcolor=white, fontsize=10, margin="0.1,0.06", label=<{words}>'
         return
     notes = "".join(f'<br/><font point-size="10">{_markup(note)}</font>' for note in node.notes)
-    width = look.width + (2.5 if node.marked else 0)
-    yield f"fillcolor={_quote(look.fill)}, penwidth={width:g}, width=1.1"
+    yield f"fillcolor={_quote(look.fill)}, penwidth={look.width:g}, width=1.1"
     yield f"peripheries={2 if look.final else 1}, label=<<b>{_markup(node.name)}</b>{notes}>"
 
 
@@ -158,6 +157,7 @@ def _dot_line(line: Line, color: str, columns: int) -> str:
 # -- Mermaid ----------------------------------------------------------------------------------
 
 _MERMAID_CONFIG = ("config:", "  flowchart:", "    nodeSpacing: 60", "    rankSpacing: 60")
+_DASHES = {"solid": "", "dashed": ",stroke-dasharray:6 4", "dotted": ",stroke-dasharray:2 3"}
 
 
 def to_mermaid(drawing: Drawing) -> str:
@@ -205,21 +205,18 @@ def _mermaid_outline(node: Node) -> str:
     if node.name == START:
         return f"fill:{look.color},stroke:{look.color}"
     if node.name == GROUP:
-        return f"fill:transparent,stroke:{Look().color},stroke-dasharray:2 3"
-    dashes = ",stroke-dasharray:6 4" if look.style == "dashed" else ""
-    text = DIM_TEXT if node.dim else "#111111"
-    width = look.width + (2.5 if node.marked else 0)
-    return f"fill:{look.fill},stroke:{look.color},stroke-width:{width:g}px,color:{text}{dashes}"
+        return f"fill:transparent,stroke:{Look().color}{_DASHES['dotted']}"
+    text = f"color:{DIM_TEXT if node.dim else '#111111'}{_DASHES[look.style]}"
+    return f"fill:{look.fill},stroke:{look.color},stroke-width:{look.width:g}px,{text}"
 
 
 def _mermaid_stroke(edge: Edge) -> str:
-    dashes = {"dashed": ",stroke-dasharray:6 4", "dotted": ",stroke-dasharray:2 3"}
     text = f",color:{DIM_TEXT}" if edge.dim else ""
     width = f"stroke-width:{edge.look.width:g}px"
     # Black and grey are left to the page's theme: they would vanish on a dark one.
     neutral = edge.look.final or edge.look.color == Look().color
     stroke = "" if neutral and not edge.dim else f"stroke:{edge.look.color},"
-    return f"{stroke}{width}{dashes.get(edge.look.style, '')}{text}"
+    return f"{stroke}{width}{_DASHES[edge.look.style]}{text}"
 
 
 def _entities(text: str) -> str:
@@ -311,15 +308,14 @@ def _without_fontconfig() -> Iterator[None]:
             stderr.writelines(line for line in said if not line.startswith(b"Fontconfig "))
 
 
-_COMMENT = re.compile(r"<!--.*?-->\n?", re.DOTALL)
-_DOCTYPE = re.compile(r"<!DOCTYPE.*?>\n?", re.DOTALL)
+_NOISE = re.compile(r"<!(?:--.*?--|DOCTYPE.*?)>\n?", re.DOTALL)
 _TOOLTIP = re.compile(r'<g id="a_[^"]*"><a xlink:title="[^"]*">\n(.*?)</a>\n</g>\n', re.DOTALL)
 _TITLE = re.compile(r'(<g id="([^"]*)" class="(?:node|edge)">\s*)<title>.*?</title>')
 
 
 def _tidy(svg: str, drawing: Drawing) -> str:
     """Drop what names Graphviz' release or points to the network, and name things rightly."""
-    svg = _DOCTYPE.sub("", _COMMENT.sub("", svg.replace("\r\n", "\n")))
+    svg = _NOISE.sub("", svg.replace("\r\n", "\n"))
     svg = svg.replace(' standalone="no"', "", 1).replace("<title>lifecycle</title>\n", "", 1)
     # Graphviz gives tooltips as links, which not every browser shows, and its titles would lie
     # where an edge was laid out against its direction. A group's own title serves for both.

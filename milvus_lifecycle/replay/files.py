@@ -40,8 +40,6 @@ _BOM = b"\xef\xbb\xbf"
 
 #: Told how many bytes of the file (compressed ones, if it is) were read since the last call.
 Progress = Callable[[int], None]
-#: Told of what is wrong with a log: kind, line, message.
-Tell = Callable[[Kind, int, str], object]
 #: Where loggers that do not know structlog's ``event`` put the message.
 _ALIASES = ("message", "msg")
 #: How many starts of an object to try in a line that holds more than one.
@@ -87,7 +85,7 @@ class LineReader:
     def __init__(
         self,
         path: str,
-        tell: Tell = lambda kind, line, message: None,
+        tell: Callable[[Problem], object] = lambda problem: None,
         start: int = 0,
         end: int | None = None,
         on_progress: Progress | None = None,
@@ -107,7 +105,8 @@ class LineReader:
             raw = open_log(self.path)
         except OSError as error:
             self.failed = True
-            self._tell(Kind.UNREADABLE, 0, f"cannot be opened: {why(error)}")
+            what = f"cannot be opened: {why(error)}"
+            self._tell(Problem(Kind.UNREADABLE, self.path, 0, what))
             return
         try:
             yield from self._split(self._chunks(raw))
@@ -121,7 +120,8 @@ class LineReader:
 
     def _stop(self, kind: Kind, what: str) -> None:
         self.failed = True
-        self._tell(kind, self.lines + 1, f"{what}; nothing after this place was read")
+        what += "; nothing after this place was read"
+        self._tell(Problem(kind, self.path, self.lines + 1, what))
 
     def _chunks(self, raw: BufferedReader) -> Iterator[bytes]:
         start, end = self._start, self._end
@@ -166,7 +166,7 @@ class LineReader:
     def _skip(self, size: int) -> None:
         self.lines += 1
         what = f"a line of {size:,} bytes is no audit record (limit {MAX_LINE:,}): skipped"
-        self._tell(Kind.LONG_LINE, self.lines, what)
+        self._tell(Problem(Kind.LONG_LINE, self.path, self.lines, what))
 
     def records(self) -> Iterator[tuple[int, Record]]:
         """All sound records of the log, with the numbers of their lines."""
@@ -177,7 +177,7 @@ class LineReader:
                 except (ValueError, RecursionError):
                     records, findings = decode_or_explain(line, self._complete)
                     for kind, message in findings:
-                        self._tell(kind, number, message)
+                        self._tell(Problem(kind, self.path, number, message))
                     yield from ((number, record) for record in records)
                 else:
                     yield number, record
@@ -268,13 +268,8 @@ def read_records(
     sources: Sources, problems: Problems, on_progress: Progress | None = None
 ) -> Iterator[Record]:
     """The records of some logs, legal or not. What cannot be read goes to ``problems``."""
-    path = ""
-
-    def tell(kind: Kind, line: int, message: str) -> None:
-        problems.add(Problem(kind, path, line, message))
-
     for path in sources.paths:
-        for _, record in LineReader(path, tell, on_progress=on_progress).records():
+        for _, record in LineReader(path, problems.add, on_progress=on_progress).records():
             yield record
 
 

@@ -31,8 +31,7 @@ _ROWS = frozenset((str(row.trigger), str(row.source), str(row.dest)) for row in 
 _REFUSED = frozenset((str(trigger), str(state)) for state, trigger in REFUSED)
 _WHY_NOT = {
     (str(trigger), str(state)): why
-    for cells in (IGNORED, IMPOSSIBLE)
-    for (state, trigger), why in cells.items()
+    for (state, trigger), why in (*IGNORED.items(), *IMPOSSIBLE.items())
 }
 #: One string object for each state, however many records name it.
 _STATES = {str(state): str(state) for state in State}
@@ -84,7 +83,7 @@ class Verifier:
     def __init__(self, problems: Problems, *, from_start: bool = True) -> None:
         self.problems = problems
         self.heads: list[tuple[Record, int]] = []
-        self.records = self.connections = self.lost_records = 0
+        self.records = self.lines = self.connections = self.lost_records = 0
         #: gaps in ``seq``: the violation unless it is covered, the process, how many are missing
         self._gaps: list[tuple[Problem, int | None, int]] = []
         #: by pid: what its sink has confessed to, and no gap is covered by yet
@@ -124,20 +123,15 @@ class Verifier:
                 and record.ts >= track.ts
                 and record.schema == SCHEMA
             ):
-                track.seq = record.seq
-                track.state = _STATES[record.dest]
-                track.generation = record.generation
-                track.ts = record.ts
-                track.file = self._file
-                track.line = line
+                track.move(record, self._file, line)
                 return
         self._line = line
         self._examine(record)
 
-    def damage(self, kind: Kind, line: int, message: str) -> None:
+    def damage(self, problem: Problem) -> None:
         """A line that is no record, or a file that ended badly."""
-        self._damaged = line
-        self.problems.add(Problem(kind, self._file, line, message))
+        self._damaged = problem.line
+        self.problems.add(problem)
 
     def _examine(self, record: Record) -> None:
         """Everything off the fast path: other kinds of record, first records, and faults."""
@@ -193,6 +187,7 @@ class Verifier:
         for record, line in later.heads:
             self.check(record, lines + line)
         self.records = seen + later.records
+        self.lines += later.lines
         self.problems.absorb(later.problems, lines)
         self.lost_records += later.lost_records
         self._gaps += [(gap.moved(lines), pid, missing) for gap, pid, missing in later._gaps]

@@ -62,8 +62,6 @@ class DwellTally:
     """Durations in seconds, for their median: exact for the first ones, then in buckets."""
 
     def __init__(self) -> None:
-        #: how often its edge was taken, with or without a usable duration
-        self.taken = 0
         self._values: list[float] = []
         self._buckets: Counter[int] = Counter()
 
@@ -214,11 +212,6 @@ class Stats:
         self._settled = 0
 
     @property
-    def forgotten(self) -> int:
-        """Connections that had to make room: silent while many others spoke."""
-        return self._lives.forgotten
-
-    @property
     def never_travelled(self) -> list[Edge]:
         """Rows of the table that no record took, in the table's order."""
         return [edge for edge in _EDGES if not self.edges[edge]]
@@ -229,7 +222,7 @@ class Stats:
         found = {
             "records": self.records,
             "lost_records": self.lost_records,
-            "forgotten_connections": self.forgotten,
+            "forgotten_connections": self._lives.forgotten,
             "since": self.since if self.records else None,
             "until": self.until if self.records else None,
             "total": self.total.as_dict(),
@@ -288,13 +281,13 @@ class Stats:
         figures = self._figures(life.address)
         self._count(figures, record)
         dwell = dwell_of(record)
-        dwells = self._dwells.get((record.trigger, record.source, record.dest))
-        if dwells is None:
+        edge = record.trigger, record.source, record.dest
+        if edge not in self._dwells:
             self.strays += 1
         else:
-            dwells.taken += 1
+            self.edges[edge] += 1
             if dwell is not None:
-                dwells.add(dwell)
+                self._dwells[edge].add(dwell)
         if life.state and dwell is not None and record.source in _STATES:
             # Time before a connection's first record is another log's, or a parent process's.
             figures.state_s[record.source] += dwell
@@ -354,10 +347,7 @@ class Stats:
         self.endpoints = dict(sorted(self.endpoints.items()))
         for figures in self.endpoints.values():
             self.total.absorb(figures)
-        for edge, dwells in self._dwells.items():
-            self.medians[edge] = dwells.median()
-            if dwells.taken:
-                self.edges[edge] = dwells.taken
+        self.medians = {edge: dwells.median() for edge, dwells in self._dwells.items()}
         self.incidents = self._book.worst(self._longest)
         self.longest_outages = [outage for _, _, outage in sorted(self._outages, reverse=True)]
         self.flapping = self._worst_flappers()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from .files import LineReader, Progress, find_sources, is_plain
-from .findings import LIMIT, Kind, Problems, as_json
+from .findings import LIMIT, Kind, Problem, Problems, as_json
 from .rules import Verifier
 
 #: Bytes of a plain file that one worker reads at a time (at most).
@@ -84,17 +84,17 @@ def verify_logs(
     pieces = plan_pieces(sources.paths, jobs)
     # Streams, which no other process can open, come last.
     shared = sum(os.path.isfile(path) for path, *_ in pieces)
-    lines = 0
     if jobs > 1 and shared > 1:
-        lines = _verify_in_parallel(verifier, pieces[:shared], jobs, on_progress)
+        _verify_in_parallel(verifier, pieces[:shared], jobs, on_progress)
         pieces = pieces[shared:]
-    lines += sum(_read_piece(verifier, piece, on_progress) for piece in pieces)
+    for piece in pieces:
+        _read_piece(verifier, piece, on_progress)
     verifier.finish()
     verifier.problems.sort(sources.paths)
     return Verdict(
         sources.paths,
         verifier.records,
-        lines,
+        verifier.lines,
         verifier.connections,
         verifier.lost_records,
         time.monotonic() - began,
@@ -133,34 +133,35 @@ def _cut(path: str, size: int, target: int) -> list[Piece]:
     return [(path, start, end) for start, end in zip(cuts, [*cuts[1:], None], strict=True)]
 
 
-def _read_piece(verifier: Verifier, piece: Piece, on_progress: Progress | None) -> int:
-    """Check every record of ``piece``; returns its number of lines."""
+def _read_piece(verifier: Verifier, piece: Piece, on_progress: Progress | None) -> None:
     path, start, end = piece
     verifier.begin(path)
     reader = LineReader(path, verifier.damage, start, end, on_progress)
     for number, record in reader.records():
         verifier.check(record, number)
+    verifier.lines += reader.lines
     if not reader.lines and not reader.failed:
-        verifier.damage(Kind.EMPTY_FILE, 0, "the file is empty: nothing to verify")
-    return reader.lines
+        what = "the file is empty: nothing to verify"
+        verifier.problems.add(Problem(Kind.EMPTY_FILE, path, 0, what))
 
 
 # -- several at once --------------------------------------------------------------------------
 
 
-def _verify_piece(piece: Piece, limit: int, ignore: frozenset[Kind]) -> tuple[Verifier, int, int]:
-    """What a worker does: what can be known from the piece alone, its lines and its bytes."""
+def _verify_piece(piece: Piece, limit: int, ignore: frozenset[Kind]) -> tuple[Verifier, int]:
+    """What a worker does: what can be known from the piece alone, and its bytes."""
     verifier = Verifier(Problems(limit, ignore), from_start=False)
     sizes: list[int] = []
-    return verifier, _read_piece(verifier, piece, sizes.append), sum(sizes)
+    _read_piece(verifier, piece, sizes.append)
+    return verifier, sum(sizes)
 
 
 def _verify_in_parallel(
     verifier: Verifier, pieces: list[Piece], jobs: int, on_progress: Progress | None
-) -> int:
-    """Join what the workers find in the order of the pieces; returns the number of lines."""
+) -> None:
+    """Join what the workers find in the order of the pieces."""
     limit, ignore = verifier.problems.limit, verifier.problems.ignore
-    total = before = 0
+    before = 0
     # spawn: a forked child of a threaded process may inherit locks that nobody will release.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(jobs, len(pieces)), mp_context=context) as pool:
@@ -168,13 +169,11 @@ def _verify_in_parallel(
         waiting = deque(islice(tasks, 2 * jobs))  # no more under way: what they find takes memory
         while waiting:
             (path, start, _), task = waiting.popleft()
-            later, lines, size = task.result()
+            later, size = task.result()
             waiting.extend(islice(tasks, 1))
             if on_progress is not None:
                 on_progress(size)
             before = before if start else 0
             verifier.begin(path)
             verifier.adopt(later, before)
-            before += lines
-            total += lines
-    return total
+            before += later.lines
