@@ -51,9 +51,6 @@ class JsonLines(Sink):
         self._ended = False
         on_fork_in_child(self)
 
-    def wants(self) -> bool:
-        return True
-
     def write(self, record: TransitionRecord, level: int) -> None:
         """Append the record. Never raises: what could not be written is counted."""
         self._put(_encode(record.as_dict()).encode() + b"\n")

@@ -218,13 +218,8 @@ class Reader:
 
 
 class _Listening(Sink):
-    """A listener, which wants everything."""
-
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
-
-    def wants(self) -> bool:
-        return True
 
     def write(self, record: TransitionRecord, level: int) -> None:
         self._listener(record)
@@ -270,11 +265,6 @@ class Audit:
                 self.readers = tuple(known for known in self.readers if known is not reader)
 
         return unsubscribe
-
-    @property
-    def failures(self) -> int:
-        """Deliveries to a listener or sink that raised."""
-        return sum(reader.failures for reader in self.readers)
 
     def reset_after_fork(self) -> None:
         """In the child: another thread of the parent may have held the lock."""

@@ -3,13 +3,11 @@
 The texts are written here rather than by ``transitions``' diagram support, whose backends put all
 of an edge's triggers into one line (a picture of 4,000 pixels), know no final state, no groups
 and no figures, and whose Mermaid state diagrams cannot style an edge at all; a flowchart can.
-The same drawing gives the same text everywhere.
 
-The wheel of pygraphviz (extra ``diagram``) brings Graphviz with it; no system binary is asked
-for. It is imported only when a picture is drawn. An SVG carries a stamp of what it was drawn
-from: coordinates depend on Graphviz' release and on the fonts of the machine, so two good
-drawings of one table differ in their bytes, but never in their stamp. Checking a drawing
-compares stamps, and Mermaid byte by byte; it needs no pygraphviz.
+An SVG carries a stamp of what it was drawn from: coordinates depend on Graphviz' release and on
+the fonts of the machine, so two good drawings of one table differ in their bytes, but never in
+their stamp. Checking compares stamps, and Mermaid byte by byte. Only a picture that is drawn
+needs pygraphviz (extra ``diagram``), whose wheel brings Graphviz with it.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ matter. Only what lasts when the log ends is measured by the clocks that wrote i
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -28,7 +28,6 @@ NOT_OVER = "flapping, "
 _LONGEST_DWELL = 1e9
 
 FAILURES = frozenset({str(Trigger.FAIL), str(Trigger.PROBE_FAILED)})
-MOVES = frozenset({str(Trigger.REROUTE), str(Trigger.RECYCLE)})
 _ENDS = frozenset(
     map(str, (Trigger.RECOVERED, Trigger.STAND_DOWN, Trigger.PROBE_PASSED, Trigger.SERVED))
 )
@@ -108,13 +107,16 @@ class Life:
             total += max(0.0, (until - self._moment).total_seconds())
         return total
 
-    def add(self, record: Transition) -> None:
-        """Take one step."""
+    def add(self, record: Transition) -> float | None:
+        """Take one step; returns the seconds that its source lasted, if the figure is usable."""
         if self.state and record.source != self.state:
             # What was under way cannot be measured any more.
             self.settle(MISSING)
             self._recovery = None
-        self._pass(record.source, dwell_of(record) or 0.0)
+        dwell: float | None = record.dwell_s
+        if dwell is not None and not 0 <= dwell <= _LONGEST_DWELL:
+            dwell = None
+        self._pass(record.source, dwell or 0.0)
         self._judge(record)
         if record.dest == _CLOSED:
             self.settle(record.trigger)
@@ -125,6 +127,7 @@ class Life:
         self.address = record.address or self.address
         self._held = record.clients != 0
         self._moment = record.ts
+        return dwell
 
     def finish(self, until: datetime) -> float:
         """The log ends; returns the seconds in the last state since the last record."""
@@ -198,12 +201,6 @@ class Life:
             self.tell(self, outage)
 
 
-def dwell_of(record: Transition) -> float | None:
-    """Seconds that the source state lasted; None where the record has no usable figure."""
-    dwell = record.dwell_s
-    return dwell if dwell is not None and 0 <= dwell <= _LONGEST_DWELL else None
-
-
 # -- incidents --------------------------------------------------------------------------------
 
 #: Outages belong together if one begins within this time of another one of the same endpoint.
@@ -262,7 +259,7 @@ class IncidentBook:
     """Sorts outages, in the order in which they begin, into incidents."""
 
     def __init__(self) -> None:
-        self._by_address: dict[str, list[Incident]] = {}
+        self._by_address: defaultdict[str, list[Incident]] = defaultdict(list)
         self._count = 0
         self._room = 2 * _KEPT
 
@@ -271,16 +268,14 @@ class IncidentBook:
 
         ``last`` is the incident of the same connection's outage before, if there was one.
         """
-        known = self._by_address.setdefault(outage.address, [])
-        for incident in reversed(known):
+        for incident in reversed(self._by_address[outage.address]):
             if incident.began - TOGETHER <= outage.began <= incident.last_began + TOGETHER:
                 break
         else:
             if self._count >= self._room:
                 self._forget()
-                known = self._by_address.setdefault(outage.address, [])
             incident = Incident(outage.address, outage.began, outage.began)
-            known.append(incident)
+            self._by_address[outage.address].append(incident)
             self._count += 1
         incident.begin(outage, again=incident is last)
         return incident
@@ -295,7 +290,7 @@ class IncidentBook:
         order = self.worst(self._count)
         # What is not settled may yet become the worst of all.
         kept = [one for rank, one in enumerate(order) if rank < _KEPT or one.settled < one.outages]
-        self._by_address, self._count = {}, len(kept)
-        self._room = max(2 * _KEPT, 2 * len(kept))
+        self._count, self._room = len(kept), 2 * max(_KEPT, len(kept))
+        self._by_address.clear()
         for incident in sorted(kept, key=lambda one: one.began):
-            self._by_address.setdefault(incident.address, []).append(incident)
+            self._by_address[incident.address].append(incident)

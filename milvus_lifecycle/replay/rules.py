@@ -168,14 +168,9 @@ class Verifier:
         identity = identity_of(record)
         key = (record.connection_id, identity)
         other = self._tracks.find(key)
-        if other is None:
-            self._start(key, record)
-            if self._from_start:
-                what = f"two connections with one id: {_tell(track.identity)}; {_tell(identity)}"
-                self._report(Kind.SHARED_ID, record, what, track)
-                self.connections += 1
-            else:
-                self.heads.append((record, self._line))
+        if other is None and self._start(key, record):
+            what = f"two connections with one id: {_tell(track.identity)}; {_tell(identity)}"
+            self._report(Kind.SHARED_ID, record, what, track)
         return other
 
     def adopt(self, later: Verifier, lines: int) -> None:
@@ -201,17 +196,20 @@ class Verifier:
 
     # -- the laws ----------------------------------------------------------------------------
 
-    def _start(self, key: Key, record: Transition | Created) -> None:
+    def _start(self, key: Key, record: Transition | Created) -> bool:
+        """Start a track. False: whether it may start here ``adopt`` will judge."""
         track = Track(record.connection_id, identity_of(record), record.ts)
         track.move(record, self._file, self._line)
         self._tracks.put(key, track)
+        if self._from_start:
+            self.connections += 1
+        else:
+            self.heads.append((record, self._line))
+        return self._from_start
 
     def _first(self, record: Transition | Created) -> None:
-        self._start(record.connection_id, record)
-        if not self._from_start:
-            self.heads.append((record, self._line))
+        if not self._start(record.connection_id, record):
             return
-        self.connections += 1
         seq = record.seq
         if isinstance(record, Created):
             if record.dest != _IDLE or seq not in (0, None):

@@ -18,18 +18,7 @@ from datetime import datetime, timezone
 
 from ..table import LIVE, TRANSITIONS, State, Trigger
 from .findings import Recent, as_json
-from .outages import (
-    ATTEMPTS,
-    FAILURES,
-    FLAPPING,
-    MOVES,
-    UNFINISHED,
-    Incident,
-    IncidentBook,
-    Life,
-    Outage,
-    dwell_of,
-)
+from .outages import ATTEMPTS, FAILURES, FLAPPING, UNFINISHED, Incident, IncidentBook, Life, Outage
 from .records import Created, Record, RecordsLost, Refused, Transition, Waiting
 
 #: How many of the longest outages, and of the connections that flap most, are kept.
@@ -43,6 +32,7 @@ _EDGES: tuple[Edge, ...] = tuple(
     dict.fromkeys((str(row.trigger), str(row.source), str(row.dest)) for row in TRANSITIONS)
 )
 _GIVE_UP = str(Trigger.GIVE_UP)
+_MOVES = frozenset({str(Trigger.REROUTE), str(Trigger.RECYCLE)})
 _PROBING, _RECOVERING, _CLOSED = map(str, (State.PROBING, State.RECOVERING, State.CLOSED))
 _STATES = frozenset(map(str, LIVE))
 
@@ -280,7 +270,8 @@ class Stats:
         life = self._lives.find(record.connection_id) or self._begin(record)
         figures = self._figures(life.address)
         self._count(figures, record)
-        dwell = dwell_of(record)
+        state, outage, relapses = life.state, life.outage, life.relapses
+        dwell = life.add(record)
         edge = record.trigger, record.source, record.dest
         if edge not in self._dwells:
             self.strays += 1
@@ -288,11 +279,9 @@ class Stats:
             self.edges[edge] += 1
             if dwell is not None:
                 self._dwells[edge].add(dwell)
-        if life.state and dwell is not None and record.source in _STATES:
+        if state and dwell is not None and record.source in _STATES:
             # Time before a connection's first record is another log's, or a parent process's.
             figures.state_s[record.source] += dwell
-        outage, relapses = life.outage, life.relapses
-        life.add(record)
         if life.outage is not None and life.outage is not outage:
             life.incident = self._book.begin(life.outage, life.incident)
         if life.relapses > relapses and life.relapses >= FLAPPING:
@@ -310,7 +299,7 @@ class Stats:
             figures.give_ups += int(record.trigger == _GIVE_UP)
         elif record.dest == _RECOVERING != record.source:
             figures.recoveries += 1
-            figures.moves += int(record.trigger in MOVES)
+            figures.moves += int(record.trigger in _MOVES)
         elif record.source == _PROBING and record.dest == _CLOSED and record.trigger in FAILURES:
             figures.failed_connects += 1
 
