@@ -64,7 +64,9 @@ class JsonLines(Sink):
         try:
             self._reopen_if_moved()
             if self.lost:
-                self._append(self._confession())
+                now = datetime.now(timezone.utc).isoformat(timespec="microseconds")
+                record = RecordsLost(RECORDS_LOST, now, None, self.lost, os.getpid())
+                self._append(_encode(asdict(record)).encode() + b"\n")
                 self.lost = 0
             if line:
                 self._append(line)
@@ -107,11 +109,6 @@ class JsonLines(Sink):
             return False
         finally:
             os.close(fd)
-
-    def _confession(self) -> bytes:
-        now = datetime.now(timezone.utc).isoformat(timespec="microseconds")
-        record = RecordsLost(RECORDS_LOST, now, None, self.lost, os.getpid())
-        return _encode(asdict(record)).encode() + b"\n"
 
     def _reopen_if_moved(self) -> None:
         if self._fd >= 0:

@@ -186,6 +186,7 @@ class LineReader:
 # -- records ----------------------------------------------------------------------------------
 
 Finding = tuple[Kind, str]
+_Found = tuple[list[Record], Finding | None]
 
 
 def decode_or_explain(line: bytes, complete: bool = True) -> tuple[list[Record], list[Finding]]:
@@ -207,7 +208,7 @@ def decode_or_explain(line: bytes, complete: bool = True) -> tuple[list[Record],
     return records, findings if problem is None else [*findings, problem]
 
 
-def _examine(line: bytes, complete: bool) -> tuple[list[Record], Finding | None]:
+def _examine(line: bytes, complete: bool) -> _Found:
     try:
         text = line.decode()
         value = json.loads(text)
@@ -222,7 +223,7 @@ def _examine(line: bytes, complete: bool) -> tuple[list[Record], Finding | None]
     return _convert(value)
 
 
-def _convert(values: dict[str, object]) -> tuple[list[Record], Finding | None]:
+def _convert(values: dict[str, object]) -> _Found:
     names = (values.get(key) for key in ("event", *_ALIASES))
     event = next((name for name in names if name in EVENTS), None)
     if event is None:
@@ -235,9 +236,7 @@ def _convert(values: dict[str, object]) -> tuple[list[Record], Finding | None]:
         return [], (Kind.BAD_RECORD, f"a {event} record with a fault: {error}")
 
 
-def _salvage(
-    text: str, error: JSONDecodeError, complete: bool
-) -> tuple[list[Record], Finding | None]:
+def _salvage(text: str, error: JSONDecodeError, complete: bool) -> _Found:
     """Not JSON as a whole: two records on one line, or a cut record with the next one behind it."""
     if not text.lstrip().startswith("{"):
         return [], (Kind.FOREIGN_LINE, f"not JSON: {clean(text)!r}")

@@ -43,11 +43,6 @@ _BUCKET_GROWTH = 1.02
 _ZERO_BUCKET = -(10**6)
 
 
-def quantile(ordered: Sequence[float], share: float) -> float | None:
-    """The value that ``share`` of the values do not exceed (nearest rank); None without any."""
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else None
-
-
 class DwellTally:
     """Durations in seconds, for their median: exact for the first ones, then in buckets."""
 
@@ -124,10 +119,10 @@ class Figures:
         return len(self.outage_times)
 
     def outage_quantiles(self) -> dict[str, float | None]:
-        """p50, p95, p99 (nearest rank) and max of the outages' lengths in seconds."""
-        ordered = sorted(self.outage_times)
+        """p50, p95, p99 (nearest rank) and max of the outages' seconds; None without any."""
+        ordered: list[float | None] = [*sorted(self.outage_times)] or [None]
         shares = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
-        return {name: quantile(ordered, share) for name, share in shares.items()}
+        return {name: ordered[math.ceil(part * len(ordered)) - 1] for name, part in shares.items()}
 
     def state_shares(self) -> dict[str, float]:
         """Each state's fraction of the time; empty if no time passed."""
