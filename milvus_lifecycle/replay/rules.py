@@ -178,10 +178,9 @@ class Verifier:
 
         ``lines`` is the number of lines of the same file that come before the piece.
         """
-        seen = self.records
         for record, line in later.heads:
             self.check(record, lines + line)
-        self.records = seen + later.records
+        self.records += later.records - len(later.heads)
         self.lines += later.lines
         self.problems.absorb(later.problems, lines)
         self.lost_records += later.lost_records

@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 
 from ..table import LIVE, TRANSITIONS, State, Trigger
 from .findings import Recent, as_json
-from .outages import ATTEMPTS, FAILURES, FLAPPING, UNFINISHED, Incident, IncidentBook, Life, Outage
+from .outages import ATTEMPTS, FAILURES, FLAPPING, UNFINISHED, IncidentBook, Life, Outage
 from .records import Created, Record, RecordsLost, Refused, Transition, Waiting
 
 #: How many of the longest outages, and of the connections that flap most, are kept.
@@ -182,10 +182,6 @@ class Stats:
         self.endpoints: dict[str, Figures] = {}
         self.total = Figures()
         self.edges: Counter[Edge] = Counter()
-        self.medians: dict[Edge, float | None] = {}
-        self.incidents: list[Incident] = []
-        self.longest_outages: list[Outage] = []
-        self.flapping: list[Flapper] = []
         #: of one connection, if the figures are of one alone
         self.path: Path | None = None
         self._longest = longest
