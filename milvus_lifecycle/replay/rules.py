@@ -123,7 +123,11 @@ class Verifier:
                 and record.ts >= track.ts
                 and record.schema == SCHEMA
             ):
-                track.move(record, self._file, line)
+                track.seq = record.seq
+                track.state = _STATES[record.dest]
+                track.generation = record.generation
+                track.ts = record.ts
+                track.file, track.line = self._file, line
                 return
         self._line = line
         self._examine(record)
