@@ -44,15 +44,12 @@ class JsonLines(Sink):
 
     def __init__(self, path: str) -> None:
         self._fd = -1
+        self._opened: os.stat_result  # of the file behind ``_fd``
         self.path = path
         self.lost = 0
-        self._identity: tuple[int, int] | None = None
         self._torn = False
         self._ended = False
         on_fork_in_child(self)
-
-    def wants(self) -> bool:
-        return True
 
     def write(self, record: TransitionRecord, level: int) -> None:
         """Append the record. Never raises: what could not be written is counted."""
@@ -67,7 +64,9 @@ class JsonLines(Sink):
         try:
             self._reopen_if_moved()
             if self.lost:
-                self._append(self._confession())
+                now = datetime.now(timezone.utc).isoformat(timespec="microseconds")
+                record = RecordsLost(RECORDS_LOST, now, None, self.lost, os.getpid())
+                self._append(_encode(asdict(record)).encode() + b"\n")
                 self.lost = 0
             if line:
                 self._append(line)
@@ -102,8 +101,7 @@ class JsonLines(Sink):
         except OSError:
             return False
         try:
-            found = os.fstat(fd)
-            if (found.st_dev, found.st_ino) != self._identity:
+            if not os.path.samestat(os.fstat(fd), self._opened):
                 return False
             os.lseek(fd, end - written, os.SEEK_SET)
             return os.write(fd, b" " * (written - 1) + b"\n") == written
@@ -112,24 +110,17 @@ class JsonLines(Sink):
         finally:
             os.close(fd)
 
-    def _confession(self) -> bytes:
-        now = datetime.now(timezone.utc).isoformat(timespec="microseconds")
-        record = RecordsLost(RECORDS_LOST, now, None, self.lost, os.getpid())
-        return _encode(asdict(record)).encode() + b"\n"
-
     def _reopen_if_moved(self) -> None:
         if self._fd >= 0:
             try:
-                found = os.stat(self.path)
-                if (found.st_dev, found.st_ino) == self._identity:
+                if os.path.samestat(os.stat(self.path), self._opened):
                     return
             except FileNotFoundError:
                 pass
             self._close()
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _BINARY
         self._fd = os.open(self.path, flags, 0o640)
-        opened = os.fstat(self._fd)
-        self._identity = (opened.st_dev, opened.st_ino)
+        self._opened = os.fstat(self._fd)
 
     def _close(self) -> None:
         if self._fd >= 0:

@@ -20,6 +20,8 @@ LOGGER_NAME = "milvus_lifecycle"
 _logger = logging.getLogger(LOGGER_NAME)
 _logger.addHandler(logging.NullHandler())
 _METHODS = {DEBUG: "debug", INFO: "info", WARNING: "warning"}
+#: attributes of logging.LogRecord that ``extra`` may not overwrite
+_RESERVED = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
 def _has_real_handler() -> bool:
@@ -53,23 +55,13 @@ class ApplicationLog(Sink):
             getattr(logger, _METHODS[level])(event, **merged)
         elif _logger.isEnabledFor(level):
             extra = {**{k: v for k, v in context.items() if k not in _RESERVED}, **fields}
-            _logger.log(level, "%s", _line(event, fields), extra=extra)
+            step = f"{fields['source'] or '-'} -> {fields['dest']} ({fields['trigger'] or 'new'})"
+            line = f"{event} {fields['address']} {step}: {fields['reason']}"
+            _logger.log(level, "%s", line, extra=extra)
 
     def note_lost(self, count: int) -> None:
         """One line at WARNING."""
         warn(f"the log was too slow: it missed {count} records")
-
-
-#: attributes of logging.LogRecord that ``extra`` may not overwrite
-_RESERVED = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
-
-
-def _line(event: str, fields: dict[str, Any]) -> str:
-    shown = (
-        f"{fields['address']} {fields['source'] or '-'} -> {fields['dest']}"
-        f" ({fields['trigger'] or 'new'})"
-    )
-    return f"{event} {shown}: {fields['reason']}"
 
 
 def warn(message: str) -> None:

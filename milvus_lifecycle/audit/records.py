@@ -77,7 +77,7 @@ class Sink:
 
     def wants(self) -> bool:
         """Would anything become of a record now?"""
-        return False
+        return True
 
     def write(self, record: TransitionRecord, level: int) -> None:
         """Deliver one record, on a thread that only this sink keeps waiting.

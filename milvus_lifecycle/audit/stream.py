@@ -15,7 +15,8 @@ import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from contextvars import copy_context
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -177,17 +178,15 @@ atexit.register(_at_exit)
 # -- what goes through them -----------------------------------------------------------------------
 
 
+@dataclass(slots=True, eq=False)
 class Emission:
     """A record, the log level that it deserves, and the context of whoever caused it."""
 
-    __slots__ = ("context", "level", "readers", "record")
-
-    def __init__(self, record: TransitionRecord, level: int) -> None:
-        self.record = record
-        self.level = level
-        self.context = copy_context()
-        #: who has been given it: a step that was interrupted may queue it twice
-        self.readers: list[object] = []
+    record: TransitionRecord
+    level: int
+    context: Context = field(default_factory=copy_context)
+    #: who has been given it: a step that was interrupted may queue it twice
+    readers: list[object] = field(default_factory=list)
 
 
 Listener = Callable[[TransitionRecord], object]
@@ -198,24 +197,16 @@ class Reader:
 
     def __init__(self, sink: Sink) -> None:
         self.wants = sink.wants
-        self.outlet: Outlet[Emission] = Outlet(self._read, self._lost)
+        self.outlet = Outlet(self._read, partial(self._attempt, sink.note_lost))
         #: deliveries that raised
         self.failures = 0
         self._sink = sink
 
-    def stop(self) -> None:
-        """Tell it no more, not even what waits."""
-        self.wants = lambda: False
-
     def _read(self, emission: Emission) -> None:
-        if self in emission.readers or not self.wants():
-            return
-        emission.readers.append(self)
-        run = emission.context.copy().run
-        self._attempt(run, self._sink.write, emission.record, emission.level)
-
-    def _lost(self, count: int) -> None:
-        self._attempt(self._sink.note_lost, count)
+        if self not in emission.readers and self.wants():
+            emission.readers.append(self)
+            run = emission.context.copy().run
+            self._attempt(run, self._sink.write, emission.record, emission.level)
 
     def _attempt(self, tell: Callable[..., object], *what: object) -> None:
         try:
@@ -227,13 +218,8 @@ class Reader:
 
 
 class _Listening(Sink):
-    """A listener, which wants everything."""
-
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
-
-    def wants(self) -> bool:
-        return True
 
     def write(self, record: TransitionRecord, level: int) -> None:
         self._listener(record)
@@ -274,16 +260,11 @@ class Audit:
             self.readers = (*self.readers, reader)
 
         def unsubscribe() -> None:
-            reader.stop()
+            reader.wants = lambda: False  # not even what waits is told
             with self._lock:
                 self.readers = tuple(known for known in self.readers if known is not reader)
 
         return unsubscribe
-
-    @property
-    def failures(self) -> int:
-        """Deliveries to a listener or sink that raised."""
-        return sum(reader.failures for reader in self.readers)
 
     def reset_after_fork(self) -> None:
         """In the child: another thread of the parent may have held the lock."""

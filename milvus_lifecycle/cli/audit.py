@@ -111,7 +111,7 @@ def progress(size: int, what: str) -> Iterator[Callable[[int], None] | None]:
 
 def describe(problem: Problem, paint: Paint) -> str:
     """One finding on one line: place, kind, what, and whose."""
-    style = "yellow" if problem.is_note else "red"
+    style = "yellow" if problem.kind in NOTES else "red"
     ids = " ".join(filter(None, (problem.connection_id, problem.address)))
     whose = paint(f"  [{clean(ids, len(ids))}]", "dim") if ids else ""
     return f"{problem.place}: {paint(str(problem.kind), style)}: {problem.text}{whose}"

@@ -15,6 +15,7 @@ Ito, darkened until text in them has a contrast of 4.5 on white (WCAG AA).
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -26,7 +27,7 @@ if TYPE_CHECKING:  # reading logs asks for an extra, and drawing the table does 
     from ..replay.stats import Edge as Key
     from ..replay.stats import Stats
 
-INITIAL = State.IDLE
+INITIAL = State.IDLE.value
 START = "start"
 GROUP = "any live state"
 
@@ -77,7 +78,7 @@ class Node:
     """A state, or a mark beside one: the ``START``, or a ``GROUP`` of states and what leads on.
 
     ``lines`` are the triggers of a group's only edge; ``target`` is the state beside which a
-    mark stands. ``marked``: the highlighted path ends here.
+    mark stands.
     """
 
     id: str
@@ -87,7 +88,6 @@ class Node:
     lines: tuple[Line, ...] = ()
     target: str = ""
     dim: bool = False
-    marked: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,12 +122,11 @@ def draw(rows: Iterable[Row] = TRANSITIONS, stats: Stats | None = None) -> Drawi
     """
     table = tuple(rows)
     ends = (name for row in table for name in (row.source.value, row.dest.value))
-    names = list(dict.fromkeys((INITIAL.value, *ends)))
+    names = list(dict.fromkeys((INITIAL, *ends)))
     final = set(names) - {row.source.value for row in table}
     looks = {name: replace(_LOOKS.get(name, Look()), final=name in final) for name in names}
-    grouped = _grouped(table, set(names) - final)
-    edges = list(_edges(table, grouped, looks, stats))
-    start = Node(START, START, Look(), target=INITIAL.value)
+    edges = list(_edges(table, looks, stats))
+    start = Node(START, START, Look(), target=INITIAL)
     return Drawing(
         title=_title(stats),
         nodes=(
@@ -136,10 +135,10 @@ def draw(rows: Iterable[Row] = TRANSITIONS, stats: Stats | None = None) -> Drawi
             *(_group_node(edge) for edge in edges if edge.source not in looks),
         ),
         edges=(
-            Edge(START, INITIAL.value, (), ("a new connection",), start.look),
+            Edge(START, INITIAL, (), ("a new connection",), start.look),
             *(edge if edge.source in looks else replace(edge, lines=()) for edge in edges),
         ),
-        caption=_figures_caption(stats) if stats else _PLAIN_CAPTION,
+        caption=tuple(_caption(stats)),
     )
 
 
@@ -157,25 +156,20 @@ def _key(row: Row) -> Key:
 
 def _grouped(table: tuple[Row, ...], live: set[str]) -> set[tuple[str, str]]:
     """(trigger, dest) of rows that lead from every live state to one place, unconditionally."""
-    sources: dict[tuple[str, str], set[str]] = {}
+    sources: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
     for row in table:
         if not (row.conditions or row.unless or row.guard):
-            key = (row.trigger.value, row.dest.value)
-            sources.setdefault(key, set()).add(row.source.value)
+            sources[row.trigger.value, row.dest.value].add(row.source.value)
     return {key for key, found in sources.items() if found == live and len(live) > 1}
 
 
-def _edges(
-    table: tuple[Row, ...],
-    grouped: set[tuple[str, str]],
-    looks: dict[str, Look],
-    stats: Stats | None,
-) -> Iterable[Edge]:
-    bundles: dict[tuple[str, str], list[Row]] = {}
+def _edges(table: tuple[Row, ...], looks: dict[str, Look], stats: Stats | None) -> Iterable[Edge]:
+    grouped = _grouped(table, {name for name, look in looks.items() if not look.final})
+    bundles: defaultdict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in table:
         dest = row.dest.value
         group = (row.trigger.value, dest) in grouped
-        bundles.setdefault((f"any_{dest}" if group else row.source.value, dest), []).append(row)
+        bundles[f"any_{dest}" if group else row.source.value, dest].append(row)
     for (source, dest), rows in bundles.items():
         look = looks[dest] if source in looks else replace(looks[dest], style="dotted")
         lines = tuple(_lines(rows, stats))
@@ -185,10 +179,10 @@ def _edges(
 
 def _lines(rows: list[Row], stats: Stats | None) -> Iterable[Line]:
     """One line for each (trigger, guard) of an edge's rows, in the order of the table."""
-    merged: dict[tuple[str, str], list[Row]] = {}
+    merged: defaultdict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         # A record names trigger, source and dest, not the guard: annotated lines drop it.
-        merged.setdefault((row.trigger.value, "" if stats else row.guard), []).append(row)
+        merged[row.trigger.value, "" if stats else row.guard].append(row)
     for (trigger, guard), same in merged.items():
         line = Line(trigger, guard)
         yield line if stats is None else _annotated(line, same, stats)
@@ -222,9 +216,8 @@ def _heat(trigger: str, count: int, stats: Stats) -> int:
 def _weighted(edge: Edge, count: int, stats: Stats) -> Edge:
     """Line width by the count, or dim if nothing ever travelled there."""
     if not count:
-        return replace(
-            edge, dim=True, look=replace(edge.look, color=DIM, width=0.8, style="dotted")
-        )
+        look = replace(edge.look, color=DIM, width=0.8, style="dotted")
+        return replace(edge, dim=True, look=look)
     # A group's dots say "never" here; that it is a group its mark says.
     style = "solid" if edge.look.style == "dotted" else edge.look.style
     width = 3.0 if stats.path else min(5.0, round(1.0 + 0.5 * len(str(count)), 1))
@@ -247,21 +240,16 @@ def _state_node(name: str, look: Look, stats: Stats | None) -> Node:
     share = stats.total.state_shares().get(name, 0.0)
     if share > 0:
         notes.append(f"{show_share(share)} of the time")
-    marked = stats.path is not None and stats.path.last_state == name
-    if marked:
+    if stats.path is not None and stats.path.last_state == name:
         notes.append("the path ends here")
+        look = replace(look, width=look.width + 2.5)
     reached = any(name in (source, dest) for _, source, dest in stats.edges)
-    return Node(name, name, look, tuple(notes), dim=not (reached or share), marked=marked)
+    return Node(name, name, look, tuple(notes), dim=not (reached or share))
 
 
 def _group_node(edge: Edge) -> Node:
     look = Look(DIM if edge.dim else edge.look.color, style="dotted")
     return Node(edge.source, GROUP, look, lines=edge.lines, target=edge.dest, dim=edge.dim)
-
-
-_PLAIN_CAPTION = (
-    "A line looks like the outline of the state it leads to. [guard]: taken only if it holds.",
-)
 
 
 def _title(stats: Stats | None) -> str:
@@ -273,8 +261,12 @@ def _title(stats: Stats | None) -> str:
     return f"What connection {clean(stats.path.connection)} did"
 
 
-def _figures_caption(stats: Stats) -> tuple[str, ...]:
-    """What was counted, and how to read it."""
+def _caption(stats: Stats | None) -> Iterable[str]:
+    """How to read it, and what was counted."""
+    if stats is None:
+        look = "A line looks like the outline of the state it leads to"
+        yield f"{look}. [guard]: taken only if it holds."
+        return
     total = stats.total
     many = plural(sum(stats.edges.values()), "transition")
     if stats.path is None:
@@ -282,22 +274,16 @@ def _figures_caption(stats: Stats) -> tuple[str, ...]:
         many = f"{plural(total.connections, 'connection')}{created}, {many}"
     span = f", {show_span(stats)}" if stats.records else ""
     numbered = "" if stats.path is None else ", then the numbers of its steps"
-    caption = [
-        f"{many}{span}.",
-        f"\u00d7: how often; then the median time in the state before it{numbered}. "
-        "Grey and dotted: never.",
-    ]
+    yield f"{many}{span}."
+    median = "then the median time in the state before it"
+    yield f"\u00d7: how often; {median}{numbered}. Grey and dotted: never."
     if any(trigger in HEAT for trigger, _, _ in stats.edges):
-        caption.append(
-            "Boxed: failed attempts and recoveries given up; the darker, the more of them for "
-            f"each of the {plural(total.recoveries, 'recovery', 'recoveries')}."
-        )
+        each = f"each of the {plural(total.recoveries, 'recovery', 'recoveries')}"
+        boxed = "Boxed: failed attempts and recoveries given up; the darker, the more of them"
+        yield f"{boxed} for {each}."
     if stats.strays:
-        caption.append(
-            f"{plural(stats.strays, 'transition')} left out that no row of the table allows: "
-            "see milvus-lifecycle audit verify."
-        )
-    return tuple(caption)
+        strays = f"{plural(stats.strays, 'transition')} left out that no row of the table allows"
+        yield f"{strays}: see milvus-lifecycle audit verify."
 
 
 def plural(count: int, word: str, words: str = "") -> str:

@@ -3,13 +3,11 @@
 The texts are written here rather than by ``transitions``' diagram support, whose backends put all
 of an edge's triggers into one line (a picture of 4,000 pixels), know no final state, no groups
 and no figures, and whose Mermaid state diagrams cannot style an edge at all; a flowchart can.
-The same drawing gives the same text everywhere.
 
-The wheel of pygraphviz (extra ``diagram``) brings Graphviz with it; no system binary is asked
-for. It is imported only when a picture is drawn. An SVG carries a stamp of what it was drawn
-from: coordinates depend on Graphviz' release and on the fonts of the machine, so two good
-drawings of one table differ in their bytes, but never in their stamp. Checking a drawing
-compares stamps, and Mermaid byte by byte; it needs no pygraphviz.
+An SVG carries a stamp of what it was drawn from: coordinates depend on Graphviz' release and on
+the fonts of the machine, so two good drawings of one table differ in their bytes, but never in
+their stamp. Checking compares stamps, and Mermaid byte by byte. Only a picture that is drawn
+needs pygraphviz (extra ``diagram``), whose wheel brings Graphviz with it.
 """
 
 from __future__ import annotations
@@ -17,11 +15,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import html
+import json
 import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ..table import TRANSITIONS, Row
@@ -38,6 +37,9 @@ MERMAID_ORDER = ("IDLE", "PROBING", "RECOVERING", "ACTIVE", "CLOSED")
 _GUARD_COLOR = "#57606a"
 #: heat -> (fill, text) of the label's box: darker and darker, in grey too.
 _HEAT = {1: ("#ffe7d6", "#7a3000"), 2: ("#ffb98a", "#5c2400"), 3: ("#a83f00", "#ffffff")}
+#: JSON's way of quoting is DOT's and YAML's, too.
+_quote = partial(json.dumps, ensure_ascii=False)
+_markup = partial(html.escape, quote=False)
 
 
 def _arranged(drawing: Drawing, order: tuple[str, ...]) -> tuple[list[Node], list[Edge]]:
@@ -106,8 +108,7 @@ def _dot_node(node: Node) -> Iterator[str]:
         yield f'fillcolor=white, fontsize=10, margin="0.1,0.06", label=<{words}>'
         return
     notes = "".join(f'<br/><font point-size="10">{_markup(note)}</font>' for note in node.notes)
-    width = look.width + (2.5 if node.marked else 0)
-    yield f"fillcolor={_quote(look.fill)}, penwidth={width:g}, width=1.1"
+    yield f"fillcolor={_quote(look.fill)}, penwidth={look.width:g}, width=1.1"
     yield f"peripheries={2 if look.final else 1}, label=<<b>{_markup(node.name)}</b>{notes}>"
 
 
@@ -151,33 +152,18 @@ def _dot_line(line: Line, color: str, columns: int) -> str:
     return f'<tr><td width="4"></td>{"".join(cells)}</tr>'
 
 
-def _quote(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"'
-
-
-def _markup(text: str) -> str:
-    return html.escape(text, quote=False)
-
-
 # -- Mermaid ----------------------------------------------------------------------------------
 
 _MERMAID_CONFIG = ("config:", "  flowchart:", "    nodeSpacing: 60", "    rankSpacing: 60")
-_ARROWS = {"solid": "-->", "dashed": "-.->", "dotted": "-.->"}
+_DASHES = {"solid": "", "dashed": ",stroke-dasharray:6 4", "dotted": ",stroke-dasharray:2 3"}
 
 
 def to_mermaid(drawing: Drawing) -> str:
     """The drawing as a Mermaid flowchart, which GitHub and most documentation tools render."""
-    head = (
-        "---",
-        f"title: {_quote(drawing.title)}",
-        *_MERMAID_CONFIG,
-        "---",
-        "%% " + NOTICE,
-        *(f"%% {line}" for line in drawing.caption),
-        "flowchart TD",
-    )
-    return "\n".join((*head, *("    " + line for line in _mermaid_body(drawing)), ""))
+    head = ("---", f"title: {_quote(drawing.title)}", *_MERMAID_CONFIG, "---")
+    remarks = (f"%% {line}" for line in (NOTICE, *drawing.caption))
+    body = ("    " + line for line in _mermaid_body(drawing))
+    return "\n".join((*head, *remarks, "flowchart TD", *body, ""))
 
 
 def _mermaid_body(drawing: Drawing) -> Iterator[str]:
@@ -201,8 +187,8 @@ def _mermaid_node(node: Node) -> str:
 
 
 def _mermaid_edge(edge: Edge) -> str:
-    arrow = _ARROWS[edge.look.style]
-    label = "<br/>".join(_mermaid_line(line) for line in edge.lines)
+    arrow = "-->" if edge.look.style == "solid" else "-.->"
+    label = "<br/>".join(map(_mermaid_line, edge.lines))
     return f"{edge.source} {arrow}{f'|{chr(34)}{label}{chr(34)}|' if label else ''} {edge.dest}"
 
 
@@ -217,21 +203,18 @@ def _mermaid_outline(node: Node) -> str:
     if node.name == START:
         return f"fill:{look.color},stroke:{look.color}"
     if node.name == GROUP:
-        return f"fill:transparent,stroke:{Look().color},stroke-dasharray:2 3"
-    dashes = ",stroke-dasharray:6 4" if look.style == "dashed" else ""
-    text = DIM_TEXT if node.dim else "#111111"
-    width = look.width + (2.5 if node.marked else 0)
-    return f"fill:{look.fill},stroke:{look.color},stroke-width:{width:g}px,color:{text}{dashes}"
+        return f"fill:transparent,stroke:{Look().color}{_DASHES['dotted']}"
+    text = f"color:{DIM_TEXT if node.dim else '#111111'}{_DASHES[look.style]}"
+    return f"fill:{look.fill},stroke:{look.color},stroke-width:{look.width:g}px,{text}"
 
 
 def _mermaid_stroke(edge: Edge) -> str:
-    dashes = {"dashed": ",stroke-dasharray:6 4", "dotted": ",stroke-dasharray:2 3"}
     text = f",color:{DIM_TEXT}" if edge.dim else ""
     width = f"stroke-width:{edge.look.width:g}px"
     # Black and grey are left to the page's theme: they would vanish on a dark one.
     neutral = edge.look.final or edge.look.color == Look().color
     stroke = "" if neutral and not edge.dim else f"stroke:{edge.look.color},"
-    return f"{stroke}{width}{dashes.get(edge.look.style, '')}{text}"
+    return f"{stroke}{width}{_DASHES[edge.look.style]}{text}"
 
 
 def _entities(text: str) -> str:
@@ -242,64 +225,44 @@ def _entities(text: str) -> str:
 
 # -- SVG ----------------------------------------------------------------------------------------
 
-EXTRA = "milvus_lifecycle[diagram]"
 _STAMP_ID = "milvus-lifecycle"
 _DESC_END = "</desc>"
-_PNG_DPI = 144
 
 
 class RendererMissing(ImportError):
     """An SVG was asked for, and pygraphviz is not installed or does not load."""
 
 
-@dataclass(frozen=True)
-class Stamp:
-    """What an SVG was drawn from, as SHA-256 digests in hexadecimal.
-
-    ``table``: the rows as drawn. ``dot``: the whole DOT text, with look, words and figures.
-    ``body``: the SVG itself, the stamp aside: whoever edits the file by hand breaks it.
-    """
-
-    table: str
-    dot: str
-    body: str
-
-
 def render_svg(drawing: Drawing, rows: Iterable[Row] = TRANSITIONS) -> str:
     """The drawing as a self-contained SVG, stamped. Raises RendererMissing."""
     dot = to_dot(drawing)
     body = _tidy(_render(dot, "svg").decode("utf-8"), drawing)
-    stamp = Stamp(table_digest(rows), digest(dot), digest(body))
-    content = f"table={stamp.table} dot={stamp.dot} body={stamp.body}"
+    content = f"table={table_digest(rows)} dot={digest(dot)} body={digest(body)}"
     place = body.index(_DESC_END) + len(_DESC_END)
     return f'{body[:place]}\n<metadata id="{_STAMP_ID}">{content}</metadata>{body[place:]}'
 
 
 def render_png(drawing: Drawing) -> bytes:
     """The drawing as a PNG. Raises RendererMissing."""
-    return _render(to_dot(drawing), "png", f"-Gdpi={_PNG_DPI}")
+    return _render(to_dot(drawing), "png", "-Gdpi=144")
 
 
-def read_stamp(svg: str) -> Stamp | None:
-    """The stamp of an SVG; None if it has none. ``body`` is computed from what is there now
-    if it equals the digest that was written, else it is empty."""
+def read_stamp(svg: str) -> tuple[str, str, bool] | None:
+    """What an SVG was drawn from: digests of the rows as drawn, and of the whole DOT text with
+    look, words and figures. Is the file as it was written? None: it carries no stamp."""
     found = re.search(
         rf'\n<metadata id="{_STAMP_ID}">table=(\w+) dot=(\w+) body=(\w+)</metadata>', svg
     )
     if found is None:
         return None
     table, dot, body = found.groups()
-    intact = digest(svg[: found.start()] + svg[found.end() :]) == body
-    return Stamp(table, dot, body if intact else "")
+    return table, dot, digest(svg[: found.start()] + svg[found.end() :]) == body
 
 
 def table_digest(rows: Iterable[Row] = TRANSITIONS) -> str:
     """One digest of what every drawing shows of a table: its arrows and their guards."""
-    drawn = (
-        "\x1f".join((row.trigger.value, row.source.value, row.dest.value, row.guard))
-        for row in rows
-    )
-    return digest("\x1e".join(drawn))
+    drawn = ((row.trigger.value, row.source.value, row.dest.value, row.guard) for row in rows)
+    return digest("\x1e".join(map("\x1f".join, drawn)))
 
 
 def digest(text: str) -> str:
@@ -312,8 +275,8 @@ def _render(dot: str, form: str, args: str = "") -> bytes:
         import pygraphviz
     except ImportError as error:
         raise RendererMissing(
-            f"SVG and PNG need pygraphviz, which brings Graphviz with it: pip install '{EXTRA}' "
-            f"({error}). Mermaid and DOT need nothing."
+            "SVG and PNG need pygraphviz, which brings Graphviz with it: pip install "
+            f"'milvus_lifecycle[diagram]' ({error}). Mermaid and DOT need nothing."
         ) from error
     with contextlib.closing(pygraphviz.AGraph(string=dot)) as graph, _without_fontconfig():
         picture: bytes = graph.draw(None, format=form, prog="dot", args=args)
@@ -343,38 +306,33 @@ def _without_fontconfig() -> Iterator[None]:
             stderr.writelines(line for line in said if not line.startswith(b"Fontconfig "))
 
 
-_COMMENT = re.compile(r"<!--.*?-->\n?", re.DOTALL)
-_DOCTYPE = re.compile(r"<!DOCTYPE.*?>\n?", re.DOTALL)
+_NOISE = re.compile(r"<!(?:--.*?--|DOCTYPE.*?)>\n?", re.DOTALL)
 _TOOLTIP = re.compile(r'<g id="a_[^"]*"><a xlink:title="[^"]*">\n(.*?)</a>\n</g>\n', re.DOTALL)
 _TITLE = re.compile(r'(<g id="([^"]*)" class="(?:node|edge)">\s*)<title>.*?</title>')
 
 
 def _tidy(svg: str, drawing: Drawing) -> str:
     """Drop what names Graphviz' release or points to the network, and name things rightly."""
-    svg = _DOCTYPE.sub("", _COMMENT.sub("", svg.replace("\r\n", "\n")))
+    svg = _NOISE.sub("", svg.replace("\r\n", "\n"))
     svg = svg.replace(' standalone="no"', "", 1).replace("<title>lifecycle</title>\n", "", 1)
     # Graphviz gives tooltips as links, which not every browser shows, and its titles would lie
     # where an edge was laid out against its direction. A group's own title serves for both.
     titles = {f"state-{node.id}": node.name for node in drawing.nodes}
-    titles |= {f"edge-{edge.source}-{edge.dest}": edge_title(edge) for edge in drawing.edges}
+    for edge in drawing.edges:
+        words = "\n".join((f"{edge.source} to {edge.dest}", *edge.hints))
+        titles[f"edge-{edge.source}-{edge.dest}"] = words
 
     def name(found: re.Match[str]) -> str:
         title = titles.get(html.unescape(found[2]), "")
-        return f"{found[1]}<title>{html.escape(title, quote=False)}</title>"
+        return f"{found[1]}<title>{_markup(title)}</title>"
 
     svg = _TITLE.sub(name, _TOOLTIP.sub(r"\1", svg))
-    title = html.escape(drawing.title, quote=False)
-    words = html.escape(" ".join((*drawing.caption, NOTICE)), quote=False)
+    said = _markup(" ".join((*drawing.caption, NOTICE)))
     opening = svg.index(">", svg.index("<svg"))
     return (
         f'{svg[:opening]} role="img" style="max-width:100%;height:auto">\n'
-        f"<title>{title}</title>\n<desc>{words}{_DESC_END}{svg[opening + 1 :]}"
+        f"<title>{_markup(drawing.title)}</title>\n<desc>{said}{_DESC_END}{svg[opening + 1 :]}"
     )
-
-
-def edge_title(edge: Edge) -> str:
-    """What an edge of an SVG says when one points at it; its first line is its name."""
-    return "\n".join((f"{edge.source} to {edge.dest}", *edge.hints))
 
 
 # -- the checked-in drawings ---------------------------------------------------------------------
@@ -407,35 +365,32 @@ def find_drift(folder: Path, rows: Iterable[Row] = TRANSITIONS) -> list[str]:
     """
     table = tuple(rows)
     drawing = draw(table)
-    found = [*_mermaid_drift(folder / MERMAID_NAME, drawing)]
-    if not (folder / SVG_NAME).is_file():
-        found.append(f"{folder / SVG_NAME} is missing: {REMEDY}")
-    for path in sorted(folder.glob("*.svg")):
+    found = []
+    kept = (folder / MERMAID_NAME, folder / SVG_NAME)
+    for path in dict.fromkeys((*kept, *sorted(folder.glob("*.svg")))):
+        if not path.is_file():
+            found.append(f"{path} is missing: {REMEDY}")
+            continue
         text = path.read_text(encoding="utf-8", errors="replace")
-        stamp = read_stamp(text)
-        if path.name == SVG_NAME or stamp is not None:
+        if path.name != MERMAID_NAME:
             plain = drawing if path.name == SVG_NAME else None
-            found += (f"{path} {problem}" for problem in _svg_drift(text, stamp, table, plain))
+            found += (f"{path} {problem}" for problem in _svg_drift(text, table, plain))
+        elif digest(text) != digest(to_mermaid(drawing)):
+            found.append(f"{path} does not show the table: {REMEDY}")
     return found
 
 
-def _mermaid_drift(path: Path, drawing: Drawing) -> Iterator[str]:
-    if not path.is_file():
-        yield f"{path} is missing: {REMEDY}"
-    elif digest(path.read_text(encoding="utf-8", errors="replace")) != digest(to_mermaid(drawing)):
-        yield f"{path} does not show the table: {REMEDY}"
-
-
-def _svg_drift(
-    text: str, stamp: Stamp | None, table: tuple[Row, ...], plain: Drawing | None
-) -> Iterator[str]:
+def _svg_drift(text: str, table: tuple[Row, ...], plain: Drawing | None) -> Iterator[str]:
     """``plain`` is the drawing that the file must show; None for an annotated one."""
+    stamp = read_stamp(text)
     if stamp is None:
-        yield f"carries no stamp: it was not drawn by milvus-lifecycle diagram; {REMEDY}"
+        if plain is not None:
+            yield f"carries no stamp: it was not drawn by milvus-lifecycle diagram; {REMEDY}"
         return
-    if not stamp.body:
+    rows, dot, intact = stamp
+    if not intact:
         yield "was changed by hand since it was drawn"
-    if stamp.table != table_digest(table):
+    if rows != table_digest(table):
         yield f"was drawn from another table: {REMEDY if plain else 'draw it anew'}"
-    elif plain is not None and stamp.dot != digest(to_dot(plain)):
+    elif plain is not None and dot != digest(to_dot(plain)):
         yield f"was drawn by another version of the drawing code: {REMEDY}"

@@ -40,8 +40,6 @@ _BOM = b"\xef\xbb\xbf"
 
 #: Told how many bytes of the file (compressed ones, if it is) were read since the last call.
 Progress = Callable[[int], None]
-#: Told of what is wrong with a log: kind, line, message.
-Tell = Callable[[Kind, int, str], object]
 #: Where loggers that do not know structlog's ``event`` put the message.
 _ALIASES = ("message", "msg")
 #: How many starts of an object to try in a line that holds more than one.
@@ -53,17 +51,6 @@ _WINDOW, _GROWTH = 256 * 1024, 8
 
 
 # -- lines ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Span:
-    """A piece of a plain file: bytes ``start`` up to ``end`` (None: to its end)."""
-
-    start: int = 0
-    end: int | None = None
-
-
-WHOLE = Span()
 
 
 def open_log(path: str) -> BufferedReader:
@@ -88,22 +75,19 @@ def why(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _untold(kind: Kind, line: int, message: str) -> None:
-    """Nobody wants to know."""
-
-
 class LineReader:
     """Iterates over some lines at a time: (the number of the first, lines without newlines).
 
-    ``tell(kind, line, message)`` is called for what keeps something from being a line, or from
-    being a record. Damage of the file itself (a cut gzip, a read error) ends the iteration.
+    Of a plain file it reads the bytes from ``start`` to ``end`` (None: to where it ends). ``tell``
+    hears of what is no line or no record; damage of the file itself ends the iteration.
     """
 
     def __init__(
         self,
         path: str,
-        tell: Tell = _untold,
-        span: Span = WHOLE,
+        tell: Callable[[Problem], object] = lambda problem: None,
+        start: int = 0,
+        end: int | None = None,
         on_progress: Progress | None = None,
     ) -> None:
         self.path = path
@@ -112,7 +96,7 @@ class LineReader:
         #: did reading stop early?
         self.failed = False
         self._tell = tell
-        self._span = span
+        self._start, self._end = start, end
         self._on_progress = on_progress
         self._complete = True
 
@@ -121,7 +105,8 @@ class LineReader:
             raw = open_log(self.path)
         except OSError as error:
             self.failed = True
-            self._tell(Kind.UNREADABLE, 0, f"cannot be opened: {why(error)}")
+            what = f"cannot be opened: {why(error)}"
+            self._tell(Problem(Kind.UNREADABLE, self.path, 0, what))
             return
         try:
             yield from self._split(self._chunks(raw))
@@ -135,10 +120,11 @@ class LineReader:
 
     def _stop(self, kind: Kind, what: str) -> None:
         self.failed = True
-        self._tell(kind, self.lines + 1, f"{what}; nothing after this place was read")
+        what += "; nothing after this place was read"
+        self._tell(Problem(kind, self.path, self.lines + 1, what))
 
     def _chunks(self, raw: BufferedReader) -> Iterator[bytes]:
-        start, end = self._span.start, self._span.end
+        start, end = self._start, self._end
         read: Callable[[int], bytes] = raw.read
         if start:
             raw.seek(start)
@@ -180,7 +166,7 @@ class LineReader:
     def _skip(self, size: int) -> None:
         self.lines += 1
         what = f"a line of {size:,} bytes is no audit record (limit {MAX_LINE:,}): skipped"
-        self._tell(Kind.LONG_LINE, self.lines, what)
+        self._tell(Problem(Kind.LONG_LINE, self.path, self.lines, what))
 
     def records(self) -> Iterator[tuple[int, Record]]:
         """All sound records of the log, with the numbers of their lines."""
@@ -191,7 +177,7 @@ class LineReader:
                 except (ValueError, RecursionError):
                     records, findings = decode_or_explain(line, self._complete)
                     for kind, message in findings:
-                        self._tell(kind, number, message)
+                        self._tell(Problem(kind, self.path, number, message))
                     yield from ((number, record) for record in records)
                 else:
                     yield number, record
@@ -199,8 +185,8 @@ class LineReader:
 
 # -- records ----------------------------------------------------------------------------------
 
-
 Finding = tuple[Kind, str]
+_Found = tuple[list[Record], Finding | None]
 
 
 def decode_or_explain(line: bytes, complete: bool = True) -> tuple[list[Record], list[Finding]]:
@@ -219,12 +205,10 @@ def decode_or_explain(line: bytes, complete: bool = True) -> tuple[list[Record],
     if not line.strip():
         return [], findings
     records, problem = _examine(line, complete)
-    if problem is not None:
-        findings.append(problem)
-    return records, findings
+    return records, findings if problem is None else [*findings, problem]
 
 
-def _examine(line: bytes, complete: bool) -> tuple[list[Record], Finding | None]:
+def _examine(line: bytes, complete: bool) -> _Found:
     try:
         text = line.decode()
         value = json.loads(text)
@@ -239,7 +223,7 @@ def _examine(line: bytes, complete: bool) -> tuple[list[Record], Finding | None]
     return _convert(value)
 
 
-def _convert(values: dict[str, object]) -> tuple[list[Record], Finding | None]:
+def _convert(values: dict[str, object]) -> _Found:
     names = (values.get(key) for key in ("event", *_ALIASES))
     event = next((name for name in names if name in EVENTS), None)
     if event is None:
@@ -252,9 +236,7 @@ def _convert(values: dict[str, object]) -> tuple[list[Record], Finding | None]:
         return [], (Kind.BAD_RECORD, f"a {event} record with a fault: {error}")
 
 
-def _salvage(
-    text: str, error: JSONDecodeError, complete: bool
-) -> tuple[list[Record], Finding | None]:
+def _salvage(text: str, error: JSONDecodeError, complete: bool) -> _Found:
     """Not JSON as a whole: two records on one line, or a cut record with the next one behind it."""
     if not text.lstrip().startswith("{"):
         return [], (Kind.FOREIGN_LINE, f"not JSON: {clean(text)!r}")
@@ -284,17 +266,9 @@ def _salvage(
 def read_records(
     sources: Sources, problems: Problems, on_progress: Progress | None = None
 ) -> Iterator[Record]:
-    """The records of some logs, one after the other. What cannot be read goes to ``problems``.
-
-    Whether the records are legal nobody looks at.
-    """
-    path = ""
-
-    def tell(kind: Kind, line: int, message: str) -> None:
-        problems.add(Problem(kind, path, line, message))
-
+    """The records of some logs, legal or not. What cannot be read goes to ``problems``."""
     for path in sources.paths:
-        for _, record in LineReader(path, tell, on_progress=on_progress).records():
+        for _, record in LineReader(path, problems.add, on_progress=on_progress).records():
             yield record
 
 
@@ -338,18 +312,14 @@ def name_files(files: Sequence[str]) -> str:
     return shown if len(files) <= 3 else f"{shown} and {len(files) - 3} more"
 
 
-def _expand(names: Iterable[str], problems: Problems) -> list[str]:
+def _expand(names: Iterable[str], problems: Problems) -> Iterator[str]:
     """File names; a pattern that matches nothing becomes a problem."""
-    paths: list[str] = []
     for name in names:
-        if name == STDIN or not glob.has_magic(name) or os.path.exists(name):
-            paths.append(name)
-            continue
-        found = sorted(glob.glob(name, recursive=True))
+        pattern = glob.has_magic(name) and not os.path.exists(name)
+        found = sorted(glob.glob(name, recursive=True)) if pattern else [name]
         if not found:
             problems.add(Problem(Kind.UNREADABLE, name, 0, "no file matches this pattern"))
-        paths.extend(found)
-    return paths
+        yield from found
 
 
 def _first_moment(path: str) -> datetime:
@@ -379,22 +349,14 @@ def last_matches(
     window = _WINDOW
     while True:
         start = max(0, size - window)
-        # One byte earlier: then the first line is whole if and only if that byte is a newline.
-        reader = LineReader(path, span=Span(max(0, start - 1), end if plain else None))
-        found = deque(_matches(reader, start > 0, match), maxlen=wanted)
+        # One byte earlier, and the first line left out: the second one is whole.
+        reader = LineReader(path, start=max(0, start - 1), end=end if plain else None)
+        lines = (line for _, some in reader for line in some)
+        matches = map(match, islice(lines, int(start > 0), None))
+        found = deque((one for one in matches if one is not None), maxlen=wanted)
         if start == 0 or len(found) >= wanted:
             return list(found)
         window *= _GROWTH
-
-
-def _matches(
-    reader: LineReader, skip_first: bool, match: Callable[[bytes], T | None]
-) -> Iterator[T]:
-    for first, lines in reader:
-        for line in lines[1 if skip_first and first == 1 else 0 :]:
-            found = match(line)
-            if found is not None:
-                yield found
 
 
 class Follower:
@@ -433,8 +395,7 @@ class Follower:
         """Let go of the file."""
         if self._file is not None:
             self._file.close()
-        self._file = None
-        self._pending = b""
+        self._file, self._pending = None, b""
 
     def _opened(self) -> BufferedReader | None:
         if self._file is None:

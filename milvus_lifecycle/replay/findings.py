@@ -51,14 +51,8 @@ class Kind(str, Enum):
 
 
 NOTES = frozenset(
-    {
-        Kind.COVERED_GAP,
-        Kind.RECORDS_LOST,
-        Kind.STARTS_LATE,
-        Kind.CLOCK_BACK,
-        Kind.EMPTY_FILE,
-        Kind.FORGOTTEN,
-    }
+    {Kind.COVERED_GAP, Kind.RECORDS_LOST, Kind.STARTS_LATE, Kind.CLOCK_BACK}
+    | {Kind.EMPTY_FILE, Kind.FORGOTTEN}
 )
 
 
@@ -92,11 +86,6 @@ class Problem:
         """``file:line``, which editors and terminals can jump to."""
         return f"{self.file}:{self.line}" if self.line else self.file
 
-    @property
-    def is_note(self) -> bool:
-        """Worth knowing, but neither a violation nor an unreadable file."""
-        return self.kind in NOTES
-
     def moved(self, lines: int) -> Problem:
         """The same finding, ``lines`` further down in its file."""
         earlier = self.earlier_line and self.earlier_line + lines
@@ -123,9 +112,9 @@ class Problems:
             return
         self.counts[problem.kind] += 1
         if problem.kind is not Kind.UNREADABLE:
-            if self._room[problem.is_note] <= 0:
+            self._room[problem.kind in NOTES] -= 1
+            if self._room[problem.kind in NOTES] < 0:
                 return
-            self._room[problem.is_note] -= 1
         self.kept.append(problem)
 
     def absorb(self, other: Problems, lines: int) -> None:
@@ -161,8 +150,7 @@ class Problems:
         return self.counts.total() - len(self.kept)
 
     def judge(self, records: int) -> bool | None:
-        """Is what was read legal? None: nobody can say, for a file could not be opened or there
-        was no record in any."""
+        """Is it legal? None: a file could not be opened, or there was no record in any."""
         if self.violations:
             return False
         return True if records and not self.unreadable else None
@@ -196,10 +184,8 @@ class Recent(Generic[K, V]):
     def find(self, key: K) -> V | None:
         """The entry of ``key``, made young again; None if it is unknown or forgotten."""
         value = self.young.get(key)
-        if value is None:
-            value = self._old.pop(key, None)
-            if value is not None:
-                self.put(key, value)
+        if value is None and (value := self._old.pop(key, None)) is not None:
+            self.put(key, value)
         return value
 
     def put(self, key: K, value: V) -> None:
@@ -214,8 +200,8 @@ class Recent(Generic[K, V]):
 
     def drop(self, key: K) -> None:
         """Nothing more will be heard of ``key``."""
-        if self.young.pop(key, None) is None:
-            self._old.pop(key, None)
+        self.young.pop(key, None)
+        self._old.pop(key, None)
 
     def values(self) -> Iterator[V]:
         """All entries that are remembered, the older generation first."""

@@ -7,7 +7,7 @@ matter. Only what lasts when the log ends is measured by the clocks that wrote i
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -28,7 +28,6 @@ NOT_OVER = "flapping, "
 _LONGEST_DWELL = 1e9
 
 FAILURES = frozenset({str(Trigger.FAIL), str(Trigger.PROBE_FAILED)})
-MOVES = frozenset({str(Trigger.REROUTE), str(Trigger.RECYCLE)})
 _ENDS = frozenset(
     map(str, (Trigger.RECOVERED, Trigger.STAND_DOWN, Trigger.PROBE_PASSED, Trigger.SERVED))
 )
@@ -57,11 +56,6 @@ class Outage:
     give_ups: int = 0
     relapses: int = 0
     end: str = UNFINISHED
-
-    @property
-    def unfinished(self) -> bool:
-        """Was it still open when the log ended?"""
-        return self.end == UNFINISHED
 
 
 @dataclass(slots=True, eq=False)
@@ -113,16 +107,19 @@ class Life:
             total += max(0.0, (until - self._moment).total_seconds())
         return total
 
-    def add(self, record: Transition) -> None:
-        """Take one step."""
+    def add(self, record: Transition) -> float | None:
+        """Take one step; returns the seconds that its source lasted, if the figure is usable."""
         if self.state and record.source != self.state:
             # What was under way cannot be measured any more.
-            self._settle(MISSING)
+            self.settle(MISSING)
             self._recovery = None
-        self._pass(record.source, dwell_of(record) or 0.0)
+        dwell: float | None = record.dwell_s
+        if dwell is not None and not 0 <= dwell <= _LONGEST_DWELL:
+            dwell = None
+        self._pass(record.source, dwell or 0.0)
         self._judge(record)
         if record.dest == _CLOSED:
-            self._settle(record.trigger)
+            self.settle(record.trigger)
         if record.dest != _RECOVERING:
             self._recovery = None
         self.records += 1
@@ -130,17 +127,14 @@ class Life:
         self.address = record.address or self.address
         self._held = record.clients != 0
         self._moment = record.ts
+        return dwell
 
     def finish(self, until: datetime) -> float:
         """The log ends; returns the seconds in the last state since the last record."""
         left = max(0.0, (until - self._moment).total_seconds())
         self._pass(self.state, left)
-        self.forget()
+        self.settle()
         return left
-
-    def forget(self) -> None:
-        """Nothing more will be heard of the connection."""
-        self._settle(UNFINISHED)
 
     def _pass(self, state: str, seconds: float) -> None:
         """The connection spent ``seconds`` in ``state``."""
@@ -155,12 +149,11 @@ class Life:
 
     def _judge(self, record: Transition) -> None:
         """What a step says of outages."""
-        trigger = record.trigger
         if record.dest == _RECOVERING and record.source != _RECOVERING:
             self._recovery, self._recovery_s = record, 0.0
-            if trigger in FAILURES:
+            if record.trigger in FAILURES and (self.outage is None or self._over):
                 self._fail(record)
-        elif trigger == _GIVE_UP and (self.outage is None or self._over):
+        elif record.trigger == _GIVE_UP and (self.outage is None or self._over):
             # A move stands down unless its channel fails on the way; only give_up tells of it.
             outage = self._begin(self._recovery or record)
             if self._recovery is not None:
@@ -170,21 +163,17 @@ class Life:
             self._go_on(self.outage, record)
 
     def _go_on(self, outage: Outage, record: Transition) -> None:
-        """A step within an outage."""
-        trigger = record.trigger
-        if trigger in ATTEMPTS:
+        if record.trigger in ATTEMPTS:
             outage.attempts += 1
-            outage.give_ups += int(trigger == _GIVE_UP)
-        if trigger in _ENDS:
-            outage.end = trigger
+            outage.give_ups += int(record.trigger == _GIVE_UP)
+        if record.trigger in _ENDS:
+            outage.end = record.trigger
             self._over, self._healthy_s, self._unsettled_s = True, 0.0, 0.0
         elif record.dest != _CLOSED:
             outage.error_code = outage.error_code or record.error_code
 
     def _fail(self, record: Transition) -> None:
         outage = self.outage
-        if outage is not None and not self._over:
-            return
         relapse = outage is not None and self._healthy_s <= RELAPSE
         self.relapses += int(relapse)
         if outage is not None and relapse and record.reason.startswith(NOT_OVER):
@@ -195,18 +184,13 @@ class Life:
             self._begin(record).relapses = int(relapse)
 
     def _begin(self, record: Transition) -> Outage:
-        self._settle(UNFINISHED)
-        self.outage = Outage(
-            self.connection_id,
-            record.address or self.address,
-            began=record.ts,
-            cause=record.trigger,
-            reason=record.reason,
-            error_code=record.error_code,
-        )
+        self.settle()
+        address = record.address or self.address
+        cause = record.trigger, record.reason
+        self.outage = Outage(self.connection_id, address, record.ts, *cause, record.error_code)
         return self.outage
 
-    def _settle(self, end: str) -> None:
+    def settle(self, end: str = UNFINISHED) -> None:
         """Nothing can change the outage any more; ``end`` says why, if it has not ended."""
         outage, self.outage = self.outage, None
         if outage is not None:
@@ -217,14 +201,7 @@ class Life:
             self.tell(self, outage)
 
 
-def dwell_of(record: Transition) -> float | None:
-    """Seconds that the source state lasted; None where the record has no usable figure."""
-    dwell = record.dwell_s
-    return dwell if dwell is not None and 0 <= dwell <= _LONGEST_DWELL else None
-
-
 # -- incidents --------------------------------------------------------------------------------
-
 
 #: Outages belong together if one begins within this time of another one of the same endpoint.
 TOGETHER = timedelta(seconds=5)
@@ -273,7 +250,7 @@ class Incident:
         self.suffered_s += outage.seconds
         self.attempts += outage.attempts
         self.give_ups += outage.give_ups
-        self.unfinished += int(outage.unfinished)
+        self.unfinished += int(outage.end == UNFINISHED)
         if outage.error_code:
             self.errors[outage.error_code] += 1
 
@@ -282,7 +259,7 @@ class IncidentBook:
     """Sorts outages, in the order in which they begin, into incidents."""
 
     def __init__(self) -> None:
-        self._by_address: dict[str, list[Incident]] = {}
+        self._by_address: defaultdict[str, list[Incident]] = defaultdict(list)
         self._count = 0
         self._room = 2 * _KEPT
 
@@ -291,16 +268,14 @@ class IncidentBook:
 
         ``last`` is the incident of the same connection's outage before, if there was one.
         """
-        known = self._by_address.setdefault(outage.address, [])
-        for incident in reversed(known):
+        for incident in reversed(self._by_address[outage.address]):
             if incident.began - TOGETHER <= outage.began <= incident.last_began + TOGETHER:
                 break
         else:
             if self._count >= self._room:
                 self._forget()
-                known = self._by_address.setdefault(outage.address, [])
             incident = Incident(outage.address, outage.began, outage.began)
-            known.append(incident)
+            self._by_address[outage.address].append(incident)
             self._count += 1
         incident.begin(outage, again=incident is last)
         return incident
@@ -313,9 +288,9 @@ class IncidentBook:
 
     def _forget(self) -> None:
         order = self.worst(self._count)
-        # What is not settled yet may still turn out to be the worst of all.
+        # What is not settled may yet become the worst of all.
         kept = [one for rank, one in enumerate(order) if rank < _KEPT or one.settled < one.outages]
-        self._by_address, self._count = {}, len(kept)
-        self._room = max(2 * _KEPT, 2 * len(kept))
+        self._count, self._room = len(kept), 2 * max(_KEPT, len(kept))
+        self._by_address.clear()
         for incident in sorted(kept, key=lambda one: one.began):
-            self._by_address.setdefault(incident.address, []).append(incident)
+            self._by_address[incident.address].append(incident)

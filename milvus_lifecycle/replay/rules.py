@@ -31,8 +31,7 @@ _ROWS = frozenset((str(row.trigger), str(row.source), str(row.dest)) for row in 
 _REFUSED = frozenset((str(trigger), str(state)) for state, trigger in REFUSED)
 _WHY_NOT = {
     (str(trigger), str(state)): why
-    for cells in (IGNORED, IMPOSSIBLE)
-    for (state, trigger), why in cells.items()
+    for (state, trigger), why in (*IGNORED.items(), *IMPOSSIBLE.items())
 }
 #: One string object for each state, however many records name it.
 _STATES = {str(state): str(state) for state in State}
@@ -41,7 +40,6 @@ _IDLE, _CLOSED = str(State.IDLE), str(State.CLOSED)
 _FORKED = str(Trigger.FORKED)
 #: Gaps that wait for a confession; beyond that they are judged by what was confessed so far.
 _PENDING = 10_000
-
 
 #: Who writes a connection's records: pid, flavour and strategy. They never change.
 Identity = tuple[int | None, str, str]
@@ -79,58 +77,17 @@ class Track:
         self.file, self.line = file, line
 
 
-class LossBook:
-    """Gaps in ``seq``, and which of them the sink has confessed to.
-
-    A sink that could not write says so later (``connection.records_lost``, with a count for its
-    process). Since the confession comes after the loss, gaps wait here until the log is read.
-    """
-
-    def __init__(self) -> None:
-        self.lost_records = 0
-        #: the violation unless it is covered, the process, and how many records are missing
-        self._gaps: list[tuple[Problem, int | None, int]] = []
-        #: by pid: records that may be missing
-        self._allowed: Counter[int | None] = Counter()
-
-    def miss(self, problem: Problem, pid: int | None, missing: int, problems: Problems) -> None:
-        """``missing`` records of a connection of ``pid`` are not there; ``settle`` judges it."""
-        self._gaps.append((problem, pid, missing))
-        if len(self._gaps) >= _PENDING:
-            self.settle(problems)
-
-    def confess(self, record: RecordsLost) -> None:
-        """The sink says that it lost ``record.count`` records."""
-        count = max(0, record.count)
-        self.lost_records += count
-        self._allowed[record.pid] += count
-
-    def absorb(self, other: LossBook, lines: int) -> None:
-        """Take over the book of a later piece, whose lines count from ``lines`` on."""
-        self._gaps += [(gap.moved(lines), pid, missing) for gap, pid, missing in other._gaps]
-        self._allowed.update(other._allowed)
-        self.lost_records += other.lost_records
-
-    def settle(self, problems: Problems) -> None:
-        """Turn each waiting gap into a note, if it was confessed to, or into a violation."""
-        for problem, pid, missing in self._gaps:
-            if self._allowed[pid] >= missing:
-                self._allowed[pid] -= missing
-                message = f"{problem.message}; the sink had said so (records_lost)"
-                problem = replace(problem, kind=Kind.COVERED_GAP, message=message)
-            problems.add(problem)
-        self._gaps.clear()
-
-
 class Verifier:
     """Checks records in the order in which they were written. See the module's theory."""
 
     def __init__(self, problems: Problems, *, from_start: bool = True) -> None:
         self.problems = problems
-        self.losses = LossBook()
         self.heads: list[tuple[Record, int]] = []
-        self.records = 0
-        self.connections = 0
+        self.records = self.lines = self.connections = self.lost_records = 0
+        #: gaps in ``seq``: the violation unless it is covered, the process, how many are missing
+        self._gaps: list[tuple[Problem, int | None, int]] = []
+        #: by pid: what its sink has confessed to, and no gap is covered by yet
+        self._confessed: Counter[int | None] = Counter()
         self._from_start = from_start
         self._file, self._line = "", 0
         self._tracks = Recent[Key, Track](CAPACITY if from_start else math.inf)
@@ -143,7 +100,7 @@ class Verifier:
 
     def finish(self) -> None:
         """The log ends here: judge what had to wait for its end."""
-        self.losses.settle(self.problems)
+        self._settle()
         if self._tracks.forgotten:
             what = f"{self._tracks.forgotten:,} connections had to be forgotten to keep memory flat"
             self.problems.add(Problem(Kind.FORGOTTEN, self._file, 0, what))
@@ -170,16 +127,15 @@ class Verifier:
                 track.state = _STATES[record.dest]
                 track.generation = record.generation
                 track.ts = record.ts
-                track.file = self._file
-                track.line = line
+                track.file, track.line = self._file, line
                 return
         self._line = line
         self._examine(record)
 
-    def damage(self, kind: Kind, line: int, message: str) -> None:
+    def damage(self, problem: Problem) -> None:
         """A line that is no record, or a file that ended badly."""
-        self._damaged = line
-        self.problems.add(Problem(kind, self._file, line, message))
+        self._damaged = problem.line
+        self.problems.add(problem)
 
     def _examine(self, record: Record) -> None:
         """Everything off the fast path: other kinds of record, first records, and faults."""
@@ -187,7 +143,8 @@ class Verifier:
             what = f"schema {record.schema}: this reader knows {SCHEMA} and reads on as if it were"
             self._report(Kind.UNKNOWN_SCHEMA, record, what)
         if isinstance(record, RecordsLost):
-            self.losses.confess(record)
+            self.lost_records += max(0, record.count)
+            self._confessed[record.pid] += max(0, record.count)
             self._report(Kind.RECORDS_LOST, record, f"the sink lost {record.count:,} records")
         elif isinstance(record, Refused):
             self._refused(record)
@@ -215,14 +172,9 @@ class Verifier:
         identity = identity_of(record)
         key = (record.connection_id, identity)
         other = self._tracks.find(key)
-        if other is None:
-            self._start(key, record)
-            if self._from_start:
-                what = f"two connections with one id: {_tell(track.identity)}; {_tell(identity)}"
-                self._report(Kind.SHARED_ID, record, what, track)
-                self.connections += 1
-            else:
-                self.heads.append((record, self._line))
+        if other is None and self._start(key, record):
+            what = f"two connections with one id: {_tell(track.identity)}; {_tell(identity)}"
+            self._report(Kind.SHARED_ID, record, what, track)
         return other
 
     def adopt(self, later: Verifier, lines: int) -> None:
@@ -230,12 +182,14 @@ class Verifier:
 
         ``lines`` is the number of lines of the same file that come before the piece.
         """
-        seen = self.records
         for record, line in later.heads:
             self.check(record, lines + line)
-        self.records = seen + later.records
+        self.records += later.records - len(later.heads)
+        self.lines += later.lines
         self.problems.absorb(later.problems, lines)
-        self.losses.absorb(later.losses, lines)
+        self.lost_records += later.lost_records
+        self._gaps += [(gap.moved(lines), pid, missing) for gap, pid, missing in later._gaps]
+        self._confessed.update(later._confessed)
         for track in later._tracks.values():
             track.line += lines
             known = self._tracks.find(track.connection_id)
@@ -245,17 +199,20 @@ class Verifier:
 
     # -- the laws ----------------------------------------------------------------------------
 
-    def _start(self, key: Key, record: Transition | Created) -> None:
+    def _start(self, key: Key, record: Transition | Created) -> bool:
+        """Start a track. False: whether it may start here ``adopt`` will judge."""
         track = Track(record.connection_id, identity_of(record), record.ts)
         track.move(record, self._file, self._line)
         self._tracks.put(key, track)
+        if self._from_start:
+            self.connections += 1
+        else:
+            self.heads.append((record, self._line))
+        return self._from_start
 
     def _first(self, record: Transition | Created) -> None:
-        self._start(record.connection_id, record)
-        if not self._from_start:
-            self.heads.append((record, self._line))
+        if not self._start(record.connection_id, record):
             return
-        self.connections += 1
         seq = record.seq
         if isinstance(record, Created):
             if record.dest != _IDLE or seq not in (0, None):
@@ -298,7 +255,19 @@ class Verifier:
         if track.file == self._file and track.line < self._damaged < self._line:
             message += ", perhaps in the damaged line before"
         problem = self._problem(Kind.SEQ_GAP, record, message, track)
-        self.losses.miss(problem, record.pid, missing, self.problems)
+        self._gaps.append((problem, record.pid, missing))
+        if len(self._gaps) >= _PENDING:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Gaps wait, since a sink confesses after the loss: then each is a note or a violation."""
+        for problem, pid, missing in self._gaps:
+            if self._confessed[pid] >= missing:
+                self._confessed[pid] -= missing
+                message = f"{problem.message}; the sink had said so (records_lost)"
+                problem = replace(problem, kind=Kind.COVERED_GAP, message=message)
+            self.problems.add(problem)
+        self._gaps.clear()
 
     def _row(self, record: Transition) -> None:
         trigger, source, dest = record.trigger, record.source, record.dest
@@ -333,19 +302,17 @@ class Verifier:
         legal = (record.trigger, record.source) in _REFUSED
         if not legal or record.dest not in (None, record.source) or record.seq is not None:
             what = f"{clean(record.trigger)} is not refused in {clean(record.source)}"
-            self._report(
-                Kind.ILLEGAL_REFUSAL, record, f"{what}, or a refusal that changes something"
-            )
+            what += ", or a refusal that changes something"
+            self._report(Kind.ILLEGAL_REFUSAL, record, what)
 
     # -- reporting ---------------------------------------------------------------------------
 
     def _problem(
         self, kind: Kind, record: Record, message: str, earlier: Track | None = None
     ) -> Problem:
-        address = None if isinstance(record, RecordsLost) else record.address
+        whose = record.connection_id, getattr(record, "address", None)
         before = ("", 0) if earlier is None else (earlier.file, earlier.line)
-        where = (self._file, self._line)
-        return Problem(kind, *where, message, record.connection_id, address, *before)
+        return Problem(kind, self._file, self._line, message, *whose, *before)
 
     def _report(
         self, kind: Kind, record: Record, message: str, earlier: Track | None = None

@@ -18,17 +18,7 @@ from datetime import datetime, timezone
 
 from ..table import LIVE, TRANSITIONS, State, Trigger
 from .findings import Recent, as_json
-from .outages import (
-    ATTEMPTS,
-    FAILURES,
-    FLAPPING,
-    MOVES,
-    Incident,
-    IncidentBook,
-    Life,
-    Outage,
-    dwell_of,
-)
+from .outages import ATTEMPTS, FAILURES, FLAPPING, UNFINISHED, IncidentBook, Life, Outage
 from .records import Created, Record, RecordsLost, Refused, Transition, Waiting
 
 #: How many of the longest outages, and of the connections that flap most, are kept.
@@ -42,6 +32,7 @@ _EDGES: tuple[Edge, ...] = tuple(
     dict.fromkeys((str(row.trigger), str(row.source), str(row.dest)) for row in TRANSITIONS)
 )
 _GIVE_UP = str(Trigger.GIVE_UP)
+_MOVES = frozenset({str(Trigger.REROUTE), str(Trigger.RECYCLE)})
 _PROBING, _RECOVERING, _CLOSED = map(str, (State.PROBING, State.RECOVERING, State.CLOSED))
 _STATES = frozenset(map(str, LIVE))
 
@@ -52,26 +43,15 @@ _BUCKET_GROWTH = 1.02
 _ZERO_BUCKET = -(10**6)
 
 
-def quantile(ordered: Sequence[float], share: float) -> float | None:
-    """The value that ``share`` of the values do not exceed (nearest rank); None without any."""
-    if not ordered:
-        return None
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
-
-
 class DwellTally:
     """Durations in seconds, for their median: exact for the first ones, then in buckets."""
 
     def __init__(self) -> None:
-        #: how often its edge was taken, with or without a usable duration
-        self.taken = 0
-        self.count = 0
         self._values: list[float] = []
         self._buckets: Counter[int] = Counter()
 
     def add(self, seconds: float) -> None:
         """Count one duration; it must be finite and not negative."""
-        self.count += 1
         if self._buckets:
             self._buckets[_bucket(seconds)] += 1
             return
@@ -84,22 +64,18 @@ class DwellTally:
         """The median in seconds, within 1 % beyond `EXACT_DWELLS` values; None without any."""
         if self._values:
             return statistics.median(self._values)
+        middle = self._buckets.total() / 2
         seen = 0
         for bucket in sorted(self._buckets):
             seen += self._buckets[bucket]
-            if 2 * seen >= self.count:
-                return _middle(bucket)
+            if seen >= middle:
+                return 0.0 if bucket == _ZERO_BUCKET else float(_BUCKET_GROWTH ** (bucket + 0.5))
         return None
 
 
 def _bucket(seconds: float) -> int:
-    if seconds <= 0:
-        return _ZERO_BUCKET
-    return math.floor(math.log(seconds) / math.log(_BUCKET_GROWTH))
-
-
-def _middle(bucket: int) -> float:
-    return 0.0 if bucket == _ZERO_BUCKET else float(_BUCKET_GROWTH ** (bucket + 0.5))
+    growth = math.log(_BUCKET_GROWTH)
+    return math.floor(math.log(seconds) / growth) if seconds > 0 else _ZERO_BUCKET
 
 
 @dataclass
@@ -143,10 +119,10 @@ class Figures:
         return len(self.outage_times)
 
     def outage_quantiles(self) -> dict[str, float | None]:
-        """p50, p95, p99 (nearest rank) and max of the outages' lengths in seconds."""
-        ordered = sorted(self.outage_times)
+        """p50, p95, p99 (nearest rank) and max of the outages' seconds; None without any."""
+        ordered: list[float | None] = [*sorted(self.outage_times)] or [None]
         shares = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
-        return {name: quantile(ordered, share) for name, share in shares.items()}
+        return {name: ordered[math.ceil(part * len(ordered)) - 1] for name, part in shares.items()}
 
     def state_shares(self) -> dict[str, float]:
         """Each state's fraction of the time; empty if no time passed."""
@@ -206,24 +182,15 @@ class Stats:
         self.endpoints: dict[str, Figures] = {}
         self.total = Figures()
         self.edges: Counter[Edge] = Counter()
-        self.medians: dict[Edge, float | None] = {}
-        self.incidents: list[Incident] = []
-        self.longest_outages: list[Outage] = []
-        self.flapping: list[Flapper] = []
         #: of one connection, if the figures are of one alone
         self.path: Path | None = None
         self._longest = longest
         self._dwells = {edge: DwellTally() for edge in _EDGES}
-        self._lives: Recent[str, Life] = Recent(forget=Life.forget)
+        self._lives: Recent[str, Life] = Recent(forget=Life.settle)
         self._outages: list[tuple[float, int, Outage]] = []
         self._book = IncidentBook()
         self._flappers: dict[str, Flapper] = {}
         self._settled = 0
-
-    @property
-    def forgotten(self) -> int:
-        """Connections that had to make room: silent while many others spoke."""
-        return self._lives.forgotten
 
     @property
     def never_travelled(self) -> list[Edge]:
@@ -236,7 +203,7 @@ class Stats:
         found = {
             "records": self.records,
             "lost_records": self.lost_records,
-            "forgotten_connections": self.forgotten,
+            "forgotten_connections": self._lives.forgotten,
             "since": self.since if self.records else None,
             "until": self.until if self.records else None,
             "total": self.total.as_dict(),
@@ -294,24 +261,22 @@ class Stats:
         life = self._lives.find(record.connection_id) or self._begin(record)
         figures = self._figures(life.address)
         self._count(figures, record)
-        dwell = dwell_of(record)
-        dwells = self._dwells.get((record.trigger, record.source, record.dest))
-        if dwells is None:
+        state, outage, relapses = life.state, life.outage, life.relapses
+        dwell = life.add(record)
+        edge = record.trigger, record.source, record.dest
+        if edge not in self._dwells:
             self.strays += 1
         else:
-            dwells.taken += 1
+            self.edges[edge] += 1
             if dwell is not None:
-                dwells.add(dwell)
-        if life.state and dwell is not None and record.source in _STATES:
+                self._dwells[edge].add(dwell)
+        if state and dwell is not None and record.source in _STATES:
             # Time before a connection's first record is another log's, or a parent process's.
             figures.state_s[record.source] += dwell
-        outage, relapses = life.outage, life.relapses
-        life.add(record)
         if life.outage is not None and life.outage is not outage:
             life.incident = self._book.begin(life.outage, life.incident)
         if life.relapses > relapses and life.relapses >= FLAPPING:
-            self._figures(life.address).flapping += int(life.relapses == FLAPPING)
-            self._flap(Flapper(life.relapses, life.connection_id, life.address))
+            self._flap(life)
         if life.state == _CLOSED:
             self._lives.drop(life.connection_id)
         return life
@@ -325,7 +290,7 @@ class Stats:
             figures.give_ups += int(record.trigger == _GIVE_UP)
         elif record.dest == _RECOVERING != record.source:
             figures.recoveries += 1
-            figures.moves += int(record.trigger in MOVES)
+            figures.moves += int(record.trigger in _MOVES)
         elif record.source == _PROBING and record.dest == _CLOSED and record.trigger in FAILURES:
             figures.failed_connects += 1
 
@@ -333,19 +298,19 @@ class Stats:
         """Count an outage, now that nothing can change it any more."""
         figures = self._figures(outage.address)
         figures.outage_times.append(outage.seconds)
-        figures.unfinished += int(outage.unfinished)
+        figures.unfinished += int(outage.end == UNFINISHED)
         if life.incident is not None:
             life.incident.end(outage)
         self._settled += 1
-        entry = (outage.seconds, -self._settled, outage)
-        if len(self._outages) < self._longest:
-            heapq.heappush(self._outages, entry)
-        else:
-            heapq.heappushpop(self._outages, entry)
+        heapq.heappush(self._outages, (outage.seconds, -self._settled, outage))
+        if len(self._outages) > self._longest:
+            heapq.heappop(self._outages)
 
-    def _flap(self, flapper: Flapper) -> None:
+    def _flap(self, life: Life) -> None:
         """Keep the connections that flap most."""
-        self._flappers[flapper.connection_id] = flapper
+        self._figures(life.address).flapping += int(life.relapses == FLAPPING)
+        flapper = Flapper(life.relapses, life.connection_id, life.address)
+        self._flappers[life.connection_id] = flapper
         if len(self._flappers) > 2 * self._longest:
             self._flappers = {one.connection_id: one for one in self._worst_flappers()}
 
@@ -362,10 +327,7 @@ class Stats:
         self.endpoints = dict(sorted(self.endpoints.items()))
         for figures in self.endpoints.values():
             self.total.absorb(figures)
-        for edge, dwells in self._dwells.items():
-            self.medians[edge] = dwells.median()
-            if dwells.taken:
-                self.edges[edge] = dwells.taken
+        self.medians = {edge: dwells.median() for edge, dwells in self._dwells.items()}
         self.incidents = self._book.worst(self._longest)
         self.longest_outages = [outage for _, _, outage in sorted(self._outages, reverse=True)]
         self.flapping = self._worst_flappers()

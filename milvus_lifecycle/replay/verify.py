@@ -11,8 +11,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
-from .files import WHOLE, LineReader, Progress, Span, find_sources, is_plain
-from .findings import LIMIT, Kind, Problems, as_json
+from .files import LineReader, Progress, find_sources, is_plain
+from .findings import LIMIT, Kind, Problem, Problems, as_json
 from .rules import Verifier
 
 #: Bytes of a plain file that one worker reads at a time (at most).
@@ -72,32 +72,31 @@ def verify_logs(
     ignore: Iterable[Kind] = (),
     on_progress: Progress | None = None,
 ) -> Verdict:
-    """Replay the logs through the table.
+    """Replay the logs through the table: files, globs or ``-`` (standard input).
 
-    ``names`` are files, globs or ``-`` (standard input). ``jobs`` is the number of processes.
-    ``limit`` bounds the violations and the notes that are kept, not those that are counted.
-    Findings of the kinds in ``ignore`` are dropped. Nothing is raised for bad input: it is
-    a finding.
+    ``jobs`` is the number of processes. ``limit`` bounds the violations and the notes that are
+    kept, not those that are counted; findings of the kinds in ``ignore`` are dropped. Nothing is
+    raised for bad input: it is a finding.
     """
     began = time.monotonic()
     verifier = Verifier(Problems(limit, ignore))
     sources = find_sources(names, verifier.problems)
     pieces = plan_pieces(sources.paths, jobs)
     # Streams, which no other process can open, come last.
-    shared = sum(os.path.isfile(path) for path, _ in pieces)
-    lines = 0
+    shared = sum(os.path.isfile(path) for path, *_ in pieces)
     if jobs > 1 and shared > 1:
-        lines = _verify_in_parallel(verifier, pieces[:shared], jobs, on_progress)
+        _verify_in_parallel(verifier, pieces[:shared], jobs, on_progress)
         pieces = pieces[shared:]
-    lines += sum(_read_piece(verifier, piece, on_progress) for piece in pieces)
+    for piece in pieces:
+        _read_piece(verifier, piece, on_progress)
     verifier.finish()
     verifier.problems.sort(sources.paths)
     return Verdict(
         sources.paths,
         verifier.records,
-        lines,
+        verifier.lines,
         verifier.connections,
-        verifier.losses.lost_records,
+        verifier.lost_records,
         time.monotonic() - began,
         verifier.problems,
     )
@@ -105,9 +104,8 @@ def verify_logs(
 
 # -- pieces -----------------------------------------------------------------------------------
 
-
-#: What is read in one go: a whole file, or a line-aligned range of a plain one.
-Piece = tuple[str, Span]
+#: What is read in one go: a file from a byte to another (None: its end), by whole lines.
+Piece = tuple[str, int, int | None]
 
 
 def plan_pieces(paths: Sequence[str], jobs: int, smallest: int = _SMALLEST) -> list[Piece]:
@@ -117,7 +115,7 @@ def plan_pieces(paths: Sequence[str], jobs: int, smallest: int = _SMALLEST) -> l
     pieces: list[Piece] = []
     for path in paths:
         divide = jobs > 1 and sizes.get(path, 0) >= 2 * target and is_plain(path)
-        pieces += _cut(path, sizes[path], target) if divide else [(path, WHOLE)]
+        pieces += _cut(path, sizes[path], target) if divide else [(path, 0, None)]
     return pieces
 
 
@@ -126,61 +124,56 @@ def _cut(path: str, size: int, target: int) -> list[Piece]:
     with open(path, "rb") as file:
         while cuts[-1] + target < size:
             file.seek(cuts[-1] + target)
-            while True:
-                line = file.readline(target)
-                if not line or line.endswith(b"\n"):
-                    break
+            while (line := file.readline(target)) and not line.endswith(b"\n"):
+                pass
             if file.tell() >= size:
                 break
             cuts.append(file.tell())
     # The last range has no end: a log that still grows is read up to where it is by then.
-    ends: list[int | None] = [*cuts[1:], None]
-    return [(path, Span(start, end)) for start, end in zip(cuts, ends, strict=True)]
+    return [(path, start, end) for start, end in zip(cuts, [*cuts[1:], None], strict=True)]
 
 
-def _read_piece(verifier: Verifier, piece: Piece, on_progress: Progress | None) -> int:
-    """Check every record of ``piece``; returns its number of lines."""
-    path, span = piece
+def _read_piece(verifier: Verifier, piece: Piece, on_progress: Progress | None) -> None:
+    path, start, end = piece
     verifier.begin(path)
-    reader = LineReader(path, verifier.damage, span, on_progress)
-    check = verifier.check
+    reader = LineReader(path, verifier.damage, start, end, on_progress)
     for number, record in reader.records():
-        check(record, number)
+        verifier.check(record, number)
+    verifier.lines += reader.lines
     if not reader.lines and not reader.failed:
-        verifier.damage(Kind.EMPTY_FILE, 0, "the file is empty: nothing to verify")
-    return reader.lines
+        what = "the file is empty: nothing to verify"
+        verifier.problems.add(Problem(Kind.EMPTY_FILE, path, 0, what))
 
 
 # -- several at once --------------------------------------------------------------------------
 
 
-def _verify_piece(piece: Piece, limit: int, ignore: frozenset[Kind]) -> tuple[Verifier, int, int]:
-    """What a worker does: what can be known from the piece alone, its lines and its bytes."""
+def _verify_piece(piece: Piece, limit: int, ignore: frozenset[Kind]) -> tuple[Verifier, int]:
+    """What a worker does: what can be known from the piece alone, and its bytes."""
     verifier = Verifier(Problems(limit, ignore), from_start=False)
     sizes: list[int] = []
-    return verifier, _read_piece(verifier, piece, sizes.append), sum(sizes)
+    _read_piece(verifier, piece, sizes.append)
+    return verifier, sum(sizes)
 
 
 def _verify_in_parallel(
     verifier: Verifier, pieces: list[Piece], jobs: int, on_progress: Progress | None
-) -> int:
-    """Join what the workers find in the order of the pieces; returns the number of lines."""
+) -> None:
+    """Join what the workers find in the order of the pieces."""
     limit, ignore = verifier.problems.limit, verifier.problems.ignore
-    total = before = 0
+    before = 0
     # spawn: a forked child of a threaded process may inherit locks that nobody will release.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(jobs, len(pieces)), mp_context=context) as pool:
         tasks = ((piece, pool.submit(_verify_piece, piece, limit, ignore)) for piece in pieces)
         waiting = deque(islice(tasks, 2 * jobs))  # no more under way: what they find takes memory
         while waiting:
-            (path, span), task = waiting.popleft()
-            later, lines, size = task.result()
+            (path, start, _), task = waiting.popleft()
+            later, size = task.result()
             waiting.extend(islice(tasks, 1))
             if on_progress is not None:
                 on_progress(size)
-            before = before if span.start else 0
+            before = before if start else 0
             verifier.begin(path)
             verifier.adopt(later, before)
-            before += lines
-            total += lines
-    return total
+            before += later.lines

@@ -94,9 +94,6 @@ class Log(Sink):
         reader_of(self).outlet.flush(20)
         return self._lines
 
-    def wants(self) -> bool:
-        return True
-
     def write(self, record: TransitionRecord, level: int) -> None:
         self._lines.append((record, level))
 

@@ -84,7 +84,9 @@ class Pools(RuleBasedStateMachine):
         self.foreign = _foreign_handler()
         self.threads = set(threading.enumerate())
         self.driver: Any = ADAPTERS[self.flavour](self.fleet, self.clock)
-        self.driver.start(policy, default_strategy, Sink())
+        sink = Sink()
+        sink.wants = lambda: False
+        self.driver.start(policy, default_strategy, sink)
         self.audit = CapturedAudit(self.driver.manager)
         self.trail = Trail(self.audit)
         self.model = Reference(policy, self.fleet)

@@ -15,7 +15,7 @@ import pytest
 
 from milvus_lifecycle.audit.records import EVENTS, TransitionRecord
 from milvus_lifecycle.replay.findings import Kind
-from milvus_lifecycle.replay.outages import NOT_OVER
+from milvus_lifecycle.replay.outages import NOT_OVER, UNFINISHED
 from milvus_lifecycle.replay.records import convert
 from milvus_lifecycle.replay.stats import fold_stats
 from milvus_lifecycle.table import TRANSITIONS, State, Trigger
@@ -135,7 +135,7 @@ def test_the_queries_and_the_fold_agree(name: str, tmp_path: Path) -> None:
                 one.seconds,
                 one.relapses,
                 one.give_ups,
-                None if one.unfinished else one.end,
+                None if one.end == UNFINISHED else one.end,
             )
             for one in stats.longest_outages
         )

@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from milvus_lifecycle.diagram.drawing import Drawing, draw, show_count, show_seconds, show_share
+from milvus_lifecycle.diagram.drawing import (
+    Drawing,
+    Look,
+    draw,
+    show_count,
+    show_seconds,
+    show_share,
+)
 from milvus_lifecycle.diagram.formats import to_dot, to_mermaid
 from milvus_lifecycle.replay.records import Record, convert
 from milvus_lifecycle.replay.stats import (
@@ -171,7 +178,7 @@ def test_the_end_of_a_path_is_marked() -> None:
     """The highlighted connection's last state says so in words, not in colour alone."""
     drawing = path_drawn(OUTAGE, "c")
     nodes = {node.name: node for node in drawing.nodes}
-    assert nodes["IDLE"].marked
+    assert nodes["IDLE"].look.width > Look().width
     assert "the path ends here" in nodes["IDLE"].notes
     assert nodes["CLOSED"].dim
     assert "#4, 5, 6" in to_mermaid(drawing).replace("#35;", "#").replace("\u00a0", " ")

@@ -24,7 +24,7 @@ def write(path: Path, records: list[Fields]) -> str:
 
 
 def violations(verdict: Verdict) -> list[Problem]:
-    return [problem for problem in verdict.problems.kept if not problem.is_note]
+    return [problem for problem in verdict.problems.kept if problem.kind not in NOTES]
 
 
 def kinds(verdict: Verdict) -> list[tuple[Kind, int]]:
