@@ -244,20 +244,9 @@ class TopologyError(LifecycleError):
         "stay on the last known primary."
     )
 
-    def __init__(
-        self,
-        reason: TopologyReason,
-        message: str = "",
-        *,
-        address: str = "",
-        attempts: int = 0,
-        elapsed: float = 0.0,
-        last_error: BaseException | None = None,
-    ) -> None:
+    def __init__(self, reason: TopologyReason, message: str = "", **facts: Any) -> None:
         self.reason = reason
-        super().__init__(
-            message, address=address, attempts=attempts, elapsed=elapsed, last_error=last_error
-        )
+        super().__init__(message, **facts)
 
     @property
     def audit_code(self) -> str:

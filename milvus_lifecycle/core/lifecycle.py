@@ -56,9 +56,7 @@ class StepResult:
 
     def clear(self) -> None:
         """As if nothing had been decided."""
-        self.moved, self.alarm = False, False
-        self.emission, self.launch, self.locator = None, None, None
-        self.wakes, self.retired, self.closing = [], [], []
+        StepResult.__init__(self)
 
 
 _NOTHING = StepResult()
@@ -100,6 +98,12 @@ class _Snapshot:
         for part, names, values in self._saved:
             for name, value in zip(names, values, strict=True):
                 setattr(part, name, value)
+
+
+def _guard(path: str) -> Callable[[Lifecycle, Facts], bool]:
+    """A guard that asks what stands at ``path``, and nothing of the facts."""
+    read = attrgetter(path)
+    return lambda life, facts: bool(read(life))
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -228,26 +232,15 @@ class Lifecycle:
             return None
         return max(self.leases.unheld_since, self.last_rpc_ended) + linger
 
-    def guard_held(self, facts: Facts) -> bool:
-        return bool(self.leases.held)
-
-    def guard_dedicated(self, facts: Facts) -> bool:
-        return self.dedicated
-
-    def guard_validated(self, facts: Facts) -> bool:
-        return self.validated
-
-    def guard_suspect(self, facts: Facts) -> bool:
-        return self.suspect
+    guard_held, guard_dedicated = _guard("leases.held"), _guard("dedicated")
+    guard_validated, guard_suspect = _guard("validated"), _guard("suspect")
+    guard_has_channel = _guard("has_channel")
 
     def guard_same_flight(self, facts: Facts) -> bool:
         return self.flight is not None and self.flight.number == facts.flight
 
     def guard_same_generation(self, facts: Facts) -> bool:
         return facts.generation is None or facts.generation == self.generation
-
-    def guard_has_channel(self, facts: Facts) -> bool:
-        return self.has_channel
 
     def guard_silent_since(self, facts: Facts) -> bool:
         return self.last_success < facts.started

@@ -35,39 +35,29 @@ class Model(View, Protocol):
         """PROBING, RECOVERING or CLOSED was entered."""
 
 
-class _Callback(Protocol):
-    def __call__(self, event: EventData) -> object: ...
-
-
 def _condition(name: str) -> Callable[[EventData], bool]:
     """A guard by its name in the table: the strategy's, or the connection's own."""
-    if name.startswith(_STRATEGY):
-        method = name.removeprefix(_STRATEGY)
+    method = name.removeprefix(_STRATEGY)
 
-        def ask_strategy(event: EventData) -> bool:
-            model = cast(Model, event.model)
-            return bool(getattr(model.strategy, method)(model, event.kwargs["facts"]))
+    def ask(event: EventData) -> bool:
+        model, facts = cast(Model, event.model), event.kwargs["facts"]
+        if method != name:
+            return bool(getattr(model.strategy, method)(model, facts))
+        return bool(getattr(model, "guard_" + name)(facts))
 
-        return ask_strategy
-
-    def ask_connection(event: EventData) -> bool:
-        return bool(getattr(event.model, "guard_" + name)(event.kwargs["facts"]))
-
-    return ask_connection
+    return ask
 
 
-def _action(name: str, row: Row) -> _Callback:
-    def act(event: EventData) -> None:
-        getattr(event.model, "action_" + name)(row, event.kwargs["facts"])
+def _taking(row: Row) -> Callable[[EventData], None]:
+    """Actions run before the state moves: if one raises, nothing has happened."""
 
-    return act
+    def take(event: EventData) -> None:
+        model = cast(Model, event.model)
+        model.row = row
+        for name in row.actions:
+            getattr(model, "action_" + name)(row, event.kwargs["facts"])
 
-
-def _remember(row: Row) -> _Callback:
-    def remember(event: EventData) -> None:
-        cast(Model, event.model).row = row
-
-    return remember
+    return take
 
 
 def _entering(event: EventData) -> None:
@@ -98,8 +88,7 @@ def build_machine() -> Machine:
             "dest": row.dest,
             "conditions": [_condition(name) for name in row.conditions],
             "unless": [_condition(name) for name in row.unless],
-            # Actions run before the state moves: if one raises, nothing has happened.
-            "before": [_remember(row), *(_action(name, row) for name in row.actions)],
+            "before": _taking(row),
         }
         for row in TRANSITIONS
     ]

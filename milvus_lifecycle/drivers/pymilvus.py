@@ -9,6 +9,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import grpc
+import grpc.aio
 
 from ..config import ConnectionConfig, TlsMaterial, load_tls
 from ..core.connection import ManagedConnection
@@ -187,9 +188,7 @@ def _says_alive(error: BaseException) -> bool:
 class ThreadsTransport(_PymilvusTransport):
     """GrpcHandler and grpc.Channel."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.factories = grpc
+    factories = grpc
 
     def make_handler(self, connection: ManagedConnection, channel: Any) -> Any:
         """A GrpcHandler; builds no connection."""
@@ -232,11 +231,7 @@ class ThreadsTransport(_PymilvusTransport):
 class AsyncioTransport(_PymilvusTransport):
     """AsyncGrpcHandler and grpc.aio.Channel."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        import grpc.aio
-
-        self.factories = grpc.aio
+    factories = grpc.aio
 
     def make_handler(self, connection: ManagedConnection, channel: Any) -> Any:
         """An AsyncGrpcHandler; builds no connection."""

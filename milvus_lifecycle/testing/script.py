@@ -22,24 +22,17 @@ from ..core.requests import Open
 from ..core.wire import Wire
 from ..drivers.aio_channel import AsyncLifecycleChannel
 from ..drivers.threads_channel import LifecycleChannel
-from ..errors import LifecycleError
+from ..errors import LifecycleError, RpcSummary
 from .clock import LIMIT, until
 
 METHOD = "/milvus_lifecycle.testing/Rpc"
 
 
-class ScriptedRpcError(grpc.RpcError):
+class ScriptedRpcError(RpcSummary):
     """An RPC's failure as gRPC raises it."""
 
     def __init__(self, code: grpc.StatusCode, details: str) -> None:
-        super().__init__(f"{code.name}: {details}")
-        self._code, self._details = code, details
-
-    def code(self) -> grpc.StatusCode:
-        return self._code
-
-    def details(self) -> str:
-        return self._details
+        super().__init__(code.name, f"{code.name}: {details}")
 
 
 def rpc_error(code: str, details: str = "scripted") -> ScriptedRpcError:
