@@ -77,27 +77,25 @@ _OUTCOMES = {
 }
 
 
-class _Snapshot:
+def _snapshot(life: Lifecycle) -> Callable[[], None]:
     """What a step may change, as it was before: a step happens as a whole, or not at all.
 
     Channels are not in it: retiring, promoting and demoting one twice is doing it once. Lists are
-    replaced by steps, never changed in place.
+    replaced by steps, never changed in place. Returns what puts it all back.
     """
+    parts = (life, life.flight, life.outage)
+    saved = [
+        (part, names, read(part))
+        for part, (names, read) in zip(parts, _PARTS, strict=True)
+        if part is not None
+    ]
 
-    __slots__ = ("_saved",)
-
-    def __init__(self, life: Lifecycle) -> None:
-        parts = (life, life.flight, life.outage)
-        self._saved = [
-            (part, names, read(part))
-            for part, (names, read) in zip(parts, _PARTS, strict=True)
-            if part is not None
-        ]
-
-    def restore(self) -> None:
-        for part, names, values in self._saved:
+    def restore() -> None:
+        for part, names, values in saved:
             for name, value in zip(names, values, strict=True):
                 setattr(part, name, value)
+
+    return restore
 
 
 def _guard(path: str) -> Callable[[Lifecycle, Facts], bool]:
@@ -428,21 +426,21 @@ class Lifecycle:
         result = StepResult() if result is None else result
         with self.lock:
             locks.append(self.lock)
-            before = _Snapshot(self)
+            restore = _snapshot(self)
             try:
                 self._decide(trigger, facts, result)
                 if result.emission is not None:
                     self._tell(result.emission)
             except BaseException as error:
                 if not result.decided:
-                    before.restore()
+                    restore()
                     result.clear()
                     if isinstance(error, LifecycleError):
                         raise  # the answer of the table or of a strategy
                     try:  # what came from outside does not come again
                         self._decide(trigger, facts, result)
                     except BaseException:
-                        before.restore()
+                        restore()
                         result.clear()
                         raise
                 self._tell(result.emission)
@@ -581,7 +579,7 @@ class Lifecycle:
         binding = self.binding
         assert binding is not None, "a validated connection has a channel, if only a closed one"
         if flight.candidate is not None:
-            self._retire_current()
+            self._retire(binding.wire)
         elif binding.identifier is None or outage.channels >= CHANNELS_PER_OUTAGE:
             # Never validated (kept by a give_up), or channels are spent: validate this one anew.
             binding.wire.demote()
@@ -590,7 +588,7 @@ class Lifecycle:
             binding.wire.demote()
             flight.standby = binding.wire
         else:
-            self._retire_current()
+            self._retire(binding.wire)
 
     def action_bind(self, row: Row, facts: Facts) -> None:
         """Swap the validated channel in. One reference changes: RPCs see all of it or nothing."""
@@ -598,7 +596,7 @@ class Lifecycle:
         self.last_used_at = max(self.last_used_at, facts.now)
         if facts.wire is not None:
             if self.binding is not None and self.binding.wire is not facts.wire:
-                self._retire_current()
+                self._retire(self.binding.wire)
             self.generation += 1
             facts.wire.promote()
             version = facts.located.version if facts.located is not None else None
@@ -713,10 +711,6 @@ class Lifecycle:
         self.result.alarm = self.outage is None or not self.outage.noticed
         if self.outage is not None:
             self.outage.noticed = True
-
-    def _retire_current(self) -> None:
-        assert self.binding is not None, "whoever replaces a channel has seen it"
-        self._retire(self.binding.wire)
 
     def _retire(self, wire: Wire) -> None:
         """Close the channel once nothing runs on it any more: now, or when it has drained."""

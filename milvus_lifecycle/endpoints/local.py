@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
+from ..config import ConnectionConfig
 from ..core.facts import Located
 from ..core.strategies import ConnectionStrategy, Locator, View
 from ..errors import ConfigError, ConnectionClosed, Failure, FailureSummary
@@ -63,11 +63,39 @@ def _let_go_of_lock(database: Any) -> None:
             os.close(descriptor)
 
 
-@dataclass(eq=False)
-class LocalServer:
-    """Locator of a ``.db`` path: starts its server, restarts it if it died, releases it."""
+def _answers(lite: Any, path: str) -> bool:
+    """Does the server that Milvus Lite remembers for ``path`` still listen?"""
+    entry = getattr(lite, "_servers", {}).get(os.path.abspath(path))
+    # Not a tuple: a subprocess of an older Milvus Lite, start_and_get_uri knows better.
+    return isinstance(entry, tuple) and _listens(entry[-1])
 
-    path: str
+
+def _listens(port: int) -> bool:
+    import socket
+
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=0.5):
+            return True
+    except OSError:
+        return False
+
+
+class LocalStrategy(ConnectionStrategy):
+    """Milvus Lite inside this process, for a path ending in ``.db``, whose locator it is, too.
+
+    The server starts when the first channel is opened, is restarted in a recovery if it died,
+    and is released when the last connection of this process to that path is CLOSED.
+    """
+
+    name = "local"
+
+    def __init__(self, config: ConnectionConfig) -> None:
+        super().__init__(config)
+        self.path = config.address
+
+    def locator(self, connection: View) -> Locator:
+        """The process-wide server of this path."""
+        return self
 
     def locate(self, connection: View, failure: FailureSummary | None, timeout: float) -> Located:
         """The address of the running server; starts it if it does not run or does not answer."""
@@ -118,34 +146,3 @@ class LocalServer:
             _SERVERS.users.pop(self.path, None)
             with suppress(Exception):
                 _lite().release_server(self.path)
-
-
-def _answers(lite: Any, path: str) -> bool:
-    """Does the server that Milvus Lite remembers for ``path`` still listen?"""
-    entry = getattr(lite, "_servers", {}).get(os.path.abspath(path))
-    # Not a tuple: a subprocess of an older Milvus Lite, start_and_get_uri knows better.
-    return isinstance(entry, tuple) and _listens(entry[-1])
-
-
-def _listens(port: int) -> bool:
-    import socket
-
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=0.5):
-            return True
-    except OSError:
-        return False
-
-
-class LocalStrategy(ConnectionStrategy):
-    """Milvus Lite inside this process, for a path ending in ``.db``.
-
-    The server starts when the first channel is opened, is restarted in a recovery if it died,
-    and is released when the last connection of this process to that path is CLOSED.
-    """
-
-    name = "local"
-
-    def locator(self, connection: View) -> Locator:
-        """The process-wide server of this path."""
-        return LocalServer(self.config.address)
