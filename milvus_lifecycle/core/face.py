@@ -21,6 +21,7 @@ from ..errors import (
     Failure,
     FailureSummary,
     RpcSummary,
+    error_code,
     shown,
     summarize,
 )
@@ -287,10 +288,5 @@ def stamp_of(error: BaseException) -> Start | None:
 
 def _is_cancellation(error: BaseException) -> bool:
     """What grpc raises for RPCs on a channel that was closed under them."""
-    if isinstance(error, (grpc.FutureCancelledError, ValueError)):
-        return True
-    code = getattr(error, "code", None)
-    try:
-        return callable(code) and code() is grpc.StatusCode.CANCELLED
-    except Exception:
-        return False
+    closed = isinstance(error, (grpc.FutureCancelledError, ValueError))
+    return closed or error_code(error) == "CANCELLED"

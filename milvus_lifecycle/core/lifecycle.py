@@ -17,6 +17,7 @@ from typing import Any
 from ..audit.stream import Audit, Emission
 from ..config import ConnectionConfig
 from ..errors import Failure, FailureSummary, LifecycleError, summarize
+from ..fork import leak
 from ..policy import LifecyclePolicy
 from ..table import REFUSED, Row, State, Trigger
 from . import mutex
@@ -667,8 +668,6 @@ class Lifecycle:
 
     def action_forget_parent(self, row: Row, facts: Facts) -> None:
         """The parent's sockets belong to the parent: keep the objects, touch nothing."""
-        from ..fork import leak
-
         flight, self.flight = self.flight, None
         leak(self.binding, self.draining, flight)
         self.binding = None

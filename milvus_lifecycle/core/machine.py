@@ -102,20 +102,16 @@ def build_machine() -> Machine:
     )
 
 
-class _Quiet(logging.Filter):
+_STEPPING = threading.local()
+
+
+def _filter(record: logging.LogRecord) -> bool:
     """Drops what ``transitions`` logs of our steps: a step holds its connection's mutex, and no
     log handler may run then. Other users of the library in this process are not touched."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stepping = threading.local()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not getattr(self.stepping, "now", False)
+    return not getattr(_STEPPING, "now", False)
 
 
-_QUIET = _Quiet()
-logging.getLogger("transitions.core").addFilter(_QUIET)
+logging.getLogger("transitions.core").addFilter(_filter)
 
 _MACHINE = build_machine()
 _EVENTS = {trigger: _MACHINE.events[trigger.value] for trigger in Trigger}
@@ -134,9 +130,8 @@ def fire(model: Model, trigger: Trigger, facts: Facts) -> bool:
         if model.state is State.CLOSED:
             raise ConnectionClosed(address=model.address)
         raise IllegalTransition(f"{trigger} in {model.state}: {IMPOSSIBLE[cell]}")
-    stepping = _QUIET.stepping
-    outer, stepping.now = getattr(stepping, "now", False), True
+    outer, _STEPPING.now = getattr(_STEPPING, "now", False), True
     try:
         return bool(_EVENTS[trigger].trigger(model, facts=facts))
     finally:
-        stepping.now = outer  # a finalizer may step another connection inside of this step
+        _STEPPING.now = outer  # a finalizer may step another connection inside of this step

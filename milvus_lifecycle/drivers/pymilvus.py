@@ -17,7 +17,7 @@ from ..core.readiness import Collection, LoadState
 from ..core.requests import Open
 from ..core.transport import Transport
 from ..core.wire import Wire
-from ..errors import ConfigError, FailureSummary, LifecycleError
+from ..errors import ConfigError, FailureSummary, LifecycleError, error_code
 
 #: pymilvus has a connection manager to replace from 2.6.10 on; later minor versions are not
 #: known to work until they were tested.
@@ -179,12 +179,6 @@ def _identifier(response: Any) -> str:
     return str(response.identifier)
 
 
-def _says_alive(error: BaseException) -> bool:
-    code = getattr(error, "code", None)
-    name = getattr(code() if callable(code) else code, "name", "")
-    return name in _ALIVE
-
-
 class ThreadsTransport(_PymilvusTransport):
     """GrpcHandler and grpc.Channel."""
 
@@ -212,7 +206,7 @@ class ThreadsTransport(_PymilvusTransport):
             call = _raw(self._authorized(connection, wire.channel), "GetVersion")
             call(_message("GetVersionRequest"), timeout=timeout)
         except grpc.RpcError as error:
-            if not _says_alive(error):
+            if error_code(error) not in _ALIVE:
                 raise
 
     def load_state(
@@ -259,7 +253,7 @@ class AsyncioTransport(_PymilvusTransport):
         try:
             await _raw(wire.channel, "GetVersion")(_message("GetVersionRequest"), timeout=timeout)
         except grpc.RpcError as error:
-            if not _says_alive(error):
+            if error_code(error) not in _ALIVE:
                 raise
 
     async def load_state(

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from milvus_lifecycle import fork
 from milvus_lifecycle.endpoints import local
 from milvus_lifecycle.endpoints.local import LocalStrategy
 from milvus_lifecycle.errors import ConfigError, ConnectionClosed, summarize
@@ -202,7 +201,7 @@ def test_a_forked_child_has_a_server_of_its_own(
 ) -> None:
     """Once the parent's server is gone; the inherited object is never stopped, but forgotten."""
     kept: list[Any] = []
-    monkeypatch.setattr(fork, "leak", kept.append)
+    monkeypatch.setattr(local, "leak", kept.append)
     server, one = LocalStrategy(LOCAL), connection()
     if entry is not None:
         server.locate(one, None, 10.0)

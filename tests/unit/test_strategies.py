@@ -44,7 +44,7 @@ def test_a_local_path_is_located_by_its_server() -> None:
     config = ConnectionConfig.from_uri("./milvus.db")
     locator = LocalStrategy(config).locator(Core().life)
     assert isinstance(locator, LocalStrategy)
-    assert locator.path == config.address
+    assert locator.config is config
 
 
 def test_what_a_strategy_is_given_can_be_kept_weakly() -> None:
