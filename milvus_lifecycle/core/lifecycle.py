@@ -346,12 +346,15 @@ class Lifecycle:
             flight.candidate = wire
             return True
 
-    def withdraw(self, flight: Flight) -> StepResult:
-        """Take the flight's candidate away. Returns what is to be closed, now or when drained."""
+    def withdraw(self, flight: Flight, *, standby: bool = False) -> StepResult:
+        """Take the flight's candidate, or its standby, away. Returns what is to be closed."""
         with self.lock, self.section:
             self.result = StepResult()
-            wire, flight.candidate = flight.candidate, None
-            if wire is not None:
+            if standby:
+                wire, flight.standby = flight.standby, None
+            else:
+                wire, flight.candidate = flight.candidate, None
+            if wire is not None and self.flight is flight:
                 self._retire(wire)
             return self._left()
 
@@ -401,15 +404,6 @@ class Lifecycle:
         with self.lock, self.section:
             wire.validated = True
             return not wire.recalled
-
-    def drop_standby(self, flight: Flight) -> StepResult:
-        """The channel that failed is of no use: retire it."""
-        with self.lock, self.section:
-            self.result = StepResult()
-            wire, flight.standby = flight.standby, None
-            if wire is not None and self.flight is flight:
-                self._retire(wire)
-            return self._left()
 
     # -- the step --------------------------------------------------------------------------
 

@@ -148,8 +148,6 @@ class _PymilvusTransport:
 
     def _build(self, connection: ManagedConnection, handler_class: Any, channel: Any) -> Any:
         config = connection.config
-        arguments = config.get_handler_kwargs()
-        arguments.pop("channel", None)
         try:
             handler = handler_class(
                 uri=config.uri,
@@ -157,7 +155,7 @@ class _PymilvusTransport:
                 address=config.address,
                 token=config.token,
                 db_name=config.db_name,
-                **arguments,
+                **config.get_handler_kwargs(),
             )
         except (TypeError, ValueError) as error:
             raise ConfigError(f"pymilvus refuses the connection's options: {error}") from error

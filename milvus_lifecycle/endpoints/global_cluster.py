@@ -143,10 +143,6 @@ class TopologyBook:
             self._strategies.add(strategy)
             self._limit = max(self._limit, budget)
 
-    def primary(self) -> tuple[str, bool] | None:
-        """(address, secure) of the primary as last heard; None if nothing was heard."""
-        return self.place(self.latest) if self.latest is not None else None
-
     def place(self, topology: Topology) -> tuple[str, bool]:
         """(address, secure) of the primary of ``topology``."""
         config = self.config
@@ -378,8 +374,8 @@ class GlobalStrategy(ConnectionStrategy):
 
     def misdirected(self, address: str) -> bool:
         """The primary, as last heard, is somewhere else."""
-        place = self.book.primary()
-        return place is not None and place[0] != address
+        latest = self.book.latest
+        return latest is not None and self.book.place(latest)[0] != address
 
     def awaits_news(self) -> bool:
         """A fetch is under way: it may name another primary than the one that refused."""
