@@ -16,7 +16,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..audit.stream import complain
@@ -60,17 +60,15 @@ _PASSING = (
 )
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Fetch:
     """One answer of the topology service, and those who wait for it.
 
     Takes no lock: whoever waits may be interrupted by a signal handler wherever Python code runs.
     """
 
-    __slots__ = ("_wakes", "outcome")
-
-    def __init__(self) -> None:
-        self.outcome: Topology | LifecycleError | None = None
-        self._wakes: list[Callable[[], object]] = []
+    outcome: Topology | LifecycleError | None = None
+    _wakes: list[Callable[[], object]] = field(default_factory=list)
 
     def join(self, wake: Callable[[], object]) -> None:
         """Call ``wake`` once it has ended, perhaps twice: it does no harm if it is too late."""
