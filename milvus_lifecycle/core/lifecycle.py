@@ -102,7 +102,7 @@ def _snapshot(life: Lifecycle) -> Callable[[], None]:
 def _guard(path: str) -> Callable[[Lifecycle, Facts], bool]:
     """A guard that asks what stands at ``path``, and nothing of the facts."""
     read = attrgetter(path)
-    return lambda life, facts: bool(read(life))
+    return lambda self, facts: bool(read(self))
 
 
 @dataclass(slots=True, eq=False, repr=False)
