@@ -70,11 +70,10 @@ _OUTCOMES = {
     Trigger.PROBE_PASSED: Outcome.LANDED,
     Trigger.RECOVERED: Outcome.LANDED,
     Trigger.STAND_DOWN: Outcome.LANDED,
+    Trigger.PROBE_FAILED: Outcome.SUPERSEDED,
     Trigger.FAIL: Outcome.SUPERSEDED,
     Trigger.GIVE_UP: Outcome.GAVE_UP,
     Trigger.ABANDONED: Outcome.ABANDONED,
-    Trigger.FORKED: Outcome.FORKED,
-    Trigger.CLOSE: Outcome.CLOSED,
 }
 
 
@@ -652,13 +651,8 @@ class Lifecycle:
         if flight is None:
             return
         flight.failure = facts.failure or flight.failure
-        self.last_failure = flight.failure or self.last_failure
-        if row.trigger is Trigger.PROBE_FAILED:
-            over = row.dest is State.CLOSED
-            outcome = Outcome.FAILED if over else Outcome.SUPERSEDED
-        else:
-            outcome = _OUTCOMES[row.trigger]
-        self._end(outcome)
+        failed = row.trigger is Trigger.PROBE_FAILED and row.dest is State.CLOSED
+        self._end(Outcome.FAILED if failed else _OUTCOMES[row.trigger])
 
     def action_forget_parent(self, row: Row, facts: Facts) -> None:
         """The parent's sockets belong to the parent: keep the objects, touch nothing."""

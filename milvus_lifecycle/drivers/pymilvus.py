@@ -194,15 +194,15 @@ class ThreadsTransport(_PymilvusTransport):
         self, connection: ManagedConnection, wire: Wire, timeout: float, patient: bool
     ) -> str:
         """A Connect call with the handler's own credentials of the moment."""
-        call = _raw(self._authorized(connection, wire.channel), "Connect")
+        call, _ = _raw(self._authorized(connection, wire.channel), "Connect")
         request = self._connect_request(connection)
         return _identifier(call(request, timeout=timeout, wait_for_ready=patient))
 
     def ping(self, connection: ManagedConnection, wire: Wire, timeout: float) -> None:
         """GetVersion, raw: no decorator, no retry. Any answer is a sign of life."""
         try:
-            call = _raw(self._authorized(connection, wire.channel), "GetVersion")
-            call(_message("GetVersionRequest"), timeout=timeout)
+            call, request = _raw(self._authorized(connection, wire.channel), "GetVersion")
+            call(request(), timeout=timeout)
         except grpc.RpcError as error:
             if error_code(error) not in _ALIVE:
                 raise
@@ -211,8 +211,8 @@ class ThreadsTransport(_PymilvusTransport):
         self, connection: ManagedConnection, collection: Collection, timeout: float
     ) -> LoadState:
         """GetLoadState, without decorator and retry."""
-        call = _raw(self._authorized(connection, connection.face), "GetLoadState")
-        return _load_state(call(**_load_state_request(collection), timeout=timeout))
+        call, request = _raw(self._authorized(connection, connection.face), "GetLoadState")
+        return _load_state(call(**_load_state_request(request, collection), timeout=timeout))
 
     def _authorized(self, connection: ManagedConnection, channel: Any) -> Any:
         # After update_password(reset_connection=True) the handler has a new interceptor.
@@ -242,14 +242,15 @@ class AsyncioTransport(_PymilvusTransport):
         self, connection: ManagedConnection, wire: Wire, timeout: float, patient: bool
     ) -> str:
         """A Connect call; the interceptors add the credentials."""
-        call = _raw(wire.channel, "Connect")
+        call, _ = _raw(wire.channel, "Connect")
         request = self._connect_request(connection)
         return _identifier(await call(request, timeout=timeout, wait_for_ready=patient))
 
     async def ping(self, connection: ManagedConnection, wire: Wire, timeout: float) -> None:
         """GetVersion, raw: no decorator, no retry. Any answer is a sign of life."""
         try:
-            await _raw(wire.channel, "GetVersion")(_message("GetVersionRequest"), timeout=timeout)
+            call, request = _raw(wire.channel, "GetVersion")
+            await call(request(), timeout=timeout)
         except grpc.RpcError as error:
             if error_code(error) not in _ALIVE:
                 raise
@@ -258,42 +259,36 @@ class AsyncioTransport(_PymilvusTransport):
         self, connection: ManagedConnection, collection: Collection, timeout: float
     ) -> LoadState:
         """GetLoadState, without decorator and retry."""
-        call = _raw(connection.face, "GetLoadState")
-        return _load_state(await call(**_load_state_request(collection), timeout=timeout))
+        call, request = _raw(connection.face, "GetLoadState")
+        return _load_state(await call(**_load_state_request(request, collection), timeout=timeout))
 
 
 #: by flavour
 TRANSPORTS: dict[str, type[Transport]] = {"threads": ThreadsTransport, "asyncio": AsyncioTransport}
 
 
-def _raw(channel: Any, method: str) -> Any:
-    """A method of Milvus without the stub's hundred others."""
+def _raw(channel: Any, method: str) -> tuple[Any, Any]:
+    """A method of Milvus without the stub's hundred others, and the class of its requests."""
     from pymilvus.grpc_gen import milvus_pb2
 
     request = getattr(milvus_pb2, f"{method}Request")
     response = getattr(milvus_pb2, f"{method}Response")
-    return channel.unary_unary(
+    call = channel.unary_unary(
         f"/milvus.proto.milvus.MilvusService/{method}",
         request_serializer=request.SerializeToString,
         response_deserializer=response.FromString,
     )
+    return call, request
 
 
-def _message(name: str, **fields: Any) -> Any:
-    from pymilvus.grpc_gen import milvus_pb2
-
-    return getattr(milvus_pb2, name)(**fields)
-
-
-def _load_state_request(collection: Collection) -> dict[str, Any]:
+def _load_state_request(request: Any, collection: Collection) -> dict[str, Any]:
     """Request and metadata: the database travels in both, as servers differ in where they look."""
-    request = _message(
-        "GetLoadStateRequest",
+    asked = request(
         db_name=collection.database,
         collection_name=collection.name,
         partition_names=collection.partitions,
     )
-    return {"request": request, "metadata": (("dbname", collection.database),)}
+    return {"request": asked, "metadata": (("dbname", collection.database),)}
 
 
 def _load_state(response: Any) -> LoadState:
