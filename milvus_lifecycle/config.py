@@ -77,12 +77,7 @@ class ConnectionConfig:
 
     @classmethod
     def from_uri(
-        cls,
-        uri: str,
-        *,
-        token: str | None = None,
-        db_name: str | None = None,
-        **kwargs: Any,
+        cls, uri: str, *, token: str | None = None, db_name: str | None = None, **kwargs: Any
     ) -> ConnectionConfig:
         """Parse a URI; an explicit argument beats the URI, "" and None mean the URI's.
 
@@ -100,18 +95,12 @@ class ConnectionConfig:
                 where pymilvus is installed it is a ConnectionConfigException too.
         """
         try:
-            return cls._parse(uri, token, db_name, kwargs)
+            token = _check_text("token", token)
+            db_name = _check_text("db_name", db_name)
+            handler_kwargs = _check_kwargs(kwargs)
+            parts = parse_uri(uri)
         except ConfigError as error:
             raise for_callers(error) from None
-
-    @classmethod
-    def _parse(
-        cls, uri: str, token: str | None, db_name: str | None, kwargs: dict[str, Any]
-    ) -> ConnectionConfig:
-        token = _check_text("token", token)
-        db_name = _check_text("db_name", db_name)
-        handler_kwargs = _check_kwargs(kwargs)
-        parts = parse_uri(uri)
         if parts.scheme == "https":
             handler_kwargs.setdefault("secure", True)
         parts.token = token or parts.token

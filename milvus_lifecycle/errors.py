@@ -244,20 +244,9 @@ class TopologyError(LifecycleError):
         "stay on the last known primary."
     )
 
-    def __init__(
-        self,
-        reason: TopologyReason,
-        message: str = "",
-        *,
-        address: str = "",
-        attempts: int = 0,
-        elapsed: float = 0.0,
-        last_error: BaseException | None = None,
-    ) -> None:
+    def __init__(self, reason: TopologyReason, message: str = "", **facts: Any) -> None:
         self.reason = reason
-        super().__init__(
-            message, address=address, attempts=attempts, elapsed=elapsed, last_error=last_error
-        )
+        super().__init__(message, **facts)
 
     @property
     def audit_code(self) -> str:
@@ -350,7 +339,7 @@ def brief(error: BaseException) -> str:
         text = _read(error, "message")
         has_code = isinstance(text, str) and isinstance(_read(error, "code"), int)
         name = error_code(error) if has_code else type(error).__name__
-        text = text if has_code else _text(error)
+        text = text if has_code else _read(error, "__str__")
     return _line(name, text, isinstance(error, grpc.RpcError))
 
 
@@ -381,13 +370,6 @@ def _read(error: BaseException, name: str) -> object:
         return value() if callable(value) else value
     except Exception:
         return None
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:
-        return ""
 
 
 class RpcSummary(grpc.RpcError):

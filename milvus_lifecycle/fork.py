@@ -33,19 +33,6 @@ class Forked(Protocol):
         """Forget the parent's locks, threads and channels."""
 
 
-class Forking(Protocol):
-    """Something that does I/O on threads of its own, which is not to be cut by a fork."""
-
-    def fork_begins(self) -> bool:
-        """Start no I/O until ``fork_is_over``; end what can be started anew. True if any was."""
-
-    def fork_waits(self, until: float) -> None:
-        """Return when no I/O is under way, or at ``until`` (``time.monotonic()`` seconds)."""
-
-    def fork_is_over(self) -> None:
-        """In the parent: go on."""
-
-
 class ForkGate:
     """Counts threads that are inside gRPC, and lets none in or out while the process forks."""
 
@@ -86,6 +73,16 @@ class ForkGate:
         with self._changed:
             self._closed -= 1
             self._changed.notify_all()
+
+
+class Forking(Protocol):
+    """Something that does I/O on threads of its own, which is not to be cut by a fork."""
+
+    #: where that I/O is done; it is opened again in the parent when the fork is over
+    gate: ForkGate
+
+    def fork_begins(self) -> bool:
+        """Close the gate, and end what can be started anew. True if any was."""
 
 
 _LEAKED: list[object] = []
@@ -136,14 +133,14 @@ def _before_fork() -> None:
             ended.append(manager.fork_begins())
     until = time.monotonic() + FORK_LIMIT
     for manager in asked:
-        manager.fork_waits(until)
+        manager.gate.wait(until)
     if any(ended):
         time.sleep(SETTLING)
 
 
 def _after_fork_in_parent() -> None:
     for manager in _forking.__dict__.pop("asked", ()):
-        manager.fork_is_over()
+        manager.gate.open()
 
 
 def _after_fork_in_child() -> None:

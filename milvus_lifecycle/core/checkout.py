@@ -204,7 +204,7 @@ class Checkout:
             if flight.outcome is None or left_last:
                 self._see_it_flown(connection, flight)  # perhaps nobody else comes
                 own = until is not None and until < budget_end
-                raise self._late(connection, flight, began, first, not own)
+                raise self._late(connection, flight, began, first, own)
             self._next_flight(connection, flight, began, limit)
 
     def _see_it_flown(self, connection: ManagedConnection, flight: Flight) -> None:
@@ -244,15 +244,10 @@ class Checkout:
         return _verdict(ConnectFailed, connection, 1, self.clock() - began, failure)
 
     def _late(
-        self,
-        connection: ManagedConnection,
-        flight: Flight,
-        began: float,
-        first: bool,
-        budget_spent: bool,
+        self, connection: ManagedConnection, flight: Flight, began: float, first: bool, own: bool
     ) -> LifecycleError:
-        """What a caller sees whose own time is over while the flight goes on."""
-        kind: type[LifecycleError] = RecoveryExhausted if budget_spent else DeadlineExceeded
+        """What a caller sees whose time (``own``, or the budget) ends before the flight."""
+        kind: type[LifecycleError] = DeadlineExceeded if own else RecoveryExhausted
         if first:
             kind = ConnectFailed
         return kind(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 from ..audit.stream import Audit
@@ -18,6 +19,11 @@ from .strategies import ConnectionStrategy
 
 _ACTIVE = State.ACTIVE
 _NOBODY: Any = object()
+
+
+def _of(path: str, doc: str) -> Any:
+    """A read-only property that stands at ``path``."""
+    return property(attrgetter(path), doc=doc)
 
 
 class ManagedConnection:
@@ -52,50 +58,15 @@ class ManagedConnection:
         #: whom a dedicated connection was made for
         self.owner: weakref.ref[object] | None = None
 
-    @property
-    def id(self) -> str:
-        """What records call it; a forked child gives it another one."""
-        return self.lifecycle.id
-
-    @property
-    def config(self) -> ConnectionConfig:
-        """What it was made from."""
-        return self.lifecycle.config
-
-    @property
-    def strategy(self) -> ConnectionStrategy:
-        """Its endpoint's strategy."""
-        return self.lifecycle.strategy
-
-    @property
-    def state(self) -> State:
-        """Where its lifecycle is."""
-        return self.lifecycle.state
-
-    @property
-    def generation(self) -> int:
-        """How many channels were swapped in so far."""
-        return self.lifecycle.generation
-
-    @property
-    def address(self) -> str:
-        """The address in use, else the configured one."""
-        return self.lifecycle.address
-
-    @property
-    def dedicated(self) -> bool:
-        """Does it end with those who hold it?"""
-        return self.lifecycle.dedicated
-
-    @property
-    def created_at(self) -> float:
-        """When it was made (``time.monotonic()`` seconds)."""
-        return self.lifecycle.created_at
-
-    @property
-    def last_used_at(self) -> float:
-        """When it was last checked out or had an RPC (``time.monotonic()`` seconds)."""
-        return self.lifecycle.last_used_at
+    id: str = _of("lifecycle.id", "What records call it; a forked child gives it another one.")
+    config: ConnectionConfig = _of("lifecycle.config", "What it was made from.")
+    strategy: ConnectionStrategy = _of("lifecycle.strategy", "Its endpoint's strategy.")
+    state: State = _of("lifecycle.state", "Where its lifecycle is.")
+    generation: int = _of("lifecycle.generation", "How many channels were swapped in so far.")
+    address: str = _of("lifecycle.address", "The address in use, else the configured one.")
+    dedicated: bool = _of("lifecycle.dedicated", "Does it end with those who hold it?")
+    created_at: float = _of("lifecycle.created_at", "When it was made (monotonic seconds).")
+    last_used_at: float = _of("lifecycle.last_used_at", "Its last checkout or RPC (likewise).")
 
     @property
     def clients(self) -> frozenset[object]:

@@ -20,6 +20,8 @@ from ..errors import (
     DeadlineExceeded,
     Failure,
     FailureSummary,
+    RpcSummary,
+    error_code,
     shown,
     summarize,
 )
@@ -95,24 +97,18 @@ _status: contextvars.ContextVar[Status | None] = contextvars.ContextVar(
 )
 
 
-class DrainedError(grpc.RpcError, grpc.Call, GrpcFuture):
+class DrainedError(RpcSummary, grpc.Call, GrpcFuture):
     """UNAVAILABLE for an RPC that ``drain_timeout`` cut: its retry runs on the new channel.
 
     Also a call and a finished future, as the errors of grpc's interceptors have to be.
     """
 
     def __init__(self, address: str, drain_timeout: float | None) -> None:
-        self._text = (
+        super().__init__(
+            "UNAVAILABLE",
             f"the channel to {address} was replaced, and this call did not end within "
-            f"drain_timeout={drain_timeout} s"
+            f"drain_timeout={drain_timeout} s",
         )
-        super().__init__(self._text)
-
-    def code(self) -> grpc.StatusCode:
-        return grpc.StatusCode.UNAVAILABLE
-
-    def details(self) -> str:
-        return self._text
 
     def debug_error_string(self) -> str:
         return ""
@@ -145,6 +141,11 @@ class DrainedError(grpc.RpcError, grpc.Call, GrpcFuture):
         fn(self)
 
 
+def _factory(kind: str) -> Any:
+    """One of a channel's four factories of multi-callables."""
+    return lambda face, method, *args, **kwargs: face.method(kind, method, args, kwargs)
+
+
 class Face:
     """State and bookkeeping of a permanent channel."""
 
@@ -159,17 +160,8 @@ class Face:
         """The multi-callable ``name`` of this channel; ``kind`` is gRPC's factory for it."""
         raise NotImplementedError
 
-    def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return self.method("unary_unary", method, args, kwargs)
-
-    def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return self.method("unary_stream", method, args, kwargs)
-
-    def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return self.method("stream_unary", method, args, kwargs)
-
-    def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return self.method("stream_stream", method, args, kwargs)
+    unary_unary, unary_stream = _factory("unary_unary"), _factory("unary_stream")
+    stream_unary, stream_stream = _factory("stream_unary"), _factory("stream_stream")
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.connection!r}>"
@@ -296,10 +288,5 @@ def stamp_of(error: BaseException) -> Start | None:
 
 def _is_cancellation(error: BaseException) -> bool:
     """What grpc raises for RPCs on a channel that was closed under them."""
-    if isinstance(error, (grpc.FutureCancelledError, ValueError)):
-        return True
-    code = getattr(error, "code", None)
-    try:
-        return callable(code) and code() is grpc.StatusCode.CANCELLED
-    except Exception:
-        return False
+    closed = isinstance(error, (grpc.FutureCancelledError, ValueError))
+    return closed or error_code(error) == "CANCELLED"

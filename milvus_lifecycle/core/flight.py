@@ -37,7 +37,6 @@ class Outcome(Enum):
     GAVE_UP = "gave up"
     ABANDONED = "abandoned"
     CLOSED = "closed"
-    FORKED = "forked"
 
 
 @dataclass(slots=True, eq=False, repr=False)

@@ -17,6 +17,7 @@ from typing import Any
 from ..audit.stream import Audit, Emission
 from ..config import ConnectionConfig
 from ..errors import Failure, FailureSummary, LifecycleError, summarize
+from ..fork import leak
 from ..policy import LifecyclePolicy
 from ..table import REFUSED, Row, State, Trigger
 from . import mutex
@@ -56,9 +57,7 @@ class StepResult:
 
     def clear(self) -> None:
         """As if nothing had been decided."""
-        self.moved, self.alarm = False, False
-        self.emission, self.launch, self.locator = None, None, None
-        self.wakes, self.retired, self.closing = [], [], []
+        StepResult.__init__(self)
 
 
 _NOTHING = StepResult()
@@ -71,35 +70,38 @@ _OUTCOMES = {
     Trigger.PROBE_PASSED: Outcome.LANDED,
     Trigger.RECOVERED: Outcome.LANDED,
     Trigger.STAND_DOWN: Outcome.LANDED,
+    Trigger.PROBE_FAILED: Outcome.SUPERSEDED,
     Trigger.FAIL: Outcome.SUPERSEDED,
     Trigger.GIVE_UP: Outcome.GAVE_UP,
     Trigger.ABANDONED: Outcome.ABANDONED,
-    Trigger.FORKED: Outcome.FORKED,
-    Trigger.CLOSE: Outcome.CLOSED,
 }
 
 
-class _Snapshot:
+def _snapshot(life: Lifecycle) -> Callable[[], None]:
     """What a step may change, as it was before: a step happens as a whole, or not at all.
 
     Channels are not in it: retiring, promoting and demoting one twice is doing it once. Lists are
-    replaced by steps, never changed in place.
+    replaced by steps, never changed in place. Returns what puts it all back.
     """
+    parts = (life, life.flight, life.outage)
+    saved = [
+        (part, names, read(part))
+        for part, (names, read) in zip(parts, _PARTS, strict=True)
+        if part is not None
+    ]
 
-    __slots__ = ("_saved",)
-
-    def __init__(self, life: Lifecycle) -> None:
-        parts = (life, life.flight, life.outage)
-        self._saved = [
-            (part, names, read(part))
-            for part, (names, read) in zip(parts, _PARTS, strict=True)
-            if part is not None
-        ]
-
-    def restore(self) -> None:
-        for part, names, values in self._saved:
+    def restore() -> None:
+        for part, names, values in saved:
             for name, value in zip(names, values, strict=True):
                 setattr(part, name, value)
+
+    return restore
+
+
+def _guard(path: str) -> Callable[[Lifecycle, Facts], bool]:
+    """A guard that asks what stands at ``path``, and nothing of the facts."""
+    read = attrgetter(path)
+    return lambda self, facts: bool(read(self))
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -228,26 +230,15 @@ class Lifecycle:
             return None
         return max(self.leases.unheld_since, self.last_rpc_ended) + linger
 
-    def guard_held(self, facts: Facts) -> bool:
-        return bool(self.leases.held)
-
-    def guard_dedicated(self, facts: Facts) -> bool:
-        return self.dedicated
-
-    def guard_validated(self, facts: Facts) -> bool:
-        return self.validated
-
-    def guard_suspect(self, facts: Facts) -> bool:
-        return self.suspect
+    guard_held, guard_dedicated = _guard("leases.held"), _guard("dedicated")
+    guard_validated, guard_suspect = _guard("validated"), _guard("suspect")
+    guard_has_channel = _guard("has_channel")
 
     def guard_same_flight(self, facts: Facts) -> bool:
         return self.flight is not None and self.flight.number == facts.flight
 
     def guard_same_generation(self, facts: Facts) -> bool:
         return facts.generation is None or facts.generation == self.generation
-
-    def guard_has_channel(self, facts: Facts) -> bool:
-        return self.has_channel
 
     def guard_silent_since(self, facts: Facts) -> bool:
         return self.last_success < facts.started
@@ -354,12 +345,15 @@ class Lifecycle:
             flight.candidate = wire
             return True
 
-    def withdraw(self, flight: Flight) -> StepResult:
-        """Take the flight's candidate away. Returns what is to be closed, now or when drained."""
+    def withdraw(self, flight: Flight, *, standby: bool = False) -> StepResult:
+        """Take the flight's candidate, or its standby, away. Returns what is to be closed."""
         with self.lock, self.section:
             self.result = StepResult()
-            wire, flight.candidate = flight.candidate, None
-            if wire is not None:
+            if standby:
+                wire, flight.standby = flight.standby, None
+            else:
+                wire, flight.candidate = flight.candidate, None
+            if wire is not None and self.flight is flight:
                 self._retire(wire)
             return self._left()
 
@@ -410,15 +404,6 @@ class Lifecycle:
             wire.validated = True
             return not wire.recalled
 
-    def drop_standby(self, flight: Flight) -> StepResult:
-        """The channel that failed is of no use: retire it."""
-        with self.lock, self.section:
-            self.result = StepResult()
-            wire, flight.standby = flight.standby, None
-            if wire is not None and self.flight is flight:
-                self._retire(wire)
-            return self._left()
-
     # -- the step --------------------------------------------------------------------------
 
     def step(self, trigger: Trigger, facts: Facts, result: StepResult | None = None) -> StepResult:
@@ -435,21 +420,21 @@ class Lifecycle:
         result = StepResult() if result is None else result
         with self.lock:
             locks.append(self.lock)
-            before = _Snapshot(self)
+            restore = _snapshot(self)
             try:
                 self._decide(trigger, facts, result)
                 if result.emission is not None:
                     self._tell(result.emission)
             except BaseException as error:
                 if not result.decided:
-                    before.restore()
+                    restore()
                     result.clear()
                     if isinstance(error, LifecycleError):
                         raise  # the answer of the table or of a strategy
                     try:  # what came from outside does not come again
                         self._decide(trigger, facts, result)
                     except BaseException:
-                        before.restore()
+                        restore()
                         result.clear()
                         raise
                 self._tell(result.emission)
@@ -588,7 +573,7 @@ class Lifecycle:
         binding = self.binding
         assert binding is not None, "a validated connection has a channel, if only a closed one"
         if flight.candidate is not None:
-            self._retire_current()
+            self._retire(binding.wire)
         elif binding.identifier is None or outage.channels >= CHANNELS_PER_OUTAGE:
             # Never validated (kept by a give_up), or channels are spent: validate this one anew.
             binding.wire.demote()
@@ -597,7 +582,7 @@ class Lifecycle:
             binding.wire.demote()
             flight.standby = binding.wire
         else:
-            self._retire_current()
+            self._retire(binding.wire)
 
     def action_bind(self, row: Row, facts: Facts) -> None:
         """Swap the validated channel in. One reference changes: RPCs see all of it or nothing."""
@@ -605,7 +590,7 @@ class Lifecycle:
         self.last_used_at = max(self.last_used_at, facts.now)
         if facts.wire is not None:
             if self.binding is not None and self.binding.wire is not facts.wire:
-                self._retire_current()
+                self._retire(self.binding.wire)
             self.generation += 1
             facts.wire.promote()
             version = facts.located.version if facts.located is not None else None
@@ -666,18 +651,11 @@ class Lifecycle:
         if flight is None:
             return
         flight.failure = facts.failure or flight.failure
-        self.last_failure = flight.failure or self.last_failure
-        if row.trigger is Trigger.PROBE_FAILED:
-            over = row.dest is State.CLOSED
-            outcome = Outcome.FAILED if over else Outcome.SUPERSEDED
-        else:
-            outcome = _OUTCOMES[row.trigger]
-        self._end(outcome)
+        failed = row.trigger is Trigger.PROBE_FAILED and row.dest is State.CLOSED
+        self._end(Outcome.FAILED if failed else _OUTCOMES[row.trigger])
 
     def action_forget_parent(self, row: Row, facts: Facts) -> None:
         """The parent's sockets belong to the parent: keep the objects, touch nothing."""
-        from ..fork import leak
-
         flight, self.flight = self.flight, None
         leak(self.binding, self.draining, flight)
         self.binding = None
@@ -720,10 +698,6 @@ class Lifecycle:
         self.result.alarm = self.outage is None or not self.outage.noticed
         if self.outage is not None:
             self.outage.noticed = True
-
-    def _retire_current(self) -> None:
-        assert self.binding is not None, "whoever replaces a channel has seen it"
-        self._retire(self.binding.wire)
 
     def _retire(self, wire: Wire) -> None:
         """Close the channel once nothing runs on it any more: now, or when it has drained."""

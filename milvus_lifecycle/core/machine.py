@@ -35,39 +35,29 @@ class Model(View, Protocol):
         """PROBING, RECOVERING or CLOSED was entered."""
 
 
-class _Callback(Protocol):
-    def __call__(self, event: EventData) -> object: ...
-
-
 def _condition(name: str) -> Callable[[EventData], bool]:
     """A guard by its name in the table: the strategy's, or the connection's own."""
-    if name.startswith(_STRATEGY):
-        method = name.removeprefix(_STRATEGY)
+    method = name.removeprefix(_STRATEGY)
 
-        def ask_strategy(event: EventData) -> bool:
-            model = cast(Model, event.model)
-            return bool(getattr(model.strategy, method)(model, event.kwargs["facts"]))
+    def ask(event: EventData) -> bool:
+        model, facts = cast(Model, event.model), event.kwargs["facts"]
+        if method != name:
+            return bool(getattr(model.strategy, method)(model, facts))
+        return bool(getattr(model, "guard_" + name)(facts))
 
-        return ask_strategy
-
-    def ask_connection(event: EventData) -> bool:
-        return bool(getattr(event.model, "guard_" + name)(event.kwargs["facts"]))
-
-    return ask_connection
+    return ask
 
 
-def _action(name: str, row: Row) -> _Callback:
-    def act(event: EventData) -> None:
-        getattr(event.model, "action_" + name)(row, event.kwargs["facts"])
+def _taking(row: Row) -> Callable[[EventData], None]:
+    """Actions run before the state moves: if one raises, nothing has happened."""
 
-    return act
+    def take(event: EventData) -> None:
+        model = cast(Model, event.model)
+        model.row = row
+        for name in row.actions:
+            getattr(model, "action_" + name)(row, event.kwargs["facts"])
 
-
-def _remember(row: Row) -> _Callback:
-    def remember(event: EventData) -> None:
-        cast(Model, event.model).row = row
-
-    return remember
+    return take
 
 
 def _entering(event: EventData) -> None:
@@ -98,8 +88,7 @@ def build_machine() -> Machine:
             "dest": row.dest,
             "conditions": [_condition(name) for name in row.conditions],
             "unless": [_condition(name) for name in row.unless],
-            # Actions run before the state moves: if one raises, nothing has happened.
-            "before": [_remember(row), *(_action(name, row) for name in row.actions)],
+            "before": _taking(row),
         }
         for row in TRANSITIONS
     ]
@@ -113,20 +102,16 @@ def build_machine() -> Machine:
     )
 
 
-class _Quiet(logging.Filter):
+_STEPPING = threading.local()
+
+
+def _filter(record: logging.LogRecord) -> bool:
     """Drops what ``transitions`` logs of our steps: a step holds its connection's mutex, and no
     log handler may run then. Other users of the library in this process are not touched."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stepping = threading.local()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not getattr(self.stepping, "now", False)
+    return not getattr(_STEPPING, "now", False)
 
 
-_QUIET = _Quiet()
-logging.getLogger("transitions.core").addFilter(_QUIET)
+logging.getLogger("transitions.core").addFilter(_filter)
 
 _MACHINE = build_machine()
 _EVENTS = {trigger: _MACHINE.events[trigger.value] for trigger in Trigger}
@@ -145,9 +130,8 @@ def fire(model: Model, trigger: Trigger, facts: Facts) -> bool:
         if model.state is State.CLOSED:
             raise ConnectionClosed(address=model.address)
         raise IllegalTransition(f"{trigger} in {model.state}: {IMPOSSIBLE[cell]}")
-    stepping = _QUIET.stepping
-    outer, stepping.now = getattr(stepping, "now", False), True
+    outer, _STEPPING.now = getattr(_STEPPING, "now", False), True
     try:
         return bool(_EVENTS[trigger].trigger(model, facts=facts))
     finally:
-        stepping.now = outer  # a finalizer may step another connection inside of this step
+        _STEPPING.now = outer  # a finalizer may step another connection inside of this step

@@ -119,15 +119,16 @@ class Maintenance:
 
     def plan_expiry(self, connection: ManagedConnection) -> None:
         """Close the connection once it has lingered unused."""
-        if connection.lifecycle.expiry_planned:
+        life = connection.lifecycle
+        if life.expiry_planned:
             return  # one entry a connection: it is moved on when it comes due too early
-        due = connection.lifecycle.linger_due()
-        if due is not None and connection.state is State.IDLE:
-            connection.lifecycle.expiry_planned = True
+        due = life.linger_due()
+        if due is not None and life.state is State.IDLE:
+            life.expiry_planned = True
             try:
                 self._look_at(connection, due, self._expire)
             except BaseException:  # a signal handler's: twice is better than never
-                connection.lifecycle.expiry_planned = False
+                life.expiry_planned = False
                 raise
 
     def _expire(self, connection: ManagedConnection) -> None:
@@ -137,18 +138,14 @@ class Maintenance:
 
     def plan_recycle(self, connection: ManagedConnection, not_before: float = 0.0) -> None:
         """Look at the channel's age once it is due; one entry a generation."""
-        policy, binding = self.pool.policy, connection.lifecycle.binding
-        if policy.max_age is None or binding is None:
+        life, policy = connection.lifecycle, self.pool.policy
+        binding, generation = life.binding, life.generation
+        if policy.max_age is None or binding is None or life.recycle_planned == generation:
             return
-        generation = connection.generation
-        if connection.lifecycle.recycle_planned == generation:
-            return
-        connection.lifecycle.recycle_planned = generation
-        due = binding.wire.opened_at + policy.max_age * (
-            1.0 - policy.backoff_jitter * connection.lifecycle.unit
-        )
+        life.recycle_planned = generation
+        age = policy.max_age * (1.0 - policy.backoff_jitter * life.unit)
         # A moment later than due: the guard wants "older than", not "as old as".
-        due = max(due + 0.001, not_before)
+        due = max(binding.wire.opened_at + age + 0.001, not_before)
         self._look_at(connection, due, self._recycle, generation)
 
     def _recycle(self, connection: ManagedConnection, generation: int) -> None:

@@ -12,6 +12,7 @@ its lock is really held by this thread.
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -44,16 +45,14 @@ def check_outside() -> None:
         raise Reentered
 
 
+@dataclass(slots=True)
 class Section:
     """Notes that this thread is inside: ``with connection._lock, connection._section:``.
 
     On the hit path, where a call of Python code counts, ``here.locks`` is kept by hand.
     """
 
-    __slots__ = ("lock",)
-
-    def __init__(self, lock: Any) -> None:
-        self.lock = lock
+    lock: Any
 
     def __enter__(self) -> None:
         here.locks.append(self.lock)

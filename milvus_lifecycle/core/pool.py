@@ -363,11 +363,9 @@ class Pool:
         self.maintenance.schedule.reset_after_fork()
         self.audit.reset_after_fork()
         for connection in self.registry.all():
-            connection.lifecycle.renew_mutex()
-            connection.lifecycle.expiry_planned = connection.lifecycle.refresh_planned = (
-                connection.leases.loss_noted
-            ) = False
-            connection.lifecycle.recycle_planned = 0
+            life, connection.leases.loss_noted = connection.lifecycle, False
+            life.renew_mutex()
+            life.expiry_planned, life.refresh_planned, life.recycle_planned = False, False, 0
             self.step(connection, Trigger.FORKED)
 
 

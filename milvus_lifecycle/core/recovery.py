@@ -171,7 +171,7 @@ class Recovery:
             else:
                 stood_down = self._settle(Trigger.STAND_DOWN, located=located, unchanged=True)
                 return stood_down or self.flight.outcome is not None
-        self.pool.finish(self.connection, self.life.drop_standby(self.flight))
+        self.pool.finish(self.connection, self.life.withdraw(self.flight, standby=True))
         return self.flight.outcome is not None
 
     def _validate(self, wire: Wire) -> Procedure[str | FailureSummary]:

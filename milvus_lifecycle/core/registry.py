@@ -39,10 +39,8 @@ class Registry:
         with self._lock:
             if self._retired and not connection.dedicated:
                 # It ends with those who hold it. Calls that revive it at once find each other.
-                connection.lifecycle.dedicated, connection.owner = (
-                    True,
-                    weakref.ref(connection.face),
-                )
+                connection.owner = weakref.ref(connection.face)
+                connection.lifecycle.dedicated = True
             if connection.dedicated:
                 client = connection.owner() if connection.owner is not None else None
                 if client is not None:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from ..errors import Failure, FailureSummary, classify, summarize
 from ..table import State, Trigger
 from .checkout import Checkout
-from .connection import ManagedConnection
 from .face import DEADLINE_MARGIN, Face, Start, Status, stamp_of
 from .facts import Facts
 from .readiness import NEWS, LoadState, Reload
@@ -30,50 +29,36 @@ class Retry:
     def ask(self, error: Exception) -> Procedure[bool]:
         """The retry decorator asks whether to retry: waits until a retry makes sense."""
         start, now = stamp_of(error), self.clock()
-        if start is not None and start.failure is not None:
+        failure = start.failure if start is not None else None
+        if start is not None and failure is not None:
             # The budget is for waiting. A call may have run for longer than that when its server
             # goes away, or into a connection whose loss nobody noticed.
-            began = start.began + (now - start.at)
-            return (yield from self._after(replace(start, began=began), start.failure, True))
-        # A status instead of an RPC error, or an error that somebody brought in by hand.
-        kind, status = classify(error), self.face.take_status(error)
-        if kind is Failure.NOT_READY:
-            if status is None or not (yield from self._wait_loaded(status)):
-                return False
-            self.face.expect_retry(status.start)
-            return True
-        if kind not in _MENDABLE:
-            return False  # nor is anything made of it: it is its caller's
-        failure = summarize(error)
-        if status is not None:
-            return (yield from self._after(status.start, failure, False))
-        connection = self.face.connection
-        return (yield from self._settle(connection, failure, None, now, None, False))
-
-    def _after(self, start: Start, failure: FailureSummary, told: bool) -> Procedure[bool]:
-        connection = start.connection
-        generation = connection.lifecycle.generation_of(start.binding)
-        handled = yield from self._settle(
-            connection, failure, generation, start.began, start.until, told
-        )
-        if handled:
+            start, told = replace(start, began=start.began + (now - start.at)), True
+        else:
+            # A status instead of an RPC error, or an error that somebody brought in by hand.
+            kind, status = classify(error), self.face.take_status(error)
+            if kind is Failure.NOT_READY:
+                if status is None or not (yield from self._wait_loaded(status)):
+                    return False
+                self.face.expect_retry(status.start)
+                return True
+            if kind not in _MENDABLE:
+                return False  # nor is anything made of it: it is its caller's
+            start, told = None if status is None else status.start, False
+            failure = summarize(error)
+        handled = yield from self._settle(start, failure, told)
+        if handled and start is not None:
             self.face.expect_retry(start)
         return handled
 
-    def _settle(
-        self,
-        connection: ManagedConnection,
-        failure: FailureSummary,
-        generation: int | None,
-        began: float,
-        until: float | None,
-        told: bool,
-    ) -> Procedure[bool]:
-        if failure.kind not in _MENDABLE:
-            return False
+    def _settle(self, start: Start | None, failure: FailureSummary, told: bool) -> Procedure[bool]:
+        connection, generation, began, until = self.face.connection, None, self.clock(), None
+        if start is not None:
+            connection, began, until = start.connection, start.began, start.until
+            generation = connection.lifecycle.generation_of(start.binding)
         life = connection.lifecycle
         facts = Facts(now=self.clock(), failure=failure)
-        if not life.strategy.may_recover(life, facts):
+        if failure.kind not in _MENDABLE or not life.strategy.may_recover(life, facts):
             return False
         if generation is not None and generation < life.generation:
             return True

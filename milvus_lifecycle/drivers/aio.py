@@ -13,6 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -320,14 +321,12 @@ def _retrieve(task: Any) -> None:
         task.exception()
 
 
+@dataclass(slots=True, eq=False)
 class _Anchor:
     """Held by nothing but a timer of the loop: goes when the loop is closed or collected."""
 
-    __slots__ = ("driver", "manager")
-
-    def __init__(self, driver: AsyncDriver, manager: object) -> None:
-        self.driver = driver
-        self.manager = manager
+    driver: AsyncDriver
+    manager: object
 
     def hold(self) -> None:
         """Never called."""

@@ -17,7 +17,7 @@ from ..core.pool import FACE, Pool
 from ..core.requests import Procedure
 from ..core.retry import Retry
 from ..core.wire import Rpc, WireState
-from ..errors import LifecycleError, summarize
+from ..errors import LifecycleError, RpcSummary, summarize
 from ..policy import parse_timeout
 from .rpc import Method
 
@@ -41,16 +41,6 @@ class AsyncDriver(Protocol):
 
     async def drive(self, procedure: Procedure[T]) -> T:
         """Run a procedure to its end in this task."""
-
-
-class OverdueError(grpc.RpcError):
-    """DEADLINE_EXCEEDED, for an RPC that was cancelled at its deadline."""
-
-    def code(self) -> grpc.StatusCode:
-        return grpc.StatusCode.DEADLINE_EXCEEDED
-
-    def details(self) -> str:
-        return str(self.args[0])
 
 
 class _Interceptors(list[Any]):
@@ -111,7 +101,7 @@ class AsyncLifecycleChannel(Face, grpc.aio.Channel):
         if start.until is None or start.timeout is None:
             return
         if start.until - now <= start.timeout / 10:
-            overdue = OverdueError("cancelled at the deadline of its call")
+            overdue = RpcSummary("DEADLINE_EXCEEDED", "cancelled at the deadline of its call")
             failure = summarize(overdue)
             self.pool.rpc_failed(start.connection, failure, generation, start.at)
 

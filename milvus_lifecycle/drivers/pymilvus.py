@@ -9,6 +9,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import grpc
+import grpc.aio
 
 from ..config import ConnectionConfig, TlsMaterial, load_tls
 from ..core.connection import ManagedConnection
@@ -16,7 +17,7 @@ from ..core.readiness import Collection, LoadState
 from ..core.requests import Open
 from ..core.transport import Transport
 from ..core.wire import Wire
-from ..errors import ConfigError, FailureSummary, LifecycleError
+from ..errors import ConfigError, FailureSummary, LifecycleError, error_code
 
 #: pymilvus has a connection manager to replace from 2.6.10 on; later minor versions are not
 #: known to work until they were tested.
@@ -147,8 +148,6 @@ class _PymilvusTransport:
 
     def _build(self, connection: ManagedConnection, handler_class: Any, channel: Any) -> Any:
         config = connection.config
-        arguments = config.get_handler_kwargs()
-        arguments.pop("channel", None)
         try:
             handler = handler_class(
                 uri=config.uri,
@@ -156,7 +155,7 @@ class _PymilvusTransport:
                 address=config.address,
                 token=config.token,
                 db_name=config.db_name,
-                **arguments,
+                **config.get_handler_kwargs(),
             )
         except (TypeError, ValueError) as error:
             raise ConfigError(f"pymilvus refuses the connection's options: {error}") from error
@@ -178,18 +177,10 @@ def _identifier(response: Any) -> str:
     return str(response.identifier)
 
 
-def _says_alive(error: BaseException) -> bool:
-    code = getattr(error, "code", None)
-    name = getattr(code() if callable(code) else code, "name", "")
-    return name in _ALIVE
-
-
 class ThreadsTransport(_PymilvusTransport):
     """GrpcHandler and grpc.Channel."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.factories = grpc
+    factories = grpc
 
     def make_handler(self, connection: ManagedConnection, channel: Any) -> Any:
         """A GrpcHandler; builds no connection."""
@@ -203,25 +194,25 @@ class ThreadsTransport(_PymilvusTransport):
         self, connection: ManagedConnection, wire: Wire, timeout: float, patient: bool
     ) -> str:
         """A Connect call with the handler's own credentials of the moment."""
-        call = _raw(self._authorized(connection, wire.channel), "Connect")
+        call, _ = _raw(self._authorized(connection, wire.channel), "Connect")
         request = self._connect_request(connection)
         return _identifier(call(request, timeout=timeout, wait_for_ready=patient))
 
     def ping(self, connection: ManagedConnection, wire: Wire, timeout: float) -> None:
         """GetVersion, raw: no decorator, no retry. Any answer is a sign of life."""
         try:
-            call = _raw(self._authorized(connection, wire.channel), "GetVersion")
-            call(_message("GetVersionRequest"), timeout=timeout)
+            call, request = _raw(self._authorized(connection, wire.channel), "GetVersion")
+            call(request(), timeout=timeout)
         except grpc.RpcError as error:
-            if not _says_alive(error):
+            if error_code(error) not in _ALIVE:
                 raise
 
     def load_state(
         self, connection: ManagedConnection, collection: Collection, timeout: float
     ) -> LoadState:
         """GetLoadState, without decorator and retry."""
-        call = _raw(self._authorized(connection, connection.face), "GetLoadState")
-        return _load_state(call(**_load_state_request(collection), timeout=timeout))
+        call, request = _raw(self._authorized(connection, connection.face), "GetLoadState")
+        return _load_state(call(**_load_state_request(request, collection), timeout=timeout))
 
     def _authorized(self, connection: ManagedConnection, channel: Any) -> Any:
         # After update_password(reset_connection=True) the handler has a new interceptor.
@@ -232,11 +223,7 @@ class ThreadsTransport(_PymilvusTransport):
 class AsyncioTransport(_PymilvusTransport):
     """AsyncGrpcHandler and grpc.aio.Channel."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        import grpc.aio
-
-        self.factories = grpc.aio
+    factories = grpc.aio
 
     def make_handler(self, connection: ManagedConnection, channel: Any) -> Any:
         """An AsyncGrpcHandler; builds no connection."""
@@ -255,58 +242,53 @@ class AsyncioTransport(_PymilvusTransport):
         self, connection: ManagedConnection, wire: Wire, timeout: float, patient: bool
     ) -> str:
         """A Connect call; the interceptors add the credentials."""
-        call = _raw(wire.channel, "Connect")
+        call, _ = _raw(wire.channel, "Connect")
         request = self._connect_request(connection)
         return _identifier(await call(request, timeout=timeout, wait_for_ready=patient))
 
     async def ping(self, connection: ManagedConnection, wire: Wire, timeout: float) -> None:
         """GetVersion, raw: no decorator, no retry. Any answer is a sign of life."""
         try:
-            await _raw(wire.channel, "GetVersion")(_message("GetVersionRequest"), timeout=timeout)
+            call, request = _raw(wire.channel, "GetVersion")
+            await call(request(), timeout=timeout)
         except grpc.RpcError as error:
-            if not _says_alive(error):
+            if error_code(error) not in _ALIVE:
                 raise
 
     async def load_state(
         self, connection: ManagedConnection, collection: Collection, timeout: float
     ) -> LoadState:
         """GetLoadState, without decorator and retry."""
-        call = _raw(connection.face, "GetLoadState")
-        return _load_state(await call(**_load_state_request(collection), timeout=timeout))
+        call, request = _raw(connection.face, "GetLoadState")
+        return _load_state(await call(**_load_state_request(request, collection), timeout=timeout))
 
 
 #: by flavour
 TRANSPORTS: dict[str, type[Transport]] = {"threads": ThreadsTransport, "asyncio": AsyncioTransport}
 
 
-def _raw(channel: Any, method: str) -> Any:
-    """A method of Milvus without the stub's hundred others."""
+def _raw(channel: Any, method: str) -> tuple[Any, Any]:
+    """A method of Milvus without the stub's hundred others, and the class of its requests."""
     from pymilvus.grpc_gen import milvus_pb2
 
     request = getattr(milvus_pb2, f"{method}Request")
     response = getattr(milvus_pb2, f"{method}Response")
-    return channel.unary_unary(
+    call = channel.unary_unary(
         f"/milvus.proto.milvus.MilvusService/{method}",
         request_serializer=request.SerializeToString,
         response_deserializer=response.FromString,
     )
+    return call, request
 
 
-def _message(name: str, **fields: Any) -> Any:
-    from pymilvus.grpc_gen import milvus_pb2
-
-    return getattr(milvus_pb2, name)(**fields)
-
-
-def _load_state_request(collection: Collection) -> dict[str, Any]:
+def _load_state_request(request: Any, collection: Collection) -> dict[str, Any]:
     """Request and metadata: the database travels in both, as servers differ in where they look."""
-    request = _message(
-        "GetLoadStateRequest",
+    asked = request(
         db_name=collection.database,
         collection_name=collection.name,
         partition_names=collection.partitions,
     )
-    return {"request": request, "metadata": (("dbname", collection.database),)}
+    return {"request": asked, "metadata": (("dbname", collection.database),)}
 
 
 def _load_state(response: Any) -> LoadState:

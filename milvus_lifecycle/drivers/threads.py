@@ -51,7 +51,7 @@ class ThreadsDriver:
         pool.driver = self
         self._keeper: threading.Thread | None = None
         self._keeper_lock = threading.RLock()
-        self._gate = ForkGate()
+        self.gate = ForkGate()
         _DRIVERS.add(self)
         on_fork_in_child(self)
         around_fork(self)
@@ -85,7 +85,7 @@ class ThreadsDriver:
         if isinstance(request, Ping):
             return self._ask(request, transport.ping, request.timeout)
         if isinstance(request, Open):
-            with self._gate.inside():
+            with self.gate.inside():
                 return transport.open(request)
         if isinstance(request, Join):
             ended = threading.Event()
@@ -105,7 +105,7 @@ class ThreadsDriver:
         connection, wire = request.connection, request.wire
         answered = False
         try:
-            with self._gate.inside():
+            with self.gate.inside():
                 answer = ask(connection, wire, *how)
                 # Whoever forks closes the gate, then looks at this: either he sees it, or this
                 # thread stays in here until the fork is over, and sees that it was recalled.
@@ -131,12 +131,8 @@ class ThreadsDriver:
 
     def launch(self, connection: ManagedConnection, flight: Flight) -> None:
         recovery = Recovery(self.pool, connection, flight)
-        worker = threading.Thread(
-            target=self._fly,
-            args=(recovery,),
-            name=f"milvus-lifecycle-{flight.kind.value}-{connection.lifecycle.id}",
-            daemon=True,
-        )
+        name = f"{flight.kind.value}-{connection.lifecycle.id}"
+        worker = _make_thread(name, self._fly, recovery)
         try:
             worker.start()
         except RuntimeError:
@@ -155,12 +151,8 @@ class ThreadsDriver:
             recovery.abandon(threading.current_thread())  # it may not have begun
 
     def refresh_in_background(self, connection: ManagedConnection) -> None:
-        threading.Thread(
-            target=self.drive,
-            args=(self.pool.maintenance.refresh(connection),),
-            name=f"milvus-lifecycle-refresh-{connection.lifecycle.id}",
-            daemon=True,
-        ).start()
+        refresh = self.pool.maintenance.refresh(connection)
+        _make_thread(f"refresh-{connection.lifecycle.id}", self.drive, refresh).start()
 
     def dispose(self, wire: Wire) -> None:
         wire.methods.clear()
@@ -185,12 +177,7 @@ class ThreadsDriver:
             if self._keeper is not None and self._keeper.is_alive():
                 self._mailbox.put(look)
                 return
-            keeper = threading.Thread(
-                target=_keep_time,
-                args=(weakref.ref(self), self._mailbox),
-                name="milvus-lifecycle-timekeeper",
-                daemon=True,
-            )
+            keeper = _make_thread("timekeeper", _keep_time, weakref.ref(self), self._mailbox)
             # Noted first: whoever is interrupted here may have started it.
             self._keeper = keeper
             with suppress(RuntimeError):  # no thread to be had: the next timer tries again
@@ -220,7 +207,7 @@ class ThreadsDriver:
 
         Their flights open others afterwards. RPCs of callers are left alone.
         """
-        self._gate.close()
+        self.gate.close()
         try:
             recalled = [connection.lifecycle.recall() for connection in self.pool.registry.all()]
         except Reentered:  # a finalizer forks, of all things
@@ -230,16 +217,8 @@ class ThreadsDriver:
             self.pool.close_channel(wire)
         return bool(closed)
 
-    def fork_waits(self, until: float) -> None:
-        """A flight may be on its way out of gRPC; a ping ends by itself."""
-        self._gate.wait(until)
-
-    def fork_is_over(self) -> None:
-        """In the parent: flights go on."""
-        self._gate.open()
-
     def fork_child(self) -> None:
-        self._gate = ForkGate()
+        self.gate = ForkGate()
         self._mailbox = queue.SimpleQueue()
         self._keeper = None
         self._keeper_lock = threading.RLock()
@@ -249,6 +228,11 @@ class ThreadsDriver:
 
     def __del__(self) -> None:
         self._mailbox.put(_stop)
+
+
+def _make_thread(name: str, target: Callable[..., object], *args: object) -> threading.Thread:
+    name = f"milvus-lifecycle-{name}"
+    return threading.Thread(target=target, args=args, name=name, daemon=True)
 
 
 def _stop() -> None:

@@ -16,7 +16,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..audit.stream import complain
@@ -60,17 +60,15 @@ _PASSING = (
 )
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Fetch:
     """One answer of the topology service, and those who wait for it.
 
     Takes no lock: whoever waits may be interrupted by a signal handler wherever Python code runs.
     """
 
-    __slots__ = ("_wakes", "outcome")
-
-    def __init__(self) -> None:
-        self.outcome: Topology | LifecycleError | None = None
-        self._wakes: list[Callable[[], object]] = []
+    outcome: Topology | LifecycleError | None = None
+    _wakes: list[Callable[[], object]] = field(default_factory=list)
 
     def join(self, wake: Callable[[], object]) -> None:
         """Call ``wake`` once it has ended, perhaps twice: it does no harm if it is too late."""
@@ -142,10 +140,6 @@ class TopologyBook:
         with self._lock:
             self._strategies.add(strategy)
             self._limit = max(self._limit, budget)
-
-    def primary(self) -> tuple[str, bool] | None:
-        """(address, secure) of the primary as last heard; None if nothing was heard."""
-        return self.place(self.latest) if self.latest is not None else None
 
     def place(self, topology: Topology) -> tuple[str, bool]:
         """(address, secure) of the primary of ``topology``."""
@@ -378,8 +372,8 @@ class GlobalStrategy(ConnectionStrategy):
 
     def misdirected(self, address: str) -> bool:
         """The primary, as last heard, is somewhere else."""
-        place = self.book.primary()
-        return place is not None and place[0] != address
+        latest = self.book.latest
+        return latest is not None and self.book.place(latest)[0] != address
 
     def awaits_news(self) -> bool:
         """A fetch is under way: it may name another primary than the one that refused."""

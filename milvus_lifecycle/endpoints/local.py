@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from ..core.facts import Located
 from ..core.strategies import ConnectionStrategy, Locator, View
 from ..errors import ConfigError, ConnectionClosed, Failure, FailureSummary
-from ..fork import renew_in_child
+from ..fork import leak, renew_in_child
 from ..table import State
 from ..uri import LITE_MISSING, parse_endpoint
 
@@ -32,8 +32,6 @@ class _Servers:
         paths, self.users = list(self.users), {}
         if paths:
             known = getattr(_lite(), "_servers", {})
-            from ..fork import leak
-
             for path in paths:
                 entry = known.pop(path, None)
                 leak(entry)
@@ -63,42 +61,65 @@ def _let_go_of_lock(database: Any) -> None:
             os.close(descriptor)
 
 
-@dataclass(eq=False)
-class LocalServer:
-    """Locator of a ``.db`` path: starts its server, restarts it if it died, releases it."""
+def _answers(lite: Any, path: str) -> bool:
+    """Does the server that Milvus Lite remembers for ``path`` still listen?"""
+    entry = getattr(lite, "_servers", {}).get(os.path.abspath(path))
+    # Not a tuple: a subprocess of an older Milvus Lite, start_and_get_uri knows better.
+    return isinstance(entry, tuple) and _listens(entry[-1])
 
-    path: str
+
+def _listens(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=0.5):
+            return True
+    except OSError:
+        return False
+
+
+class LocalStrategy(ConnectionStrategy):
+    """Milvus Lite inside this process, for a path ending in ``.db``, whose locator it is, too.
+
+    The server starts when the first channel is opened, is restarted in a recovery if it died,
+    and is released when the last connection of this process to that path is CLOSED.
+    """
+
+    name = "local"
+
+    def locator(self, connection: View) -> Locator:
+        """The process-wide server of this path."""
+        return self
 
     def locate(self, connection: View, failure: FailureSummary | None, timeout: float) -> Located:
         """The address of the running server; starts it if it does not run or does not answer."""
+        path = self.config.address
         with _SERVERS.lock:
-            port = _SERVERS.inherited.get(self.path)
+            port = _SERVERS.inherited.get(path)
             if port is not None:
                 if _listens(port):
                     return Located(f"127.0.0.1:{port}", False)
-                del _SERVERS.inherited[self.path]
-            users = _SERVERS.users.setdefault(self.path, set())
+                del _SERVERS.inherited[path]
+            users = _SERVERS.users.setdefault(path, set())
             silent = (Failure.TRANSIENT, Failure.DEADLINE)
             dead = failure is not None and failure.kind in silent
             lite = _lite()
-            if dead and not _answers(lite, self.path):
-                lite.release_server(self.path)
-            uri = lite.start_and_get_uri(self.path)
+            if dead and not _answers(lite, path):
+                lite.release_server(path)
+            uri = lite.start_and_get_uri(path)
             if uri is None:
                 if not users:
-                    del _SERVERS.users[self.path]
+                    del _SERVERS.users[path]
                 # Not an error of the engine: what is raised to the caller has this for its cause.
                 raise OSError("Milvus Lite cannot open it; another process may have it open")
             users.add(id(connection))
         if connection.state is State.CLOSED:
             self.release(connection)  # closed while its server started: nobody else will
-            raise ConnectionClosed(address=self.path)
+            raise ConnectionClosed(address=path)
         address, secure = parse_endpoint(uri)
         return Located(address, secure)
 
     def release(self, connection: View) -> None:
         """Stop the server when its last connection is closed. On a thread: stopping takes time."""
-        users = _SERVERS.users.get(self.path)
+        users = _SERVERS.users.get(self.config.address)
         if users is None or id(connection) not in users:
             return
         stopper = threading.Thread(
@@ -110,42 +131,12 @@ class LocalServer:
             self._stop_if_unused(id(connection))
 
     def _stop_if_unused(self, user: int) -> None:
+        path = self.config.address
         with _SERVERS.lock:
-            users = _SERVERS.users.get(self.path, set())
+            users = _SERVERS.users.get(path, set())
             users.discard(user)
             if users:
                 return
-            _SERVERS.users.pop(self.path, None)
+            _SERVERS.users.pop(path, None)
             with suppress(Exception):
-                _lite().release_server(self.path)
-
-
-def _answers(lite: Any, path: str) -> bool:
-    """Does the server that Milvus Lite remembers for ``path`` still listen?"""
-    entry = getattr(lite, "_servers", {}).get(os.path.abspath(path))
-    # Not a tuple: a subprocess of an older Milvus Lite, start_and_get_uri knows better.
-    return isinstance(entry, tuple) and _listens(entry[-1])
-
-
-def _listens(port: int) -> bool:
-    import socket
-
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=0.5):
-            return True
-    except OSError:
-        return False
-
-
-class LocalStrategy(ConnectionStrategy):
-    """Milvus Lite inside this process, for a path ending in ``.db``.
-
-    The server starts when the first channel is opened, is restarted in a recovery if it died,
-    and is released when the last connection of this process to that path is CLOSED.
-    """
-
-    name = "local"
-
-    def locator(self, connection: View) -> Locator:
-        """The process-wide server of this path."""
-        return LocalServer(self.config.address)
+                _lite().release_server(path)

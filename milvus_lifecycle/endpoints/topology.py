@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from milvus_lifecycle.config import parse_endpoint
 from milvus_lifecycle.errors import BRIEF_LIMIT, ConfigError, TopologyError, TopologyReason, redact
@@ -78,11 +78,9 @@ def parse_topology(payload: object) -> Topology:
         _wrong("code", "an integer", code)
     if code != 0:
         _fail(TopologyReason.REFUSED, f"the service refused: {_refusal(code, answer)}")
-    data = _mapping("data", _required(answer, "data", "data"))
-    version = _version(_required(data, "version", "data.version"))
-    clusters = _required(data, "clusters", "data.clusters")
-    if not isinstance(clusters, list):
-        _wrong("data.clusters", "a list", clusters)
+    data = _field(answer, "", "data", "an object", dict)
+    version = _version(_field(data, "data.", "version", "a whole number", str, int))
+    clusters = _field(data, "data.", "clusters", "a list", list)
     return Topology(version, tuple(_cluster(at, entry) for at, entry in enumerate(clusters)))
 
 
@@ -122,19 +120,22 @@ def _mapping(where: str, value: object) -> dict[object, object]:
     return value
 
 
-def _required(values: dict[object, object], name: str, where: str) -> object:
+def _field(values: dict[Any, Any], where: str, name: str, expected: str, *kinds: type) -> Any:
+    """A required field. True and False are no numbers here."""
     if name not in values:
-        _fail(TopologyReason.MISSING, f"{where} is missing")
-    return values[name]
+        _fail(TopologyReason.MISSING, f"{where}{name} is missing")
+    value = values[name]
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        _wrong(f"{where}{name}", expected, value)
+    return value
 
 
-def _version(value: object) -> int:
+def _version(value: str | int) -> int:
     """Accept 1 and "1": the service sends text, and may change its mind."""
     if isinstance(value, str):
-        digits = value.isascii() and value.isdigit() and len(value) <= _VERSION_DIGITS
-        value = int(value) if digits else value
-    if isinstance(value, bool) or not isinstance(value, int):
-        _wrong("data.version", "a whole number", value)
+        if not (value.isascii() and value.isdigit() and len(value) <= _VERSION_DIGITS):
+            _wrong("data.version", "a whole number", value)
+        value = int(value)
     if not 0 <= value < 10**_VERSION_DIGITS:
         _fail(TopologyReason.WRONG_TYPE, "data.version is out of range")
     return value
@@ -143,21 +144,17 @@ def _version(value: object) -> int:
 def _cluster(at: int, entry: object) -> Cluster:
     where = f"data.clusters[{at}]"
     fields = _mapping(where, entry)
-    cluster_id = _required(fields, "clusterId", f"{where}.clusterId")
-    if not isinstance(cluster_id, str) or not cluster_id:
+    cluster_id = _field(fields, f"{where}.", "clusterId", "a text", str)
+    if not cluster_id:
         _wrong(f"{where}.clusterId", "a text", cluster_id)
-    endpoint = _required(fields, "endpoint", f"{where}.endpoint")
-    if not isinstance(endpoint, str):
-        _wrong(f"{where}.endpoint", "a text", endpoint)
-    problem = ""
+    endpoint = _field(fields, f"{where}.", "endpoint", "a text", str)
     try:
         parse_endpoint(endpoint)
     except ConfigError as error:
-        problem = error.detail
-    if problem:
-        _fail(TopologyReason.WRONG_TYPE, f"{where}: {problem}")
-    capability = _required(fields, "capability", f"{where}.capability")
-    if isinstance(capability, bool) or not isinstance(capability, int) or capability < 0:
+        problem = f"{where}: {error.detail}"
+        raise TopologyError(TopologyReason.WRONG_TYPE, problem) from None
+    capability = _field(fields, f"{where}.", "capability", "a whole number", int)
+    if capability < 0:
         _wrong(f"{where}.capability", "a whole number", capability)
     return Cluster(cluster_id, endpoint, capability)
 

@@ -36,6 +36,7 @@ COMPANY_AFTER = 10.0
 
 _MODULES = ("certifi", "httpx")
 _PATH = "/global-cluster/topology"
+_TOO_LONG = f"the answer is longer than {MAX_BYTES:,} bytes"
 
 
 def fetch_topology(
@@ -99,7 +100,7 @@ class _Fetch:
     def _request(self, context: ssl.SSLContext, sockets: _Sockets) -> None:
         import httpx
 
-        answer, left = _Answer(), max(0.001, self._deadline - time.monotonic())
+        left = max(0.001, self._deadline - time.monotonic())
         limits = httpx.Timeout(left, connect=min(left, CONNECT_TIMEOUT))
         outcome: Topology | TopologyError
         try:
@@ -109,10 +110,7 @@ class _Fetch:
                     "GET", self._url, headers=self._headers(), extensions={"trace": sockets.trace}
                 ) as response,
             ):
-                answer.begin(response.status_code, response.headers)
-                for chunk in response.iter_raw():
-                    answer.feed(chunk)
-            outcome = answer.topology()
+                outcome = _read(response)
         except Exception as error:
             outcome = self._translate(error)
         self._outcomes.put(outcome)
@@ -185,41 +183,31 @@ class _Fetch:
         return address, secure
 
 
-class _Answer:
-    """The response as it comes in; refuses it as early as possible."""
+def _read(response: Any) -> Topology:
+    """What the service answers; refused as early as possible."""
+    _check_head(response.status_code, response.headers)
+    body = bytearray()
+    for chunk in response.iter_raw():
+        if len(body) + len(chunk) > MAX_BYTES:
+            raise TopologyError(TopologyReason.TOO_LARGE, _TOO_LONG)
+        body += chunk
+    return parse_topology(body)
 
-    def __init__(self) -> None:
-        self._body = bytearray()
 
-    def begin(self, status: int, headers: Mapping[str, str]) -> None:
-        if 300 <= status < 400:
-            raise TopologyError(
-                TopologyReason.REDIRECT, f"redirects (HTTP {status}) are not followed with a token"
-            )
-        if status in (401, 403):
-            raise TopologyError(
-                TopologyReason.UNAUTHORIZED, f"the service refuses the token (HTTP {status})"
-            )
-        if status != 200:
-            raise TopologyError(TopologyReason.HTTP_STATUS, f"the service answers HTTP {status}")
-        if headers.get("content-encoding", "identity").lower() != "identity":
-            raise TopologyError(TopologyReason.GARBAGE, "the answer is compressed, unasked")
-        length = headers.get("content-length", "")
-        if length.isascii() and length.isdigit() and (len(length) > 9 or int(length) > MAX_BYTES):
-            self._refuse_length()
-
-    def feed(self, chunk: bytes) -> None:
-        if len(self._body) + len(chunk) > MAX_BYTES:
-            self._refuse_length()
-        self._body += chunk
-
-    def topology(self) -> Topology:
-        return parse_topology(self._body)
-
-    def _refuse_length(self) -> None:
-        raise TopologyError(
-            TopologyReason.TOO_LARGE, f"the answer is longer than {MAX_BYTES:,} bytes"
-        )
+def _check_head(status: int, headers: Mapping[str, str]) -> None:
+    if 300 <= status < 400:
+        problem = f"redirects (HTTP {status}) are not followed with a token"
+        raise TopologyError(TopologyReason.REDIRECT, problem)
+    if status in (401, 403):
+        problem = f"the service refuses the token (HTTP {status})"
+        raise TopologyError(TopologyReason.UNAUTHORIZED, problem)
+    if status != 200:
+        raise TopologyError(TopologyReason.HTTP_STATUS, f"the service answers HTTP {status}")
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise TopologyError(TopologyReason.GARBAGE, "the answer is compressed, unasked")
+    length = headers.get("content-length", "")
+    if length.isascii() and length.isdigit() and (len(length) > 9 or int(length) > MAX_BYTES):
+        raise TopologyError(TopologyReason.TOO_LARGE, _TOO_LONG)
 
 
 class _Sockets:

@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,24 +23,17 @@ from ..core.requests import Open
 from ..core.wire import Wire
 from ..drivers.aio_channel import AsyncLifecycleChannel
 from ..drivers.threads_channel import LifecycleChannel
-from ..errors import LifecycleError
+from ..errors import LifecycleError, RpcSummary
 from .clock import LIMIT, until
 
 METHOD = "/milvus_lifecycle.testing/Rpc"
 
 
-class ScriptedRpcError(grpc.RpcError):
+class ScriptedRpcError(RpcSummary):
     """An RPC's failure as gRPC raises it."""
 
     def __init__(self, code: grpc.StatusCode, details: str) -> None:
-        super().__init__(f"{code.name}: {details}")
-        self._code, self._details = code, details
-
-    def code(self) -> grpc.StatusCode:
-        return self._code
-
-    def details(self) -> str:
-        return self._details
+        super().__init__(code.name, f"{code.name}: {details}")
 
 
 def rpc_error(code: str, details: str = "scripted") -> ScriptedRpcError:
@@ -161,16 +155,16 @@ class Script:
         return ScriptedTransport(self, _AsyncioChannel, AsyncFakeHandler, _await)
 
 
+@dataclass(eq=False, repr=False)
 class FakeChannel:
     """A channel that opens nothing, and remembers whether it was closed."""
 
-    def __init__(self, script: Script, number: int, address: str, secure: bool | None) -> None:
-        self.script = script
-        #: 1 for the first channel of the script
-        self.number = number
-        self.address = address
-        self.secure = secure
-        self.closed = False
+    script: Script
+    #: 1 for the first channel of the script
+    number: int
+    address: str
+    secure: bool | None
+    closed: bool = False
 
     def begin(self, kind: str, timeout: float | None, **about: Any) -> Operation:
         """Begin an operation on this channel. Raises ValueError if it is closed, as gRPC does."""
@@ -256,20 +250,14 @@ async def _await(outcome: Future[Any]) -> Any:
     return await asyncio.wrap_future(outcome)
 
 
+@dataclass(eq=False, repr=False)
 class ScriptedTransport:
     """The transport of either flavour, which ``wait`` is all about: for an outcome, or awaited."""
 
-    def __init__(
-        self,
-        script: Script,
-        make_channel: type[FakeChannel],
-        make_handler: type[FakeHandler | AsyncFakeHandler],
-        wait: Callable[[Future[Any]], Any],
-    ) -> None:
-        self.script = script
-        self._make_channel = make_channel
-        self._make_handler = make_handler
-        self._wait = wait
+    script: Script
+    _make_channel: type[FakeChannel]
+    _make_handler: type[FakeHandler | AsyncFakeHandler]
+    _wait: Callable[[Future[Any]], Any]
 
     def check(self, config: ConnectionConfig) -> None:
         """Everything is usable."""
@@ -296,10 +284,8 @@ class ScriptedTransport:
         self, connection: ManagedConnection, collection: Collection, timeout: float
     ) -> Any:
         """Begin a "load_state"."""
-        address = connection.address
-        return self._wait(
-            self.script.perform("load_state", address, timeout, request=collection).done
-        )
+        asked = self.script.perform("load_state", connection.address, timeout, request=collection)
+        return self._wait(asked.done)
 
     def translate(self, error: LifecycleError) -> Exception:
         """The engine's own error, as it is."""

@@ -312,7 +312,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "the old channel is forgotten at a swap",
         (7,),
-        Line(Lifecycle, "action_bind", "self._retire_current()", "pass"),
+        Line(Lifecycle, "action_bind", "self._retire(self.binding.wire)", "pass"),
         _TARGET,
     ),
     Mutant(

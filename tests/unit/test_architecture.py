@@ -112,7 +112,7 @@ def test_imports_are_found_wherever_they_stand() -> None:
     """For types only, inside a function, of a module by name and of a package."""
     for module, target in (
         ("core/facts.py", "core/wire.py"),
-        ("endpoints/choose.py", "endpoints/local.py"),
+        ("endpoints/global_cluster.py", "endpoints/topology_fetch.py"),
         ("core/connection.py", "core/mutex.py"),
         ("cli/__init__.py", "__init__.py"),
     ):

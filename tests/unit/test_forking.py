@@ -71,7 +71,7 @@ def _fork_begins(scene: Scene, operation: Operation) -> None:
     assert operation.channel is not None
     assert operation.channel.closed
     operation.fail(rpc_error("CANCELLED"))
-    scene.manager._driver.fork_waits(time.monotonic() + 10.0)
+    scene.manager._driver.gate.wait(time.monotonic() + 10.0)
 
 
 def test_a_recovery_leaves_grpc_for_a_fork_and_goes_on_with_another_channel(scene: Scene) -> None:
@@ -85,7 +85,7 @@ def test_a_recovery_leaves_grpc_for_a_fork_and_goes_on_with_another_channel(scen
     assert scene.script.held("register") == []
     assert len(scene.script.channels) == 2
 
-    scene.manager._driver.fork_is_over()
+    scene.manager._driver.gate.open()
     scene.script.wait_held("register").succeed("identifier")
     call.join(10)
     assert not isinstance(scene.outcome[0], Exception)
@@ -98,7 +98,7 @@ def test_a_first_connect_leaves_grpc_for_a_fork_too(scene: Scene) -> None:
     scene.script.hold("register")
     call = scene.do(scene.connect)
     _fork_begins(scene, scene.script.wait_held("register"))
-    scene.manager._driver.fork_is_over()
+    scene.manager._driver.gate.open()
     scene.script.wait_held("register").succeed("identifier")
     call.join(10)
     assert not isinstance(scene.outcome[0], Exception)
@@ -112,7 +112,7 @@ def test_an_answer_that_comes_while_the_process_forks_is_not_used(scene: Scene) 
     first = scene.script.wait_held("register")
     assert scene.manager._driver.fork_begins()
     first.succeed("too late")
-    scene.manager._driver.fork_is_over()
+    scene.manager._driver.gate.open()
     until(lambda: len(scene.script.channels) == 2, 10, "no second channel")
     scene.script.wait_held("register").succeed("identifier")
     call.join(10)
@@ -129,12 +129,12 @@ def test_channels_in_use_are_left_alone(scene: Scene) -> None:
     call = scene.do(handler.call)
     running = scene.script.wait_held("rpc")
     assert not scene.manager._driver.fork_begins()
-    scene.manager._driver.fork_waits(
+    scene.manager._driver.gate.wait(
         time.monotonic() + 10.0
     )  # nothing of the engine's own is inside
     running.succeed("served")
     call.join(10)
-    scene.manager._driver.fork_is_over()
+    scene.manager._driver.gate.open()
     assert scene.outcome == ["served"]
     assert not scene.script.channels[0].closed
 
@@ -145,7 +145,7 @@ def test_a_fork_inside_a_critical_section_recalls_nothing(scene: Scene) -> None:
     lock = threading.RLock()
     with lock, Section(lock):
         assert not scene.manager._driver.fork_begins()
-    scene.manager._driver.fork_is_over()
+    scene.manager._driver.gate.open()
     scene.script.plan("rpc", rpc_error("UNAVAILABLE"))
     handler.call()
     assert scene.triggers()[-2:] == ["fail", "recovered"]

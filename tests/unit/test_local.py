@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from milvus_lifecycle import fork
 from milvus_lifecycle.endpoints import local
-from milvus_lifecycle.endpoints.local import LocalServer
+from milvus_lifecycle.endpoints.local import LocalStrategy
 from milvus_lifecycle.errors import ConfigError, ConnectionClosed, summarize
 from milvus_lifecycle.table import State
 from milvus_lifecycle.testing import rpc_error
 from tests.observe import wait_until
 
 PATH = os.path.abspath("milvus.db")
+LOCAL: Any = SimpleNamespace(address=PATH)
 UNAVAILABLE = summarize(rpc_error("UNAVAILABLE"))
 
 
@@ -75,12 +75,12 @@ def test_a_path_without_milvus_lite(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error says what to install."""
     monkeypatch.setitem(sys.modules, "milvus_lite.server_manager", None)
     with pytest.raises(ConfigError, match="pip install"):
-        LocalServer(PATH).locate(connection(), None, 10.0)
+        LocalStrategy(LOCAL).locate(connection(), None, 10.0)
 
 
 def test_the_server_is_started_once(lite: Lite) -> None:
     """Connections to one path have one server, which goes with the last of them."""
-    server, one, two = LocalServer(PATH), connection(), connection()
+    server, one, two = LocalStrategy(LOCAL), connection(), connection()
     for each in (one, two, one):
         place = server.locate(each, None, 10.0)
         assert (place.address, place.secure) == ("localhost:19999", False)
@@ -95,7 +95,7 @@ def test_the_server_is_started_once(lite: Lite) -> None:
 
 def test_a_release_gives_back_what_was_taken(lite: Lite) -> None:
     """A connection that never had the server, or has given it back, stops nothing."""
-    server, one = LocalServer(PATH), connection()
+    server, one = LocalStrategy(LOCAL), connection()
     server.release(one)
     server.locate(one, None, 10.0)
     server.release(connection())
@@ -108,7 +108,7 @@ def test_a_release_gives_back_what_was_taken(lite: Lite) -> None:
 
 def test_a_server_that_does_not_start(lite: Lite) -> None:
     """The first connect fails, and nobody counts as its user; others that have it keep it."""
-    server, one = LocalServer(PATH), connection()
+    server, one = LocalStrategy(LOCAL), connection()
     lite.uri = None
     with pytest.raises(OSError, match="another process may have it open"):
         server.locate(one, None, 10.0)
@@ -124,7 +124,7 @@ def test_a_server_that_does_not_start(lite: Lite) -> None:
 def test_a_connection_that_is_closed_as_its_server_starts(lite: Lite) -> None:
     """Nobody else would give the server back: the locator does it itself."""
     with pytest.raises(ConnectionClosed):
-        LocalServer(PATH).locate(connection(State.CLOSED), None, 10.0)
+        LocalStrategy(LOCAL).locate(connection(State.CLOSED), None, 10.0)
     assert wait_until(lambda: lite.released == [PATH], 20)
     assert PATH not in local._SERVERS.users
 
@@ -132,7 +132,7 @@ def test_a_connection_that_is_closed_as_its_server_starts(lite: Lite) -> None:
 @pytest.mark.parametrize("error", ["UNAVAILABLE", "DEADLINE_EXCEEDED"])
 def test_a_dead_server_is_started_anew(lite: Lite, error: str) -> None:
     """After a failure the port is asked; if nobody serves it the server is let go and started."""
-    server, one = LocalServer(PATH), connection()
+    server, one = LocalStrategy(LOCAL), connection()
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         lite._servers[PATH] = ("server", "data", port)
@@ -148,14 +148,14 @@ def test_a_server_that_nobody_knows_is_started_anew(lite: Lite, entry: str | Non
     """One that Milvus Lite has forgotten, or that cannot be asked, is let go first."""
     if entry is not None:
         lite._servers[PATH] = entry
-    LocalServer(PATH).locate(connection(), UNAVAILABLE, 10.0)
+    LocalStrategy(LOCAL).locate(connection(), UNAVAILABLE, 10.0)
     assert lite.released == [PATH]
     assert lite.starts == 1
 
 
 def test_an_error_of_another_kind_leaves_the_server_alone(lite: Lite) -> None:
     """Refused credentials are no reason to restart a database."""
-    server, one = LocalServer(PATH), connection()
+    server, one = LocalStrategy(LOCAL), connection()
     server.locate(one, None, 10.0)
     server.locate(one, summarize(rpc_error("UNAUTHENTICATED")), 10.0)
     assert lite.released == []
@@ -165,7 +165,7 @@ def test_without_a_thread_the_server_is_stopped_here(
     lite: Lite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No thread to be had, or an interpreter that ends: stopping takes its time, but is done."""
-    server, one = LocalServer(PATH), connection()
+    server, one = LocalStrategy(LOCAL), connection()
     server.locate(one, None, 10.0)
 
     def refuse(thread: threading.Thread) -> None:
@@ -180,7 +180,7 @@ def test_a_server_that_cannot_be_stopped_is_let_go(
     lite: Lite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What Milvus Lite raises at the end of a server is nobody's; the path can be used again."""
-    server, one = LocalServer(PATH), connection()
+    server, one = LocalStrategy(LOCAL), connection()
     server.locate(one, None, 10.0)
 
     def fail(path: str) -> None:
@@ -201,8 +201,8 @@ def test_a_forked_child_has_a_server_of_its_own(
 ) -> None:
     """Once the parent's server is gone; the inherited object is never stopped, but forgotten."""
     kept: list[Any] = []
-    monkeypatch.setattr(fork, "leak", kept.append)
-    server, one = LocalServer(PATH), connection()
+    monkeypatch.setattr(local, "leak", kept.append)
+    server, one = LocalStrategy(LOCAL), connection()
     if entry is not None:
         server.locate(one, None, 10.0)
         lite._servers[PATH] = entry
@@ -216,7 +216,7 @@ def test_a_forked_child_has_a_server_of_its_own(
 
 def test_a_forked_child_works_through_its_parent(lite: Lite, tmp_path: Path) -> None:
     """While the parent's server runs the child uses it, and lets its hold on the file go."""
-    server, one = LocalServer(PATH), connection()
+    server, one = LocalStrategy(LOCAL), connection()
     with socket.create_server(("127.0.0.1", 0)) as listening, open(tmp_path / "LOCK", "w") as lock:
         port = listening.getsockname()[1]
         database = SimpleNamespace(_lock_fd=os.dup(lock.fileno()))

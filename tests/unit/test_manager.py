@@ -223,12 +223,12 @@ def test_a_fork_does_not_meet_a_connecting_channel(what: str) -> None:
             call = Call(rig.connected)
             rig.script.wait_held("register")
         rig.manager._driver.fork_begins()
-        rig.manager._driver.fork_waits(time.monotonic() + 20)
+        rig.manager._driver.gate.wait(time.monotonic() + 20)
         connecting = rig.script.channels[-1]
         assert connecting.closed
         rig.script.let_go()
         assert not call.done
-        rig.manager._driver.fork_is_over()
+        rig.manager._driver.gate.open()
         call.value(20)
         assert [channel.closed for channel in rig.script.channels][-2:] == [True, False]
         assert "retry" not in rig.triggers()
@@ -240,8 +240,8 @@ def test_a_fork_leaves_validated_channels_alone() -> None:
     with Rig() as rig:
         handler = rig.connected()
         rig.manager._driver.fork_begins()
-        rig.manager._driver.fork_waits(time.monotonic() + 20)
-        rig.manager._driver.fork_is_over()
+        rig.manager._driver.gate.wait(time.monotonic() + 20)
+        rig.manager._driver.gate.open()
         handler.rpc()
         assert len(rig.script.channels) == 1
 

@@ -18,7 +18,6 @@ from milvus_lifecycle import (
     RegularStrategy,
 )
 from milvus_lifecycle.endpoints.choose import default_strategy
-from milvus_lifecycle.endpoints.local import LocalServer
 from tests.cores import CONFIG, Core
 from tests.observe import Client
 from tests.rigs import Rig
@@ -44,8 +43,8 @@ def test_a_local_path_is_located_by_its_server() -> None:
     """The strategy of a path has the server of that path found, and nothing else decides."""
     config = ConnectionConfig.from_uri("./milvus.db")
     locator = LocalStrategy(config).locator(Core().life)
-    assert isinstance(locator, LocalServer)
-    assert locator.path == config.address
+    assert isinstance(locator, LocalStrategy)
+    assert locator.config is config
 
 
 def test_what_a_strategy_is_given_can_be_kept_weakly() -> None:
