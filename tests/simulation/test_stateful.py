@@ -88,7 +88,7 @@ BUGS = {
         Pool, "give_back", "connection.unlease(client)", "False"
     ),
     "what nobody uses is kept for ever": Line(
-        Maintenance, "plan_expiry", "due is not None and connection.state is State.IDLE", "False"
+        Maintenance, "plan_expiry", "due is not None and life.state is State.IDLE", "False"
     ),
     "a collected client keeps its lease": Line(
         Pool, "_lost", 'self.settle(connection, "its last client was collected")', "pass"
