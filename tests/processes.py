@@ -150,8 +150,13 @@ class Child:
         self.process.communicate()
 
 
-def ask_child(work: Callable[[], object], limit: float) -> str:
-    """What a forked child answers: the repr of work(), its error, its signal, or that it hangs."""
+def ask_child(
+    work: Callable[[], object], limit: float, meanwhile: Callable[[], object] | None = None
+) -> str:
+    """What a forked child answers: the repr of work(), its error, its signal, or that it hangs.
+
+    ``meanwhile`` runs in the parent as soon as the child exists.
+    """
     ours, theirs = os.pipe()
     child = os.fork()
     if child == 0:
@@ -163,6 +168,8 @@ def ask_child(work: Callable[[], object], limit: float) -> str:
         os._exit(0)
     # Closed here, so that a child that crashes ends the pipe instead of seeming to hang.
     os.close(theirs)
+    if meanwhile is not None:
+        meanwhile()
     readable, _, _ = select.select([ours], [], [], limit)
     said = os.read(ours, 65536).decode() if readable else "nothing: it hangs"
     os.close(ours)

@@ -83,7 +83,7 @@ class Tally:
     def bad(self, began: float, operation: str, error: Exception) -> None:
         """A call failed."""
         text = " ".join(str(error).split())
-        answered = type(error) is MilvusException and type(error.code) is int
+        answered = type(error) is MilvusException and type(getattr(error, "code", None)) is int
         where = self.refused if answered else self.failed
         where.append(f"{operation}: {type(error).__name__}: {text[:300]}")
         self._ended(time.monotonic() - began)

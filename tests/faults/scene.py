@@ -25,7 +25,7 @@ _CALM_S = 1.0
 
 
 @contextlib.contextmanager
-def engine(audit: Path, **policy: float | None) -> Iterator[None]:
+def engine(audit: Path, **policy: Any) -> Iterator[None]:
     """The engine installed with an audit log; afterwards nothing is left and the log verifies."""
     with nothing_left():
         ml.install(policy=ml.LifecyclePolicy(**policy), audit=str(audit))

@@ -77,8 +77,8 @@ def strip(opened: dict[str, int]) -> None:
             raise OverflowError("timeout value is too large")
         return wait(self, timeout)
 
-    os.O_BINARY, os.open = O_BINARY, open_as_windows  # type: ignore[attr-defined, assignment]
-    threading.TIMEOUT_MAX = LONGEST_WAIT
+    os.O_BINARY, os.open = O_BINARY, open_as_windows  # type: ignore[attr-defined]
+    threading.TIMEOUT_MAX = LONGEST_WAIT  # type: ignore[misc]
     threading.Condition.wait = wait_as_windows  # type: ignore[method-assign]
     queue.SimpleQueue = WindowsQueue  # type: ignore[misc]
 

@@ -64,9 +64,7 @@ def a_child_of_a_recovering_parent_works(env: Env) -> None:
         return bool(manager.get_stats()["connections"][0]["state"] == "RECOVERING")
 
     wait_until(recovering, 10)
-    server_starts = Call(_start_later, server)
-    said = ask_child(lambda: _first_good(client.list_collections, 20), 30)
-    all_done([server_starts], 30)
+    said = ask_child(lambda: _first_good(client.list_collections, 20), 30, server.start)
     served = all_done([waiting], 30)
     verdict(
         said == "['demo']" and served and waiting.result == ["demo"],
@@ -83,12 +81,6 @@ def _first_good(work: Callable[[], object], limit: float) -> object:
             if time.monotonic() > deadline:
                 raise
         time.sleep(0.1)
-
-
-def _start_later(server: ServerProcess) -> None:
-    """Start the server once the child is likely to exist: the fork belongs into the outage."""
-    time.sleep(0.5)
-    server.start()
 
 
 @defect(environment=FORK_POLLER)
@@ -125,7 +117,8 @@ def a_child_and_its_parent_share_a_file(env: Env) -> None:
     With clients of either flavour, inherited or new; and when its parent has closed the file, the
     child opens it.
     """
-    path = str(env.folder() / "demo.db")
+    folder = env.folder()
+    path, listed = str(folder / "demo.db"), folder / "listed"
     client = env.client(path)
     client.create_collection("demo", dimension=4)
 
@@ -142,15 +135,18 @@ def a_child_and_its_parent_share_a_file(env: Env) -> None:
 
     def later() -> object:
         before = client.list_collections()
+        listed.touch()
         wait_until(lambda: not listens(port), 20)
         return before, client.list_collections()
+
+    def close() -> None:
+        came_true(listed.exists, 10)
+        client.close()
 
     from milvus_lite.server_manager import server_manager_instance as lite
 
     ((_, _, port),) = lite._servers.values()
-    closing = Call(lambda: (time.sleep(0.5), client.close()))  # the child exists by then
-    said.append(ask_child(later, 30))
-    closing.value(20)
+    said.append(ask_child(later, 30, close))
     good = ["['demo']"] * 3 + ["(['demo'], ['demo'])"]
     verdict(said == good and parent == ["demo"], f"children {said}, parent {parent}")
 

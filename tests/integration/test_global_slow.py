@@ -161,6 +161,9 @@ def test_closing_ends_the_waiting_and_the_asking(
     program.close_all()
     assert wait_until(lambda: call.done, 0.9), "it waited for the topology"
     assert "closed" in str(call.error)
-    fetching = lambda: [name for name in program.workers() if "topology" in name]  # noqa: E731
+
+    def fetching() -> list[str]:
+        return [name for name in program.workers() if "topology" in name]
+
     assert wait_until(lambda: not fetching(), 20), fetching()
     assert len(cluster.asked) == 2

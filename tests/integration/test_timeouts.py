@@ -54,8 +54,8 @@ def test_what_is_no_timeout(
     """A MilvusException with pymilvus's code says which value is wrong and what is accepted."""
     with pytest.raises(MilvusException, match=r"timeout=.* is not a number of seconds") as caught:
         ask(program, server.uri, **{border: timeout})
-    assert isinstance(caught.value, ConfigError)
     assert caught.value.code == ErrorCode.UNEXPECTED_ERROR
+    assert isinstance(caught.value, ConfigError)
     assert server.count("ShowCollections") == 0
 
 

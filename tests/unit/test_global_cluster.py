@@ -349,7 +349,8 @@ def test_who_waits_for_a_slow_service(
     time.sleep(0.3)  # more than the start that a fetch is given
     assert call.done is not waits
     cluster.heal()
-    assert wait_until(lambda: book.place(book.latest) == ("127.0.0.1:1002", False), 10)
+    there = ("127.0.0.1:1002", False)
+    assert wait_until(lambda: book.latest is not None and book.place(book.latest) == there, 10)
     if waits:
         assert call.value(10).address == "127.0.0.1:1002"
     if asking is not None:

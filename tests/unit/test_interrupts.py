@@ -123,10 +123,9 @@ class Scene:
         """Nobody uses the connection: it is at rest, and nothing counts that is over."""
         assert not inside()
         for connection in self.manager._pool.registry.all():
-            until(lambda c=connection: c.lifecycle.flight is None, LIMIT, f"{connection} flies")
-            until(
-                lambda c=connection: c.lifecycle.in_flight == 0, LIMIT, f"{connection} counts RPCs"
-            )
+            life = connection.lifecycle
+            until(lambda: life.flight is None, LIMIT, f"{connection} flies")  # noqa: B023
+            until(lambda: life.in_flight == 0, LIMIT, f"{connection} counts RPCs")  # noqa: B023
             assert connection.state is not State.RECOVERING
 
     def check_end(self, audit: CapturedAudit, trap: Trap) -> None:
@@ -137,7 +136,7 @@ class Scene:
                 LIMIT,
                 "a channel is left open",
             )
-        last: dict[str, tuple[int, str]] = {}
+        last: dict[str, tuple[Any, str]] = {}
         for record in audit.transitions():
             seq, state = last.get(record.connection_id, (0, "IDLE"))
             assert (record.seq, record.source) == (seq + 1, state), record
@@ -171,7 +170,7 @@ class FlightTrap(Trap):
         threading.setprofile(self)
 
     def __exit__(self, *raised: object) -> None:
-        threading.setprofile(None)  # type: ignore[arg-type]
+        threading.setprofile(None)
 
 
 def _sweep(

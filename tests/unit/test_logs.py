@@ -7,7 +7,8 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
+from typing import NoReturn
 
 import pytest
 import structlog
@@ -89,12 +90,12 @@ def test_nothing_configured_says_nothing(
     assert capfd.readouterr() == ("", "")
 
 
-def test_only_logging() -> None:
+def test_only_logging(monkeypatch: pytest.MonkeyPatch) -> None:
     """With ``logging`` configured, each record is one line with its fields attached."""
     text = log_to(None)
     seen: list[logging.LogRecord] = []
     handler = logging.Handler()
-    handler.emit = seen.append  # type: ignore[method-assign]
+    monkeypatch.setattr(handler, "emit", seen.append)
     logging.getLogger(LOGGER_NAME).addHandler(handler)
     live()
     assert [vars(record)["trigger"] for record in seen] == TRIGGERS
@@ -204,7 +205,7 @@ def test_a_failing_sink_or_listener_harms_no_call() -> None:
 
 
 def _structlog_into(events: list[dict[str, object]], wrapper: type | None = None) -> None:
-    def keep(_: object, __: str, event: dict[str, object]) -> dict[str, object]:
+    def keep(_: object, __: str, event: MutableMapping[str, object]) -> NoReturn:
         events.append(dict(event))
         raise structlog.DropEvent
 
