@@ -15,7 +15,7 @@ from pathlib import Path
 from typing_extensions import Self
 
 from tests.network import free_port, listens
-from tests.observe import wait_until
+from tests.observe import came_true
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -49,8 +49,10 @@ class ServerProcess:
                 cwd=REPOSITORY,
                 start_new_session=True,
             )
-            wait_until(lambda: listens(self.port) or process.poll() is not None, self._start_limit)
-            if process.poll() is not None or not listens(self.port):
+            answers = came_true(
+                lambda: listens(self.port) or process.poll() is not None, self._start_limit
+            )
+            if process.poll() is not None or not answers:
                 self.kill()
                 output.seek(0)
                 said = output.read().decode(errors="replace")[-2000:]

@@ -15,8 +15,8 @@ from pymilvus import AsyncMilvusClient, DataType, MilvusClient
 from pymilvus.exceptions import MilvusException
 from typing_extensions import Self
 
-from tests.looping import listen_for_complaints, other_tasks, until
-from tests.observe import join_all, wait_until
+from tests.looping import comes_true, listen_for_complaints, other_tasks, until
+from tests.observe import came_true, join_all
 
 Flavour = Literal["threads", "asyncio"]
 FLAVOURS: tuple[Flavour, ...] = ("threads", "asyncio")
@@ -187,7 +187,7 @@ class Load:
         self.tally.watch_from = float("inf")
         self.tally.served.clear()
         began = self.tally.watch_from = time.monotonic()
-        if not wait_until(lambda: len(self.tally.served) == self.workers, limit, every=0.05):
+        if not came_true(lambda: len(self.tally.served) == self.workers, limit, every=0.05):
             return None
         return max(self.tally.served.values()) - began
 
@@ -219,7 +219,7 @@ class Load:
         import milvus_lifecycle as ml
 
         await ml.AsyncConnectionManager.get_instance().close_all()
-        if not await until(lambda: not other_tasks(), 30):
+        if not await comes_true(lambda: not other_tasks(), 30):
             self.complaints.append(f"tasks left: {other_tasks()}")
 
     async def _work_async(self, worker: int) -> None:

@@ -11,7 +11,7 @@ import grpc
 
 from tests.flavours import Flavour, each_flavour
 from tests.global_clusters import HOST, GlobalCluster, Nobody
-from tests.observe import Call, ChannelCount, all_done, held, wait_until
+from tests.observe import Call, ChannelCount, all_done, came_true, held, wait_until
 from tests.servers import RpcFailure, make_tls_files
 from tests.stock import Env, verdict
 
@@ -102,9 +102,8 @@ def d10_a_failed_connect_leaves_no_refresher(env: Env, flavour: Flavour) -> None
     failures = [Call(flavour.client, cluster.uri, timeout=1, token=f"root:{n}") for n in range(5)]
     all_done(failures, 40)
     failed = sum(call.error is not None for call in failures)
-    wait_until(lambda: not flavour.workers(), 5)
-    left = flavour.workers()
-    verdict(failed == 5 and not left, f"{failed} of 5 connects failed and left {left}")
+    gone = came_true(lambda: not flavour.workers(), 5)
+    verdict(failed == 5 and gone, f"{failed} of 5 connects failed and left {flavour.workers()}")
 
 
 @each_flavour(topology_refresh=REFRESH)

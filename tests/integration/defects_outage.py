@@ -13,7 +13,7 @@ import grpc
 from tests.flavours import Flavour, each_flavour
 from tests.global_clusters import violated
 from tests.network import open_sockets_to
-from tests.observe import Call, ChannelCount, Load, all_done, held, held_rpc, wait_until
+from tests.observe import Call, ChannelCount, Load, all_done, came_true, held, held_rpc, wait_until
 from tests.servers import RpcFailure
 from tests.stock import Env, defect, verdict
 
@@ -44,7 +44,7 @@ def d1_restart_under_load(env: Env, flavour: Flavour) -> None:
     time.sleep(1.0)
     server.start()
     listening = time.monotonic()
-    back = wait_until(lambda: load.all_good_since(listening), 20)
+    back = came_true(lambda: load.all_good_since(listening), 20)
     took = time.monotonic() - listening
     ended = load.stop()
     opened = len(channels) - before
@@ -127,13 +127,14 @@ def d6_one_failure_of_many_calls_is_one_recovery(env: Env, flavour: Flavour) -> 
     client = flavour.client(server.uri)
     hold, calls = held(server, "ShowCollections", *[client.list_collections] * 12)
     server.heal()
+    in_time = []
 
     def fail(number: int) -> None:
         """Let held RPCs fail; their calls are retried on the healed server and return."""
         done = sum(call.done for call in calls)
         for _ in range(number):
             hold.release_one(RpcFailure(grpc.StatusCode.UNAVAILABLE))
-        wait_until(lambda: sum(call.done for call in calls) == done + number, WATCHDOG)
+        in_time.append(came_true(lambda: sum(c.done for c in calls) == done + number, WATCHDOG))
 
     fail(4)
     recovered = server.count("Connect")
@@ -142,7 +143,7 @@ def d6_one_failure_of_many_calls_is_one_recovery(env: Env, flavour: Flavour) -> 
     connects = server.count("Connect")
     errors = [call.error for call in calls if call.error is not None]
     verdict(
-        connects == recovered == 2 and not errors and all(call.done for call in calls),
+        connects == recovered == 2 and not errors and all(in_time),
         f"{recovered - 1} recoveries for the first failures, {connects - recovered} for late ones",
     )
 
@@ -169,11 +170,11 @@ def d7_retiring_spares_a_running_rpc_and_no_more(env: Env, flavour: Flavour) -> 
     recovered = server.count("Connect") - 1
     cut, two = all_done([running], 3.0), open_sockets_to(server.port)
     hold.release()
-    all_done([running], WATCHDOG)
-    tidy = wait_until(lambda: open_sockets_to(server.port) == 1, 5)
+    served = all_done([running], WATCHDOG) and running.error is None
+    tidy = came_true(lambda: open_sockets_to(server.port) == 1, 5)
     requests = server.count("HasPartition")
     verdict(
-        not cut and running.error is None and recovered == requests == 1 and tidy,
+        not cut and served and recovered == requests == 1 and tidy,
         f"cut: {cut}, error: {running.error!r}, requests: {requests}, "
         f"sockets: {two} while it ran, {open_sockets_to(server.port)} after it",
     )
@@ -193,9 +194,9 @@ def d24_a_retired_channel_is_closed(env: Env, flavour: Flavour) -> None:
         for _ in range(5):
             server.fail_next("ShowCollections")
             client.list_collections()
-        wait_until(lambda: open_sockets_to(server.port) == 1, 5)  # noqa: B023
-        left.append((open_sockets_to(server.port), server.count("Connect") - 1))
-    verdict(left == [(1, 5), (1, 5)], f"sockets and recoveries: {left}")
+        tidy = came_true(lambda: open_sockets_to(server.port) == 1, 5)  # noqa: B023
+        left.append((tidy, open_sockets_to(server.port), server.count("Connect") - 1))
+    verdict(left == [(True, 1, 5)] * 2, f"one socket, sockets and recoveries: {left}")
 
 
 @each_flavour()

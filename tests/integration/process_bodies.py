@@ -17,8 +17,8 @@ from pymilvus import AsyncMilvusClient
 
 from tests.looping import Doing, settled, until
 from tests.network import listens
-from tests.observe import Call, all_done, wait_until
-from tests.processes import ServerProcess, ask_child
+from tests.observe import Call, all_done, came_true, wait_until
+from tests.processes import ask_child
 from tests.stock import FORK_POLLER, Env, defect, verdict
 
 

