@@ -16,7 +16,7 @@ from pymilvus.exceptions import MilvusException
 from typing_extensions import Self
 
 from tests.looping import comes_true, listen_for_complaints, other_tasks, until
-from tests.observe import came_true, join_all
+from tests.observe import came_true, join_all, wait_until
 
 Flavour = Literal["threads", "asyncio"]
 FLAVOURS: tuple[Flavour, ...] = ("threads", "asyncio")
@@ -147,6 +147,8 @@ class Load:
         self._stopping = threading.Event()
         self._going = threading.Event()
         self._going.set()
+        #: workers that are in a call
+        self._calling: set[int] = set()
         self._threads = (
             [threading.Thread(target=self._work, args=(worker,)) for worker in range(workers)]
             if flavour == "threads"
@@ -175,8 +177,9 @@ class Load:
         return join_all(self._threads, limit)
 
     def pause(self) -> None:
-        """No worker starts another call from now on."""
+        """No worker starts another call from now on; returns when none is in one."""
         self._going.clear()
+        wait_until(lambda: not self._calling, 60)
 
     def resume(self) -> None:
         """Go on."""
@@ -200,12 +203,14 @@ class Load:
             if self._stopping.is_set():
                 break
             began = time.monotonic()
+            self._calling.add(worker)
             try:
                 getattr(client, method)(**arguments)
             except Exception as error:
                 self.tally.bad(began, method, error)
             else:
                 self.tally.good(worker, began, method, number)
+            self._calling.discard(worker)
             time.sleep(_PAUSE_S)
         client.close()
 
@@ -229,11 +234,13 @@ class Load:
             if self._stopping.is_set():
                 break
             began = time.monotonic()
+            self._calling.add(worker)
             try:
                 await getattr(client, method)(**arguments)
             except Exception as error:
                 self.tally.bad(began, method, error)
             else:
                 self.tally.good(worker, began, method, number)
+            self._calling.discard(worker)
             await asyncio.sleep(_PAUSE_S)
         await client.close()

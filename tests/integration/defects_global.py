@@ -116,7 +116,7 @@ def d11_closing_during_a_fetch_waits_for_nothing(env: Env, flavour: Flavour) -> 
     asked = len(cluster.asked)
     wait_until(lambda: len(cluster.asked) > asked, 15)
     closing = Call(client.close)
-    time.sleep(0.1)  # so that closing is under way; the engine has closed by then
+    came_true(lambda: closing.done, 0.1)  # pymilvus's waits for the fetch
     healthy = Call(flavour.client, other.uri)
     all_done([closing, healthy], 20)
     took = [call.elapsed if call.elapsed is not None else 99.0 for call in (closing, healthy)]

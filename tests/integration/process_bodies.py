@@ -34,12 +34,18 @@ def an_inherited_client_works_in_a_child(env: Env) -> None:
     verdict(said == ["['demo']"] * 2 and parent == [["demo"]] * 2, f"{said}, parent {parent}")
 
 
+def _in_flight(manager: Any) -> list[int]:
+    """How many RPCs run on each connection."""
+    return [row["in_flight"] for row in manager.get_stats()["connections"]]
+
+
 @defect(environment=FORK_POLLER)
 def a_child_of_a_busy_parent_works(env: Env) -> None:
     """The fork happens while eight threads of the parent are in the middle of RPCs."""
     server = env.server_process({"HasPartition": 1.0})
     client = env.client(server.uri)
     running = [Call(client.has_partition, "demo", "part") for _ in range(8)]
+    wait_until(lambda: _in_flight(env.manager()) == [8], 10)
     said = ask_child(client.list_collections, 20)
     served = all_done(running, 20)
     errors = [call.error for call in running if call.error is not None]
@@ -90,6 +96,7 @@ def a_childs_end_spares_the_parent(env: Env) -> None:
     client = env.client(server.uri)
     running = Call(client.has_partition, "demo", "part")
     manager = env.manager()
+    wait_until(lambda: _in_flight(manager) == [1], 10)
 
     def close_everything() -> str:
         client.list_collections()
@@ -225,7 +232,7 @@ def a_childs_end_spares_the_loop_of_its_parent(env: Env) -> None:
         client = AsyncMilvusClient(server.uri)
         await client.list_collections()
         running = Doing(client.has_partition("demo", "part"))
-        await asyncio.sleep(0.2)
+        await until(lambda: _in_flight(client._manager) == [1], 10)
         said = ask_child(lambda: in_child(client), 20)
         await settled([running], 20)
         after = await client.list_collections()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pymilvus.exceptions import MilvusException
 
+from tests import inside
 from tests.looping import AsyncEngine, Doing, held_rpcs, in_loop, other_tasks, settled, until
 from tests.network import BlackHole, TcpProxy, open_sockets_to
 from tests.observe import ChannelCount
@@ -35,6 +36,7 @@ async def _lose_server(aio: AsyncEngine, proxy: TcpProxy, calls: int) -> tuple[A
     waiting = [Doing(client.list_collections()) for _ in range(calls)]
     assert await aio.has_seen("fail")
     assert await aio.has_seen("retry")
+    await until(lambda: inside.waiting(aio.manager) == calls, 10)
     return client, waiting
 
 
@@ -255,7 +257,7 @@ async def test_a_task_group_ends_as_documented(aio: AsyncEngine, proxy: TcpProxy
     siblings: list[asyncio.Task[Any]] = []
 
     async def fail() -> None:
-        await asyncio.sleep(0.2)
+        await until(lambda: inside.waiting(aio.manager) == 4, 10)
         raise KeyError("mine")
 
     async def group() -> None:

@@ -13,6 +13,7 @@ import pytest
 from pymilvus.exceptions import MilvusException
 
 import milvus_lifecycle as ml
+from tests import inside
 from tests.flavours import FLAVOURS, Program
 from tests.global_clusters import GlobalCluster, Nobody, violated
 from tests.looping import AsyncEngine, Doing, in_loop, settled, until
@@ -195,14 +196,11 @@ def test_one_fetch_serves_threads_and_loops_at_once(
     old.stop()
     cluster.move(new)
     calls = [Call(client.list_collections) for client in clients]
-    wait_until(lambda: len(cluster.asked) > before, 10)
-    for program in programs:
-        wait_until(lambda: program.seen().count("fail") == 4, 10)  # noqa: B023
-    time.sleep(0.2)  # so that all of them have joined
+    wait_until(lambda: inside.waiting_for_topology() == [8], 10)
+    assert len(cluster.asked) == before + 1
     cluster.heal()
     assert [call.value(30) for call in calls] == [["new"]] * 8
     assert cluster.most_at_once == 1
-    assert len(cluster.asked) == before + 1
 
 
 # -- how often, and by whom, the topology is asked for ---------------------------------------
@@ -214,7 +212,7 @@ def test_refreshing_ends_with_the_last_client(program: Program, cluster: GlobalC
     client = program.connected(cluster.uri, token="root:pw")
     wait_until(lambda: len(cluster.asked) >= 3, 20)
     client.close()
-    time.sleep(0.3)  # a refresh that was under way at that moment
+    wait_until(lambda: not inside.waiting_for_topology(), 10)
     asked = len(cluster.asked)
     time.sleep(2.5)  # time for two refreshes
     assert len(cluster.asked) == asked
@@ -244,6 +242,7 @@ def test_an_impatient_call_fails_nobody_else(program: Program, cluster: GlobalCl
     hasty = Call(program.client, cluster.uri, token="root:pw", timeout=0.5)
     wait_until(lambda: cluster.asked, 10)
     patient = Call(program.connected, cluster.uri, token="root:pw", dedicated=True, timeout=20)
+    wait_until(lambda: inside.waiting_for_topology() == [2], 10)
     assert all_done([hasty], 10)
     assert isinstance(hasty.error, MilvusException)
     assert "TopologyError" in str(hasty.error)
@@ -263,7 +262,7 @@ async def test_a_call_that_is_cancelled_fails_nobody_else(
     leader = Doing(clients[0].list_collections())
     await until(lambda: cluster.asked, 10)
     others = [Doing(client.list_collections()) for client in clients[1:]]
-    await asyncio.sleep(0.1)  # so that they have joined
+    await until(lambda: inside.waiting_for_topology() == [4], 10)
     leader.cancel()
     assert await settled([leader], 10)
     cluster.heal()

@@ -27,19 +27,20 @@ def _running(path: Path) -> bool:
     return os.path.abspath(path) in milvus_lite.server_manager_instance._servers
 
 
-def _slow_start(monkeypatch: pytest.MonkeyPatch, seconds: float) -> threading.Event:
-    """Let Milvus Lite take longer to start; the event tells that it has."""
+def _slow_start(monkeypatch: pytest.MonkeyPatch, seconds: float) -> list[threading.Event]:
+    """Let Milvus Lite take longer to start; the events tell that it begins, and that it has."""
     manager = milvus_lite.server_manager_instance
-    start, started = manager.start_and_get_uri, threading.Event()
+    start, begins, started = manager.start_and_get_uri, threading.Event(), threading.Event()
 
     def slowly(*args: str) -> str | None:
+        begins.set()
         time.sleep(seconds)
         uri: str | None = start(*args)
         started.set()
         return uri
 
     monkeypatch.setattr(manager, "start_and_get_uri", slowly)
-    return started
+    return [begins, started]
 
 
 @pytest.fixture
@@ -116,9 +117,9 @@ async def test_a_cancelled_start_releases_the_server(
     aio: AsyncEngine, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A first connect that is cancelled while the server starts leaves no server and no task."""
-    started = _slow_start(monkeypatch, 0.5)
+    begins, started = _slow_start(monkeypatch, 0.5)
     call = Doing(aio.client(str(path)).list_collections())
-    await asyncio.sleep(0.1)
+    await until(begins.is_set, 10)
     call.cancel()
     await until(lambda: call.done, 10)
     await until(lambda: not other_tasks(), 10)

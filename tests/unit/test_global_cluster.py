@@ -38,6 +38,7 @@ from milvus_lifecycle.errors import (
 )
 from milvus_lifecycle.table import State
 from tests.global_clusters import GlobalCluster, alocate, locate
+from tests.inside import waiting_for_topology
 from tests.looping import Doing, until
 from tests.observe import Call, LogLines, wait_until
 from tests.processes import REPOSITORY
@@ -177,7 +178,7 @@ def test_everybody_shares_a_fetch_that_began_before_he_asked(
     first = find(TopologyLocator(book, time.monotonic()))
     wait_until(lambda: cluster.asked, 10)
     calls = [find(TopologyLocator(book, time.monotonic())) for _ in range(8)]
-    time.sleep(0.1)  # so that they have joined
+    wait_until(lambda: waiting_for_topology() == [9], 10)
     cluster.heal()
     places = {call.value(10).address for call in [first, *calls]}
     assert places == {"127.0.0.1:1001"}
@@ -194,7 +195,7 @@ def test_a_fetch_outlives_whoever_asked(cluster: GlobalCluster, find: Callable[.
         hasty.value(10)
     assert caught.value.reason is TopologyReason.DEADLINE
     patient = find(TopologyLocator(book, time.monotonic()))
-    time.sleep(0.1)
+    wait_until(lambda: waiting_for_topology() == [2], 10)
     assert not patient.done
     cluster.heal()
     assert patient.value(20).address == "127.0.0.1:1001"
@@ -214,7 +215,7 @@ def test_a_cancelled_task_leaves_alone(cluster: GlobalCluster) -> None:
         calls = [locating()]
         await until(lambda: cluster.asked, 10)
         calls += [locating() for _ in range(2)]
-        await asyncio.sleep(0.05)
+        await until(lambda: waiting_for_topology() == [3], 10)
         for call in calls[:2]:
             call.cancel()
         await until(lambda: all(call.cancelled for call in calls[:2]), 10)

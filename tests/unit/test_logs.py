@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import threading
-import time
 from collections.abc import Iterator, MutableMapping
 from typing import NoReturn
 
@@ -17,7 +16,7 @@ from milvus_lifecycle import ConnectionConfig, ConnectionManager
 from milvus_lifecycle.audit.logs import LOGGER_NAME, ApplicationLog
 from milvus_lifecycle.audit.records import Sink, TransitionRecord
 from milvus_lifecycle.audit.stream import flush_all
-from milvus_lifecycle.testing import FakeClock, Script
+from milvus_lifecycle.testing import FakeClock, Script, until
 
 CONFIG = ConnectionConfig.from_uri("http://127.0.0.1:19530", token="root:sesame")
 #: how the thread of a first connect is called
@@ -51,10 +50,12 @@ def live(*sinks: Sink) -> ConnectionManager:
 
 def _landed(before: set[threading.Thread]) -> None:
     """Wait for the worker of the first connect, and for whoever tells of it."""
-    deadline = time.monotonic() + 30
-    while any(t.name.startswith(FLIGHT) for t in set(threading.enumerate()) - before):
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+
+    def lands() -> bool:
+        started = set(threading.enumerate()) - before
+        return not any(thread.name.startswith(FLIGHT) for thread in started)
+
+    until(lands, 30, "it still flies")
     flush_all(30)
 
 
