@@ -34,7 +34,10 @@ def _no_garbage_collection() -> Iterator[None]:
 
 @each_flavour()
 def d1_restart_under_load(env: Env, flavour: Flavour) -> None:
-    """A server killed for a second under eight callers fails no call and costs few channels."""
+    """A server killed for a second under eight callers: no call fails, 12 channels at most.
+
+    All are served within 5 s, ten times the promise, after it listens again.
+    """
     server = env.server_process()
     channels = env.enter(ChannelCount())
     load = Load(flavour.client(server.uri).list_collections, threads=8)
@@ -49,7 +52,6 @@ def d1_restart_under_load(env: Env, flavour: Flavour) -> None:
     ended = load.stop()
     opened = len(channels) - before
     verdict(
-        # The promise is 0.5 s after the server listens again; it is allowed ten times that.
         back and took < 5.0 and ended and not load.errors and opened <= 12,
         f"{len(load.errors)} of {load.count} calls failed, {opened} channels opened, "
         f"all callers served again: {back} ({took:.2f} s after the server listened)",
@@ -91,7 +93,10 @@ def d3_dedicated_means_a_connection_of_its_own(env: Env) -> None:
 
 @each_flavour()
 def d4_one_endpoint_never_delays_another(env: Env, flavour: Flavour) -> None:
-    """A checkout of a healthy endpoint does not wait for another endpoint that never answers."""
+    """A checkout does not wait for another endpoint that never answers: it takes less than 2.5 s.
+
+    The promise is 50 ms; a busy machine is allowed more. The stuck connect takes 12 s.
+    """
     server, hole = env.server(), env.black_hole()
     flavour.client(server.uri).close()
     Call(flavour.client, hole.uri, timeout=12)
@@ -99,20 +104,21 @@ def d4_one_endpoint_never_delays_another(env: Env, flavour: Flavour) -> None:
     healthy = Call(flavour.client, server.uri, token="another:one")
     all_done([healthy], 20)
     took = healthy.elapsed if healthy.elapsed is not None else float("inf")
-    # The promise is 50 ms; a busy machine is allowed more. The stuck connect takes 12 s.
     verdict(took < 2.5 and healthy.error is None, f"the healthy checkout took {took:.3f} s")
 
 
 @each_flavour()
 def d5_a_deadline_is_kept_during_an_outage(env: Env, flavour: Flavour) -> None:
-    """Five calls with timeout=1.5 whose server turns into a black hole all return in time."""
+    """Five calls with timeout=1.5 whose server turns into a black hole return within 6.5 s.
+
+    The promise is 2 s, that is 0.5 s after the deadline; the limit is ten times that grace.
+    """
     server = env.server()
     proxy = env.proxy(server.port)
     client = flavour.client(proxy.uri, timeout=3)
     _, calls = held(server, "ShowCollections", *[lambda: client.list_collections(timeout=1.5)] * 5)
     # All five lose their connection at once, and nothing answers any more.
     proxy.set_mode("hang", cut=True)
-    # The promise is 2 s, that is 0.5 s after the deadline; the limit is ten times that grace.
     limit = 1.5 + 5.0
     in_time = all_done(calls, limit)
     took = [f"{call.elapsed:.1f}" if call.elapsed is not None else "not yet" for call in calls]

@@ -152,7 +152,7 @@ def _median_lookups(pairs: list[tuple[Any, Any]], rounds: int = 300) -> list[flo
 
 @defect(limit=120)
 def d28_a_lookup_costs_the_same_in_a_large_pool(env: Env) -> None:
-    """Finding a handler's connection among hundreds costs what it costs in a pool of one."""
+    """Finding a handler's connection among hundreds costs less than three times one alone."""
     server = env.server_process()
     large, small = env.manager(), type(env.manager())()
     config = env.config(server.uri)

@@ -55,7 +55,7 @@ def _refuse(call: ServedCall, text: str) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(120)
 def test_a_long_call_gets_through(program: Program) -> None:
-    """A call that lasts longer than such a server stands pings is not begun anew for ever."""
+    """A call that lasts longer than such a server stands pings gets through by four channels."""
     options = {"grpc.keepalive_time_ms": 1_000, "grpc.http2.max_pings_without_data": 0}
     strict = [("grpc.http2.max_ping_strikes", 1)]
     with FakeMilvus(options=strict) as server, ChannelCount() as channels:

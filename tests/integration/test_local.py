@@ -142,7 +142,7 @@ def test_the_loops_end_releases_the_server(aio: AsyncEngine, path: Path) -> None
 
 @pytest.mark.parametrize("program", ["threads"], indirect=True)
 def test_a_killed_milvus_lite_process_fails_no_call(program: Program, tmp_path: Path) -> None:
-    """SIGKILL to a real server under four threads, one second down: 0 failed calls.
+    """SIGKILL to a real server under four threads, one second down: 0 failed calls, 12 channels.
 
     Milvus Lite comes back with its collections released: until an operator has loaded them, a
     search is told so (101), and that is the caller's at once.

@@ -27,7 +27,10 @@ pytestmark = pytest.mark.timeout(90)
 def test_a_hundred_calls_after_a_silent_cut(
     program: Program, server: FakeMilvus, proxy: TcpProxy
 ) -> None:
-    """An idle connection that a router forgot: a hundred calls at once share one probe."""
+    """An idle connection that a router forgot: a hundred calls at once share one probe.
+
+    They are served within 6 s, ten times what was measured: probe_timeout, and the calls.
+    """
     client = program.client(proxy.uri)
     client.list_collections()
     with ChannelCount() as channels:
@@ -37,7 +40,6 @@ def test_a_hundred_calls_after_a_silent_cut(
         calls = [Call(client.list_collections) for _ in range(100)]
         wait_until(lambda: all(call.done for call in calls), 30)
         assert [call.error for call in calls] == [None] * 100
-        # Measured 0.6 s: probe_timeout, and the calls.
         assert time.monotonic() - began < 6
         assert len(channels) == 1
     assert server.count("Connect") == 2
@@ -156,7 +158,7 @@ def endpoints() -> Iterator[tuple[list[FakeMilvus], list[FakeMilvus]]]:
 def test_half_of_many_endpoints_down(
     program: Program, endpoints: tuple[list[FakeMilvus], list[FakeMilvus]]
 ) -> None:
-    """Twenty of forty servers go away for a while: the others' clients do not notice."""
+    """Twenty of forty servers go away: no call of the others takes a second (measured: 0.04 s)."""
     well, lost = ([(server, program.client(server.uri)) for server in lot] for lot in endpoints)
     for server, _ in lost:
         server.stop()
@@ -169,7 +171,6 @@ def test_half_of_many_endpoints_down(
                 assert client.list_collections() == ["demo"]
                 slowest = max(slowest, time.monotonic() - began)
             assert not any(call.done for call in waiting)
-        # Measured 0.04 s.
         assert slowest < 1.0
         for server, _ in lost:
             server.start()
