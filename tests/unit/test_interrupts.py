@@ -9,6 +9,7 @@ Where memory is short, a MemoryError comes there too, and to the threads of flig
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import sys
 import threading
@@ -37,6 +38,23 @@ from milvus_lifecycle.testing import CapturedAudit, Script, rpc_error, until
 from tests.cores import CONFIG, Core
 from tests.global_clusters import locate
 from tests.observe import Call, Client
+
+pytestmark = [
+    # What is raised where nobody can catch it CPython prints; and a thread whose start was
+    # interrupted it takes off its list twice.
+    pytest.mark.filterwarnings(
+        "ignore:(?s)Exception ignored.*(test_interrupts.py|del _limbo)"
+        ":pytest.PytestUnraisableExceptionWarning"
+    ),
+    pytest.mark.filterwarnings(
+        "ignore:(?s)Exception in thread.*test_interrupts.py"
+        ":pytest.PytestUnhandledThreadExceptionWarning"
+    ),
+    # Interrupted between the making of the coroutine and its await.
+    pytest.mark.filterwarnings(
+        "ignore:coroutine '_AsyncioChannel.close' was never awaited:RuntimeWarning"
+    ),
+]
 
 #: what a flight or a call waits at most (seconds)
 BUDGET = 0.3
@@ -147,13 +165,17 @@ class Scene:
 
 @pytest.fixture(autouse=True)
 def no_ghosts() -> Iterator[None]:
-    """Threads that were interrupted in ``Thread.start`` itself hang in CPython: end them."""
+    """Threads that were interrupted in ``Thread.start`` itself hang in CPython: end them.
+
+    What is reported when garbage is collected is collected here, and not in another test.
+    """
     before = set(threading.enumerate())
     yield
     for thread in set(threading.enumerate()) - before:
         threading._limbo.pop(thread, None)  # type: ignore[attr-defined]
         with suppress(RuntimeError):  # it waits for the lock that its parent was to release
             thread._started._cond.release()  # type: ignore[attr-defined]
+    gc.collect()
 
 
 class FlightTrap(Trap):

@@ -164,6 +164,10 @@ class Interrupt(BaseException):
     """What a signal handler raises."""
 
 
+# In a callback of the garbage collector's, or of a weak reference, CPython can only print it.
+@pytest.mark.filterwarnings(
+    "ignore:(?s)Exception ignored.*test_stream.Interrupt:pytest.PytestUnraisableExceptionWarning"
+)
 def test_whoever_starts_the_thread_may_be_interrupted() -> None:
     """Wherever that is, what waits is read, in order, with the next item."""
     place = 0
