@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from milvus_lifecycle.audit import stream
 from milvus_lifecycle.core.flight import STOPPED
 from milvus_lifecycle.endpoints import global_cluster
 
-__all__ = ["STOPPED", "fetch_limit", "fetch_spacing", "flush_records", "records_that_may_wait"]
+__all__ = [
+    "STOPPED",
+    "fetch_limit",
+    "fetch_spacing",
+    "flush_records",
+    "records_that_may_wait",
+    "waiting",
+    "waiting_for_topology",
+]
 
 
 def flush_records(limit: float = 10.0) -> None:
     """Wait until listeners, log handlers and files have every record of this process."""
     stream.flush_all(limit)
+
+
+def waiting(manager: Any) -> int:
+    """How many calls and checkouts wait for the flights of a manager's connections now."""
+    flights = [each.lifecycle.flight for each in manager._pool.registry.all()]
+    return sum(len(flight.waiters) for flight in flights if flight is not None)
+
+
+def waiting_for_topology() -> list[int]:
+    """How many have joined each fetch of a topology that this process makes now."""
+    fetches = [book._fetch for book in list(global_cluster.TopologyBook._books.values())]
+    return [len(fetch._wakes) for fetch in fetches if fetch is not None]
 
 
 def records_that_may_wait(number: int) -> tuple[object, str, int]:

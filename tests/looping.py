@@ -52,14 +52,20 @@ def listen_for_complaints(complaints: list[str]) -> None:
     asyncio.get_running_loop().set_exception_handler(note)
 
 
-async def until(condition: Callable[[], object], limit: float, every: float = 0.01) -> bool:
+async def comes_true(condition: Callable[[], object], limit: float) -> bool:
     """Poll until the condition holds; False when it does not within `limit` seconds."""
     deadline = time.monotonic() + limit
     while not condition():
         if time.monotonic() >= deadline:
             return bool(condition())
-        await asyncio.sleep(every)
+        await asyncio.sleep(0.01)
     return True
+
+
+async def until(condition: Callable[[], object], limit: float) -> None:
+    """The same for what a test arranges: raises AssertionError when it does not hold in time."""
+    __tracebackhide__ = True
+    assert await comes_true(condition, limit), f"not within {limit} s"
 
 
 async def finish(*tasks: asyncio.Future[Any], limit: float) -> bool:
@@ -121,7 +127,7 @@ async def held_rpcs(server: Any, client: Any, count: int = 1) -> tuple[Any, list
     """Calls that wait in the server, by HasPartition, which nothing else calls; and their hold."""
     hold = server.hold("HasPartition")
     calls = [Doing(client.has_partition("demo", "part")) for _ in range(count)]
-    assert await until(lambda: hold.waiting == count, 10)
+    await until(lambda: hold.waiting == count, 10)
     return hold, calls
 
 
@@ -198,4 +204,4 @@ class AsyncEngine(History):
 
     async def has_seen(self, trigger: str, limit: float = 10.0) -> bool:
         """Whether a transition by this trigger is recorded within `limit` seconds."""
-        return await until(lambda: trigger in self.seen(), limit)
+        return await comes_true(lambda: trigger in self.seen(), limit)

@@ -16,7 +16,7 @@ import grpc.aio
 from typing_extensions import Self
 
 
-def wait_until(condition: Callable[[], object], limit: float, every: float = 0.01) -> bool:
+def came_true(condition: Callable[[], object], limit: float, every: float = 0.01) -> bool:
     """Poll until the condition holds; False when it does not within `limit` seconds."""
     deadline = time.monotonic() + limit
     while not condition():
@@ -24,6 +24,12 @@ def wait_until(condition: Callable[[], object], limit: float, every: float = 0.0
             return bool(condition())
         time.sleep(every)
     return True
+
+
+def wait_until(condition: Callable[[], object], limit: float, every: float = 0.01) -> None:
+    """The same for what a test arranges: raises AssertionError when it does not hold in time."""
+    __tracebackhide__ = True
+    assert came_true(condition, limit, every), f"not within {limit} s"
 
 
 def join_all(threads: Iterable[threading.Thread], limit: float) -> bool:
@@ -63,7 +69,7 @@ class Call(threading.Thread):
 
     def value(self, limit: float) -> Any:
         """The result within `limit` seconds, or the call's own error, or TimeoutError."""
-        if not wait_until(lambda: self.done, limit):
+        if not came_true(lambda: self.done, limit):
             raise TimeoutError(f"{self.name} did not return within {limit} s")
         if self.error is not None:
             raise self.error
@@ -77,14 +83,14 @@ class Client:
 def all_done(calls: Iterable[Call], limit: float) -> bool:
     """Whether all calls have returned, with or without an error, within `limit` seconds."""
     waiting = list(calls)
-    return wait_until(lambda: all(call.done for call in waiting), limit)
+    return came_true(lambda: all(call.done for call in waiting), limit)
 
 
 def held(server: Any, method: str, *calls: Callable[[], Any]) -> tuple[Any, list[Call]]:
     """Start calls whose RPCs of this method wait for the test in the server; its hold, and they."""
     hold = server.hold(method)
     started = [Call(call) for call in calls]
-    assert wait_until(lambda: hold.waiting == len(started), 10)
+    wait_until(lambda: hold.waiting == len(started), 10)
     return hold, started
 
 
@@ -135,7 +141,7 @@ class Load:
     def works(self, limit: float = 20.0) -> bool:
         """Whether more is done from now on, and nothing has failed yet."""
         target = self.count + 5
-        return wait_until(lambda: self.count >= target, limit) and not self.errors
+        return came_true(lambda: self.count >= target, limit) and not self.errors
 
     def stop(self, limit: float = 20.0) -> bool:
         """End it; False when a thread is still at work."""
@@ -176,7 +182,7 @@ class History:
 
     def saw(self, trigger: str, event: str = "connection.transition", limit: float = 10.0) -> bool:
         """Whether there is a record of this trigger within `limit` seconds."""
-        return wait_until(lambda: trigger in self.seen(event), limit)
+        return came_true(lambda: trigger in self.seen(event), limit)
 
 
 _FACTORIES = (

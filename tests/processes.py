@@ -15,7 +15,7 @@ from pathlib import Path
 from typing_extensions import Self
 
 from tests.network import free_port, listens
-from tests.observe import wait_until
+from tests.observe import came_true
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -49,8 +49,10 @@ class ServerProcess:
                 cwd=REPOSITORY,
                 start_new_session=True,
             )
-            wait_until(lambda: listens(self.port) or process.poll() is not None, self._start_limit)
-            if process.poll() is not None or not listens(self.port):
+            answers = came_true(
+                lambda: listens(self.port) or process.poll() is not None, self._start_limit
+            )
+            if process.poll() is not None or not answers:
                 self.kill()
                 output.seek(0)
                 said = output.read().decode(errors="replace")[-2000:]
@@ -150,8 +152,13 @@ class Child:
         self.process.communicate()
 
 
-def ask_child(work: Callable[[], object], limit: float) -> str:
-    """What a forked child answers: the repr of work(), its error, its signal, or that it hangs."""
+def ask_child(
+    work: Callable[[], object], limit: float, meanwhile: Callable[[], object] | None = None
+) -> str:
+    """What a forked child answers: the repr of work(), its error, its signal, or that it hangs.
+
+    ``meanwhile`` runs in the parent as soon as the child exists.
+    """
     ours, theirs = os.pipe()
     child = os.fork()
     if child == 0:
@@ -163,6 +170,8 @@ def ask_child(work: Callable[[], object], limit: float) -> str:
         os._exit(0)
     # Closed here, so that a child that crashes ends the pipe instead of seeming to hang.
     os.close(theirs)
+    if meanwhile is not None:
+        meanwhile()
     readable, _, _ = select.select([ours], [], [], limit)
     said = os.read(ours, 65536).decode() if readable else "nothing: it hangs"
     os.close(ours)

@@ -28,7 +28,7 @@ class Thing:
     number: "int"
 
 
-def pickles(moment):
+def pickles(moment: str) -> None:
     try:
         again = pickle.loads(pickle.dumps(Thing(1))) == Thing(1)
     except Exception as error:
@@ -36,7 +36,7 @@ def pickles(moment):
     print(json.dumps({moment: again}), flush=True)
 
 
-def describe_main():
+def describe_main() -> dict[str, object]:
     main = sys.modules["__main__"]
     spec, loader = main.__spec__, main.__loader__
     return {
@@ -57,8 +57,8 @@ def describe_main():
     }
 
 
-def describe_interpreter():
-    streams = (sys.stdin, sys.stdout, sys.stderr)
+def describe_interpreter() -> dict[str, object]:
+    streams: tuple[typing.Any, ...] = (sys.stdin, sys.stdout, sys.stderr)
     return {
         "argv": sys.argv,
         "orig_argv": sys.orig_argv[1:],
@@ -77,7 +77,7 @@ def describe_interpreter():
     }
 
 
-def describe_process():
+def describe_process() -> dict[str, object]:
     return {
         "environ": dict(os.environ),
         "cwd": os.getcwd(),
@@ -90,7 +90,7 @@ def describe_process():
     }
 
 
-def describe_tools():
+def describe_tools() -> dict[str, object]:
     """What looks for __main__ from outside: tools that read its source, and spawned children."""
     preparation = multiprocessing.spawn.get_preparation_data("child")
     preparation.pop("authkey")
@@ -107,7 +107,7 @@ def describe_tools():
     }
 
 
-def outlive():
+def outlive() -> None:
     threading.main_thread().join()
     pickles("in a thread that outlives the script")
 
@@ -126,7 +126,9 @@ if __name__ == "__main__":
         os.kill(os.getpid(), signal.SIGINT)
         threading.Event().wait(60)
     if end == "hook":
-        sys.excepthook = lambda kind, value, trace: print(inspect.getinnerframes(trace)[0].function)
+        sys.excepthook = lambda kind, value, trace: print(
+            trace and inspect.getinnerframes(trace)[0].function
+        )
         raise LookupError(end)
     if end.startswith("exit"):
         sys.exit({"exit": None, "exit 3": 3, "exit words": "words"}[end])

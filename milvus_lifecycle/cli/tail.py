@@ -6,6 +6,7 @@ import argparse
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from fnmatch import fnmatchcase
@@ -181,7 +182,9 @@ def show_tail(options: argparse.Namespace, paint: Paint) -> int:
     if foreign and not found and wanted.everything and follower is None and options.lines:
         print(f"{options.log}: no audit record in it; audit verify says why", file=sys.stderr)
         return 2
-    while follower is not None:
-        show(shown for line in follower.poll() if (shown := match(line)))
-        sleep(PAUSE)
-    return 0
+    if follower is None:
+        return 0
+    with closing(follower):
+        while True:
+            show(shown for line in follower.poll() if (shown := match(line)))
+            sleep(PAUSE)

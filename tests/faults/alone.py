@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tests.faults.leftovers import child_processes, warm_up
 from tests.faults.load import Flavour
-from tests.observe import wait_until
+from tests.observe import came_true
 from tests.processes import REPOSITORY
 
 Body = Callable[[Flavour, Path], str]
@@ -48,7 +48,7 @@ def run_alone(body: Body, flavour: Flavour, folder: Path, **environment: str) ->
         text = output.read().decode(errors="replace")
         assert process.returncode == 0, f"{name}: exit code {process.returncode}\n{text[-5000:]}"
         assert figures.exists(), f"{name}: no figures\n{text[-5000:]}"
-        assert wait_until(lambda: len(child_processes()) <= before, 10), "a process is left"
+        assert came_true(lambda: len(child_processes()) <= before, 10), "a process is left"
         return figures.read_text()
 
 

@@ -21,7 +21,7 @@ from milvus_lifecycle.replay.verify import verify_logs
 from tests.faults.load import Flavour, Load, Tally, list_only, run_once
 from tests.faults.scene import count, engine, verify
 from tests.network import TcpProxy
-from tests.observe import ChannelCount, wait_until
+from tests.observe import ChannelCount, came_true
 from tests.processes import FakeMilvusProcess
 
 _CHILDREN = 8
@@ -98,7 +98,7 @@ def the_collector_runs_everywhere(flavour: Flavour, folder: Path) -> str:
         gc.collect()
         left = 8 if flavour == "threads" else 0
         stats = ml.ConnectionManager.get_instance().get_stats()
-        assert wait_until(lambda: _leases() == left, 20), stats
+        assert came_true(lambda: _leases() == left, 20), stats
     return _figures(load.tally, f"{vanished} clients vanished without close(), no lease is left")
 
 

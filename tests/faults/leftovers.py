@@ -17,7 +17,7 @@ import grpc
 import grpc.aio
 from pymilvus.grpc_gen import milvus_pb2, milvus_pb2_grpc
 
-from tests.observe import wait_until
+from tests.observe import came_true
 from tests.servers import FakeMilvus
 
 #: Seconds until everything has to be gone. An unanswered HTTP/2 handshake keeps its TCP
@@ -99,5 +99,5 @@ def nothing_left() -> Iterator[None]:
     before = Inventory()
     yield
     began = time.monotonic()
-    gone = wait_until(lambda: not before.more(), LIMIT, every=0.1)
+    gone = came_true(lambda: not before.more(), LIMIT, every=0.1)
     assert gone, f"left over after {time.monotonic() - began:.0f} s: {before.more()}"

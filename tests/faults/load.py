@@ -15,8 +15,8 @@ from pymilvus import AsyncMilvusClient, DataType, MilvusClient
 from pymilvus.exceptions import MilvusException
 from typing_extensions import Self
 
-from tests.looping import listen_for_complaints, other_tasks, until
-from tests.observe import join_all, wait_until
+from tests.looping import comes_true, listen_for_complaints, other_tasks, until
+from tests.observe import came_true, join_all, wait_until
 
 Flavour = Literal["threads", "asyncio"]
 FLAVOURS: tuple[Flavour, ...] = ("threads", "asyncio")
@@ -83,7 +83,7 @@ class Tally:
     def bad(self, began: float, operation: str, error: Exception) -> None:
         """A call failed."""
         text = " ".join(str(error).split())
-        answered = type(error) is MilvusException and type(error.code) is int
+        answered = type(error) is MilvusException and type(getattr(error, "code", None)) is int
         where = self.refused if answered else self.failed
         where.append(f"{operation}: {type(error).__name__}: {text[:300]}")
         self._ended(time.monotonic() - began)
@@ -147,6 +147,8 @@ class Load:
         self._stopping = threading.Event()
         self._going = threading.Event()
         self._going.set()
+        #: workers that are in a call
+        self._calling: set[int] = set()
         self._threads = (
             [threading.Thread(target=self._work, args=(worker,)) for worker in range(workers)]
             if flavour == "threads"
@@ -175,8 +177,9 @@ class Load:
         return join_all(self._threads, limit)
 
     def pause(self) -> None:
-        """No worker starts another call from now on."""
+        """No worker starts another call from now on; returns when none is in one."""
         self._going.clear()
+        wait_until(lambda: not self._calling, 60)
 
     def resume(self) -> None:
         """Go on."""
@@ -187,7 +190,7 @@ class Load:
         self.tally.watch_from = float("inf")
         self.tally.served.clear()
         began = self.tally.watch_from = time.monotonic()
-        if not wait_until(lambda: len(self.tally.served) == self.workers, limit, every=0.05):
+        if not came_true(lambda: len(self.tally.served) == self.workers, limit, every=0.05):
             return None
         return max(self.tally.served.values()) - began
 
@@ -200,12 +203,14 @@ class Load:
             if self._stopping.is_set():
                 break
             began = time.monotonic()
+            self._calling.add(worker)
             try:
                 getattr(client, method)(**arguments)
             except Exception as error:
                 self.tally.bad(began, method, error)
             else:
                 self.tally.good(worker, began, method, number)
+            self._calling.discard(worker)
             time.sleep(_PAUSE_S)
         client.close()
 
@@ -219,7 +224,7 @@ class Load:
         import milvus_lifecycle as ml
 
         await ml.AsyncConnectionManager.get_instance().close_all()
-        if not await until(lambda: not other_tasks(), 30):
+        if not await comes_true(lambda: not other_tasks(), 30):
             self.complaints.append(f"tasks left: {other_tasks()}")
 
     async def _work_async(self, worker: int) -> None:
@@ -229,11 +234,13 @@ class Load:
             if self._stopping.is_set():
                 break
             began = time.monotonic()
+            self._calling.add(worker)
             try:
                 await getattr(client, method)(**arguments)
             except Exception as error:
                 self.tally.bad(began, method, error)
             else:
                 self.tally.good(worker, began, method, number)
+            self._calling.discard(worker)
             await asyncio.sleep(_PAUSE_S)
         await client.close()

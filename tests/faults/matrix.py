@@ -96,7 +96,6 @@ def drip(scene: Scene) -> None:
 def forget_after_sleep(scene: Scene) -> None:
     """While the clients sleep, the network forgets their connections without telling them."""
     scene.load.pause()
-    time.sleep(1.0)
     scene.proxy.forget()
     time.sleep(3.0)
     scene.load.resume()

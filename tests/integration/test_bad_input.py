@@ -15,7 +15,7 @@ import milvus_lifecycle as ml
 from milvus_lifecycle.errors import ConfigError, LifecycleError, LoopMismatch
 from tests.flavours import Program
 from tests.network import open_sockets_to
-from tests.observe import ChannelCount, wait_until
+from tests.observe import ChannelCount, came_true
 from tests.processes import REPOSITORY
 from tests.servers import FakeMilvus, TlsFiles
 
@@ -37,7 +37,7 @@ BAD_URIS: tuple[tuple[str, Any, dict[str, Any], str], ...] = (
 
 def _left_behind(program: Program, channels: ChannelCount) -> dict[str, Any]:
     """What is left: must be empty. Threads may take a moment to end."""
-    wait_until(lambda: not program.workers(), 5)
+    came_true(lambda: not program.workers(), 5)  # else they are found
     found = {
         "channels": len(channels),
         "workers": program.workers(),
@@ -110,7 +110,7 @@ def test_a_refused_first_connect_leaves_nothing(program: Program, server: FakeMi
     assert program.stats()["total_connections"] == 0
     assert open_sockets_to(server.port) == 0
     assert [record.dest for record in program.transitions()][-1] == "CLOSED"
-    assert wait_until(lambda: not program.workers(), 30), program.workers()
+    assert came_true(lambda: not program.workers(), 30), program.workers()
 
 
 def test_installing_twice_differently_is_refused(installed: None) -> None:

@@ -15,7 +15,7 @@ from tests import inside
 from tests.flavours import Program
 from tests.global_clusters import GlobalCluster, violated
 from tests.network import TcpProxy
-from tests.observe import Call, held, wait_until
+from tests.observe import Call, came_true, held, wait_until
 from tests.servers import FakeMilvus
 
 pytestmark = [pytest.mark.timeout(90), pytest.mark.policy(topology_refresh=None)]
@@ -101,7 +101,7 @@ def test_news_in_the_middle_of_an_outage(
     cluster.delay = 0.3
     old.stop()
     call = Call(client.list_collections)
-    assert wait_until(lambda: len(cluster.asked) >= 4, 20)
+    wait_until(lambda: len(cluster.asked) >= 4, 20)
     named = cluster.move(new)
     # What was asked before that may still be answered by the old version.
     assert call.value(60) == ["new"]
@@ -131,7 +131,7 @@ def test_asking_for_the_topology_cuts_no_connect(
     client = connect(program, cluster)
     old.stop()
     call = Call(client.list_collections)
-    assert wait_until(lambda: len(cluster.asked) >= 3, 20)
+    wait_until(lambda: len(cluster.asked) >= 3, 20)
     old.on("Connect", lambda call: time.sleep(3 * SPACING))
     old.start()
     assert call.value(15) == ["old"]
@@ -142,7 +142,7 @@ def test_a_client_that_comes_during_the_outage(program: Program, cluster: Global
     client = connect(program, cluster)
     since = fail_over(cluster)
     call = Call(client.list_collections)
-    assert wait_until(lambda: len(cluster.asked) == 2, 10)
+    wait_until(lambda: len(cluster.asked) == 2, 10)
     newcomer = Call(program.client, cluster.uri, token="root:pw", dedicated=True).value(30)
     assert time.monotonic() - since < DELAY + LATE
     assert newcomer.list_collections() == ["new"]
@@ -157,10 +157,13 @@ def test_closing_ends_the_waiting_and_the_asking(
     cluster.delay = 1.0
     old.stop()
     call = Call(client.list_collections)
-    assert wait_until(lambda: len(cluster.asked) == 2, 10)
+    wait_until(lambda: len(cluster.asked) == 2, 10)
     program.close_all()
-    assert wait_until(lambda: call.done, 0.9), "it waited for the topology"
+    assert came_true(lambda: call.done, 0.9), "it waited for the topology"
     assert "closed" in str(call.error)
-    fetching = lambda: [name for name in program.workers() if "topology" in name]  # noqa: E731
-    assert wait_until(lambda: not fetching(), 20), fetching()
+
+    def fetching() -> list[str]:
+        return [name for name in program.workers() if "topology" in name]
+
+    assert came_true(lambda: not fetching(), 20), fetching()
     assert len(cluster.asked) == 2

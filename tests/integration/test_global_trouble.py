@@ -120,7 +120,7 @@ def loaded(program: Program, cluster: GlobalCluster, **options: Any) -> Iterator
     with program.never_still(STALL):
         load = Load(client.list_collections)
         try:
-            assert wait_until(lambda: load.count >= 5, 20)
+            wait_until(lambda: load.count >= 5, 20)
             yield load
         finally:
             assert load.stop()
@@ -155,7 +155,7 @@ def test_clients_go_on_working(
     """
     with contextlib.ExitStack() as stack, loaded(program, cluster) as load:
         trouble(cluster, stack)
-        assert wait_until(lambda: troubles(lines, cluster), 40)
+        wait_until(lambda: troubles(lines, cluster), 40)
         asked, entered = len(cluster.asked), len(cluster.proxy.accepted)
         assert load.works()
         old.stop()
@@ -164,7 +164,7 @@ def test_clients_go_on_working(
         assert load.works(), load.errors[:3]
         # So that there was more than one reason to complain.
         if trouble not in (go_down, hang, be_slow):
-            assert wait_until(lambda: len(cluster.asked) >= asked + 2, 20)
+            wait_until(lambda: len(cluster.asked) >= asked + 2, 20)
         assert entered or trouble is go_down
         assert len(troubles(lines, cluster)) == 1, troubles(lines, cluster)
         assert load.result == ["old"]
@@ -172,9 +172,9 @@ def test_clients_go_on_working(
         cluster.proxy.set_mode("pass", cut=True)
         cluster.heal()
         cluster.move(new)
-        assert wait_until(lambda: load.result == ["new"], 40)
+        wait_until(lambda: load.result == ["new"], 40)
         cluster.behave(reply(b"", status=503))
-        assert wait_until(lambda: len(troubles(lines, cluster)) == 2, 20)
+        wait_until(lambda: len(troubles(lines, cluster)) == 2, 20)
         assert load.works()
         assert len(troubles(lines, cluster)) == 2
     assert "s3cr3t" not in lines.text()
@@ -196,9 +196,9 @@ def test_a_wrong_certificate_is_trouble_like_any_other(
     ):
         genuine = cluster.proxy.target_port
         cluster.proxy.target_port = impostor.server.server_port
-        assert wait_until(lambda: troubles(lines, cluster), 20)
+        wait_until(lambda: troubles(lines, cluster), 20)
         seen = len(cluster.proxy.accepted)
-        assert wait_until(lambda: len(cluster.proxy.accepted) >= seen + 2, 20)
+        wait_until(lambda: len(cluster.proxy.accepted) >= seen + 2, 20)
         assert load.works()
         assert len(troubles(lines, cluster)) == 1
         assert (
@@ -209,4 +209,4 @@ def test_a_wrong_certificate_is_trouble_like_any_other(
 
         cluster.proxy.target_port = genuine
         cluster.move(new)
-        assert wait_until(lambda: load.result == ["new"], 20)
+        wait_until(lambda: load.result == ["new"], 20)

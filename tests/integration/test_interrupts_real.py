@@ -21,7 +21,7 @@ from pymilvus import AsyncMilvusClient
 
 import milvus_lifecycle as ml
 from tests.flavours import Flavour, each_flavour
-from tests.observe import wait_until
+from tests.observe import came_true
 from tests.processes import FakeMilvusProcess
 from tests.stock import Body, Env, Kind, run, verdict
 
@@ -138,7 +138,7 @@ def at_random(env: Env, flavour: Flavour) -> None:
     for _ in range(ROUNDS):
         hit += scene.alarm.interrupt(scene.call, random.uniform(0.0001, MOMENTS))
         wedged += not scene.served()
-    quiet = wait_until(scene.quiet, 20)
+    quiet = came_true(scene.quiet, 20)
     verdict(
         wedged == 0 and hit > ROUNDS / 4 and quiet,
         f"{hit} of {ROUNDS} calls interrupted, {wedged} wedges,"
@@ -160,7 +160,7 @@ def in_a_log_handler(env: Env, flavour: Flavour) -> None:
     logger.setLevel(logging.DEBUG)
     scene.alarm.interrupt(scene.call, 0.1)
     served = scene.served()
-    verdict(served and wait_until(scene.quiet, 20), f"the next call is served: {served}")
+    verdict(served and came_true(scene.quiet, 20), f"the next call is served: {served}")
 
 
 @pytest.mark.parametrize("body", [*at_random, *in_a_log_handler], ids=lambda body: body.__name__)

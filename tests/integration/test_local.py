@@ -15,7 +15,7 @@ from pymilvus.client.connection_manager import ConnectionConfig
 
 from tests.flavours import Program, simple_schema
 from tests.looping import AsyncEngine, Doing, in_loop, other_tasks, until
-from tests.observe import Call, ChannelCount, Load, wait_until
+from tests.observe import Call, ChannelCount, Load, came_true, wait_until
 from tests.processes import MilvusLiteProcess
 
 milvus_lite = pytest.importorskip("milvus_lite.server_manager")
@@ -27,19 +27,20 @@ def _running(path: Path) -> bool:
     return os.path.abspath(path) in milvus_lite.server_manager_instance._servers
 
 
-def _slow_start(monkeypatch: pytest.MonkeyPatch, seconds: float) -> threading.Event:
-    """Let Milvus Lite take longer to start; the event tells that it has."""
+def _slow_start(monkeypatch: pytest.MonkeyPatch, seconds: float) -> list[threading.Event]:
+    """Let Milvus Lite take longer to start; the events tell that it begins, and that it has."""
     manager = milvus_lite.server_manager_instance
-    start, started = manager.start_and_get_uri, threading.Event()
+    start, begins, started = manager.start_and_get_uri, threading.Event(), threading.Event()
 
     def slowly(*args: str) -> str | None:
+        begins.set()
         time.sleep(seconds)
         uri: str | None = start(*args)
         started.set()
         return uri
 
     monkeypatch.setattr(manager, "start_and_get_uri", slowly)
-    return started
+    return [begins, started]
 
 
 @pytest.fixture
@@ -95,11 +96,11 @@ def test_the_server_goes_with_the_last_connection(program: Program, path: Path) 
     two = program.client(str(path), token="two:pw")
     assert program.stats()["total_connections"] == 2
     one.close()
-    assert wait_until(lambda: program.stats()["total_connections"] == 1, 10)
+    wait_until(lambda: program.stats()["total_connections"] == 1, 10)
     assert _running(path)
     assert two.list_collections() == []
     two.close()
-    assert wait_until(lambda: not _running(path), 20)
+    wait_until(lambda: not _running(path), 20)
     assert program.stats()["total_connections"] == 0
 
 
@@ -107,7 +108,7 @@ def test_close_all_releases_the_server(program: Program, path: Path) -> None:
     """close_all stops the in-process server as well; the file can be opened again after it."""
     program.client(str(path)).create_collection("demo", schema=simple_schema())
     program.close_all()
-    assert wait_until(lambda: not _running(path), 20)
+    wait_until(lambda: not _running(path), 20)
     assert program.client(str(path)).list_collections() == ["demo"]
 
 
@@ -116,16 +117,16 @@ async def test_a_cancelled_start_releases_the_server(
     aio: AsyncEngine, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A first connect that is cancelled while the server starts leaves no server and no task."""
-    started = _slow_start(monkeypatch, 0.5)
+    begins, started = _slow_start(monkeypatch, 0.5)
     call = Doing(aio.client(str(path)).list_collections())
-    await asyncio.sleep(0.1)
+    await until(begins.is_set, 10)
     call.cancel()
-    assert await until(lambda: call.done, 10)
-    assert await until(lambda: not other_tasks(), 10)
-    assert await until(lambda: aio.stats()["total_connections"] == 0, 10)
+    await until(lambda: call.done, 10)
+    await until(lambda: not other_tasks(), 10)
+    await until(lambda: aio.stats()["total_connections"] == 0, 10)
     # The thread that starts the server cannot be stopped: what it started is released after it.
-    assert await until(started.is_set, 20)
-    assert await until(lambda: not _running(path), 20)
+    await until(started.is_set, 20)
+    await until(lambda: not _running(path), 20)
 
 
 def test_the_loops_end_releases_the_server(aio: AsyncEngine, path: Path) -> None:
@@ -136,12 +137,12 @@ def test_the_loops_end_releases_the_server(aio: AsyncEngine, path: Path) -> None
         assert _running(path)
 
     asyncio.run(main())
-    assert wait_until(lambda: not _running(path), 20)
+    wait_until(lambda: not _running(path), 20)
 
 
 @pytest.mark.parametrize("program", ["threads"], indirect=True)
 def test_a_killed_milvus_lite_process_fails_no_call(program: Program, tmp_path: Path) -> None:
-    """SIGKILL to a real server under four threads, one second down: 0 failed calls.
+    """SIGKILL to a real server under four threads, one second down: 0 failed calls, 12 channels.
 
     Milvus Lite comes back with its collections released: until an operator has loaded them, a
     search is told so (101), and that is the caller's at once.
@@ -157,7 +158,7 @@ def test_a_killed_milvus_lite_process_fails_no_call(program: Program, tmp_path: 
             return client.list_collections()
 
         load = Load(work, threads=4)
-        assert wait_until(lambda: load.all_good_since(0.0), 20)
+        wait_until(lambda: load.all_good_since(0.0), 20)
         opened = len(channels)
         lite.kill()
         time.sleep(1.0)  # the outage itself
@@ -171,7 +172,7 @@ def test_a_killed_milvus_lite_process_fails_no_call(program: Program, tmp_path: 
             operator.load_collection("demo")
             return load.all_good_since(listening)
 
-        back = wait_until(back_to_work, 40, every=0.2)
+        back = came_true(back_to_work, 40, every=0.2)
         ended = load.stop(30)
         assert [error for error in load.errors if getattr(error, "code", None) != 101] == []
         assert back

@@ -45,7 +45,7 @@ def privately(tmp_path: Path) -> list[str]:
 def test_a_changed_address_is_found(
     privately: list[str], tmp_path: Path, resolver: str, channel: str
 ) -> None:
-    """Early in an outage and late in it, by both flavours, whichever of its resolvers gRPC uses.
+    """Within 5 s, early in an outage and late in it, by both flavours, by each resolver of gRPC's.
 
     An outage has two channels; each asked for the address when it was opened, and the slow one, of
     an outage older than ``backoff_patience``, again after 30 s.

@@ -21,7 +21,10 @@ pytestmark = pytest.mark.timeout(90)
 def test_a_checkout_does_not_wait_for_another_endpoints_recovery(
     program: Program, server: FakeMilvus, proxy: TcpProxy
 ) -> None:
-    """A healthy endpoint is checked out at once while another one's recovery hangs."""
+    """A healthy endpoint is checked out within 1.5 s while another one's recovery hangs.
+
+    The promise is 50 ms; a busy machine is allowed more.
+    """
     lost = program.client(proxy.uri)
     _, (stuck,) = held(server, "ShowCollections", lambda: lost.list_collections(timeout=10))
     proxy.set_mode("hang", cut=True)
@@ -33,7 +36,6 @@ def test_a_checkout_does_not_wait_for_another_endpoints_recovery(
     took = time.monotonic() - start
 
     assert not stuck.done
-    # The promise is 50 ms for the checkout; a test allows ten times that.
     assert took < 1.5
     proxy.set_mode("pass", cut=True)
     assert stuck.value(10) == ["demo"]
@@ -113,7 +115,10 @@ def test_a_long_call_has_all_of_its_budget_left(program: Program, server: FakeMi
 def test_a_spent_budget_is_one_error_that_says_everything(
     program: Program, proxy: TcpProxy
 ) -> None:
-    """After `recovery_budget` a call gets one MilvusException: address, attempts, time, cause."""
+    """After `recovery_budget`, 1 s, a call has one MilvusException: address, attempts, time, cause.
+
+    Within 10 s.
+    """
     client = program.connected(proxy.uri)
     proxy.set_mode("refuse", cut=True)
     with LogLines(logging.WARNING) as lines:
@@ -153,7 +158,7 @@ def test_an_unauthenticated_recovery_is_given_up_at_once(
 def test_a_flapping_server_costs_few_channels_and_one_warning(
     program: Program, server: FakeMilvus
 ) -> None:
-    """A server that validates but answers every RPC with UNAVAILABLE for 8 s, under 8 callers."""
+    """It validates but answers every RPC with UNAVAILABLE for 8 s, under 8 callers: 12 channels."""
     client = program.connected(server.uri)
     with ChannelCount() as channels, LogLines(logging.DEBUG) as lines:
         server.fail()

@@ -63,7 +63,7 @@ def test_a_reader_calls_the_client_that_it_hears_of(
         assert program.saw("retry")
         server.start()
         assert [call.value(SOON) for call in calls] == [["demo"]] * 4
-        assert wait_until(lambda: answers, SOON)
+        wait_until(lambda: answers, SOON)
         unsubscribe()
     assert answers[0] == ["demo"]
 
@@ -91,12 +91,12 @@ def test_a_log_handler_that_hangs_costs_records(
     with _Heard(hear):
         for _ in range(6):
             assert Call(client.list_collections).value(SOON) == ["demo"]
-            assert wait_until(lambda: program.seen()[-1] == "recovered", SOON)
+            wait_until(lambda: program.seen()[-1] == "recovered", SOON)
         happened = len(program.heard) - before
         go.set()
-        assert wait_until(lambda: lines and "missed" in lines[-1], SOON)
+        wait_until(lambda: lines and "missed" in lines[-1], SOON)
         client.list_collections()
-        assert wait_until(lambda: "(recovered)" in lines[-1], SOON)
+        wait_until(lambda: "(recovered)" in lines[-1], SOON)
     # One in the handler's hands and five that wait; then what it missed, and the last call.
     missed = [re.findall(r"it missed (\d+) records", line) for line in lines]
     assert missed == [*[[]] * 6, [str(happened - 6)], [], []]
@@ -130,7 +130,7 @@ def test_an_audit_file_that_hangs(
         records = [json.loads(line) for line in written.splitlines()]
         return sum(record["count"] for record in records if "count" in record)
 
-    assert wait_until(lost, SOON)
+    wait_until(lost, SOON)
     missed = lost()
     os.close(reading)
     assert (written.count(b'"seq":'), missed) == (6, len(program.heard) - 6)

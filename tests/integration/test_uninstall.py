@@ -18,7 +18,7 @@ from pymilvus.exceptions import MilvusException
 import milvus_lifecycle as ml
 from tests.flavours import Flavour
 from tests.network import open_sockets_to
-from tests.observe import Call, Client, join_all, wait_until
+from tests.observe import Call, Client, came_true, join_all, wait_until
 from tests.servers import FakeMilvus
 
 pytestmark = pytest.mark.timeout(90)
@@ -37,7 +37,7 @@ def nothing(server: FakeMilvus, new_threads: Callable[[], set[str]]) -> Iterator
 
     ml.install()
     try:
-        yield lambda: wait_until(left, 10)
+        yield lambda: came_true(left, 10)
     finally:
         ml.uninstall()
 
@@ -70,7 +70,7 @@ def test_a_client_that_is_kept_is_served_and_leaves_nothing(
     ml.uninstall()
     connected = server.hold("Connect")
     calls = [Call(client.list_collections) for _ in range(8)]
-    assert wait_until(lambda: connected.waiting == 1, 10)
+    wait_until(lambda: connected.waiting == 1, 10)
     connected.release()
     assert [call.value(10) for call in calls] == [["demo"]] * 8
     assert open_sockets_to(server.port) == 1
@@ -85,7 +85,7 @@ def test_a_client_that_connects_meanwhile_is_told(
     manager = flavour.manager()
     server.hold("Connect")
     late = Call(_work_with, manager, flavour, server.uri)
-    assert wait_until(lambda: server.count("Connect") == 1, 10)
+    wait_until(lambda: server.count("Connect") == 1, 10)
     ml.uninstall()
     with pytest.raises(MilvusException, match="closed"):
         late.value(10)
@@ -152,7 +152,7 @@ def test_a_client_that_is_kept_keeps_no_file_open(server: FakeMilvus, tmp_path: 
     ml.uninstall()
     assert audit.read_text()
     # A record that is still on its way opens the file once more, and closes it.
-    assert wait_until(lambda: str(audit) not in _open_files(), 10)
+    wait_until(lambda: str(audit) not in _open_files(), 10)
     del client
 
 

@@ -62,7 +62,7 @@ class ScheduledLoop(asyncio.BaseEventLoop):
     def _write_to_self(self) -> None:
         self.roused = True
 
-    def call_soon(self, *args: Any, **options: Any) -> Any:
+    def call_soon(self, *args: Any, **options: Any) -> Any:  # type: ignore[override]
         if self.is_running() and asyncio._get_running_loop() is None:
             self.world.found(laws.Broken(4, "another thread calls back, and the loop sleeps on"))
         return super().call_soon(*args, **options)

@@ -88,7 +88,7 @@ def collected_by_hand() -> Iterator[None]:
 
 def play(flavour: type[World], seed: int) -> tuple[World, BaseException | None]:
     """Run one seed. Returns the world and what it found, if anything."""
-    fire = laws.watched(lifecycle_module.fire)
+    fire = laws.watched(vars(lifecycle_module)["fire"])
     with replaced((lifecycle_module, "fire", fire), (lifecycle_module, "uuid", _Ids())):
         world = flavour(seed)
         try:

@@ -217,7 +217,8 @@ class Kernel:
 
     def moves(self) -> list[Move]:
         """Everything that can happen next. Empty: nothing ever will."""
-        now, moves, urgent, due = self.now, [], False, NEVER
+        moves: list[Move] = []
+        now, urgent, due = self.now, False, NEVER
         for process in self.processes:
             pending = process.pending
             if pending is None:

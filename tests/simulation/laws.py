@@ -19,7 +19,8 @@ from milvus_lifecycle.table import Row, State, Trigger
 from tests.simulation.kernel import Blocked
 
 if TYPE_CHECKING:
-    from tests.simulation.world import Actor, Channel, World
+    from tests.simulation.actors import Actor
+    from tests.simulation.world import Channel, World
 
 _FLYING = (State.PROBING, State.RECOVERING)
 _ABOUT_A_GENERATION = (Trigger.FAIL, Trigger.DOUBT, Trigger.SERVED)

@@ -137,7 +137,7 @@ class SimThread:
         name: str = "",
         daemon: bool = True,
     ) -> None:
-        self.work = partial(target, *args)
+        self.work: Callable[[], object] = partial(target, *args)
         self.name = name
         self.process: Process | None = None
 

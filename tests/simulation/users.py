@@ -111,7 +111,7 @@ class User:
             if not self.holds:
                 self._forget()
             return
-        laws.check_identity(self.world, self, handler)
+        laws.check_identity(self.world, self, handler)  # type: ignore[arg-type]
         self.handler, self.face, self.holds = handler, handler.face, True
 
     def _forget(self) -> None:

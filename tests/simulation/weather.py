@@ -140,7 +140,7 @@ class Channel:
         laws.check_no_lock(self.world, "close of a channel")
         if self.closed:
             return
-        laws.check_channel_close(self.world, self)
+        laws.check_channel_close(self.world, self)  # type: ignore[arg-type]
         self.closed = True
 
 

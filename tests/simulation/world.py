@@ -440,14 +440,15 @@ def watched_ask(ask: Callable[..., Any]) -> Callable[..., Any]:
 @contextmanager
 def simulated(setup: Setup) -> Iterator[None]:
     """The engine's locks are the search's; what the machine does is watched; nothing collects."""
-    modules = (lifecycle_module, wire_module)
+    lifecycle: Any = lifecycle_module
+    modules: list[Any] = [lifecycle, wire_module]
     before = [module.threading for module in modules]
-    fire, here = lifecycle_module.fire, mutex_module.here
+    fire, here = lifecycle.fire, mutex_module.here
     mutex_module.here = SimHere()  # type: ignore[assignment]
     SimLock.grain = setup.preemptions is not None
     for module in modules:
-        module.threading = SimThreading  # type: ignore[assignment]
-    lifecycle_module.fire = laws.watched(fire)  # type: ignore[assignment]
+        module.threading = SimThreading
+    lifecycle.fire = laws.watched(fire)
     lead = lifecycle_module.Lifecycle.lead
     watched_lead = laws.watched_lead(lead)
     lifecycle_module.Lifecycle.lead = watched_lead  # type: ignore[method-assign]
@@ -460,7 +461,7 @@ def simulated(setup: Setup) -> Iterator[None]:
     finally:
         for module, threading in zip(modules, before, strict=True):
             module.threading = threading
-        lifecycle_module.fire, mutex_module.here = fire, here
+        lifecycle.fire, mutex_module.here = fire, here
         lifecycle_module.Lifecycle.lead = lead  # type: ignore[method-assign]
         Retry.ask = ask  # type: ignore[method-assign]
         SimLock.grain = False

@@ -229,9 +229,9 @@ async def test_a_flight_that_is_over_is_not_waited_for() -> None:
     rig.manager._pool.step(connection, Trigger.ACQUIRE)
     flight = connection.lifecycle.flight
     rig.script.let_go()
-    assert await until(lambda: rig.script.operations[-1].kind == "ping", 20)
+    await until(lambda: rig.script.operations[-1].kind == "ping", 20)
     rig.script.let_go()
-    assert await until(lambda: flight.outcome is not None, 20)
+    await until(lambda: flight.outcome is not None, 20)
 
     def come_late() -> Procedure[str]:
         yield Wait(connection, flight, rig.clock() + 1000)
@@ -266,7 +266,7 @@ async def test_a_locator_that_blocks_does_not_block_the_loop() -> None:
     strategy.where = Signpost(rig.script)
     rig.script.hold("locate")
     call = Doing(rig.connected())
-    assert await until(lambda: rig.script.held("locate"), 20)
+    await until(lambda: rig.script.held("locate"), 20)
     assert not call.done
     rig.script.held("locate")[0].succeed(Located("north:19530", version=3))
     handler = await call.value(20)
@@ -292,7 +292,7 @@ async def test_a_refresh_moves_a_connection() -> None:
     strategy.where = Signpost(rig.script, strategy.target)
     rig.clock.advance(60)
     rig.manager._pool.maintenance.run_due()
-    assert await until(lambda: handler.face.connection.address == "north:19530", 20)
+    await until(lambda: handler.face.connection.address == "north:19530", 20)
     assert rig.triggers()[-2:] == ["reroute", "recovered"]
     await rig.manager.close_all()
 
@@ -308,7 +308,7 @@ async def test_another_thread_may_close_everything() -> None:
     elsewhere(lambda: rig.manager._pool.close_all("from outside"))
     assert connection.state is State.CLOSED
     assert not rig.script.channels[0].closed, "that is the loop's to do"
-    assert await until(lambda: rig.script.channels[0].closed, 20)
+    await until(lambda: rig.script.channels[0].closed, 20)
 
 
 @in_loop
@@ -322,7 +322,7 @@ async def test_another_thread_may_start_a_flight() -> None:
         )
     )
     assert moved
-    assert await until(lambda: connection.generation == 2, 20)
+    await until(lambda: connection.generation == 2, 20)
     await rig.manager.close_all()
 
 
@@ -367,7 +367,7 @@ def test_a_flight_under_way_ends_with_its_loop() -> None:
         script.hold("register")
         connection = handler.face.connection
         manager._pool.step(connection, Trigger.FAIL, failure=summarize(UNAVAILABLE), generation=1)
-        assert await until(lambda: script.held("register"), 20)
+        await until(lambda: script.held("register"), 20)
         return connection
 
     connection = loop.run_until_complete(fail())

@@ -73,7 +73,7 @@ class Running(DrainedError):
 
     end: Callable[[], None]
 
-    def add_callback(self, callback: Any) -> bool:
+    def add_callback(self, callback: Any = None) -> bool:
         self.end = callback
         return True
 

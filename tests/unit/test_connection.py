@@ -131,8 +131,8 @@ def test_finalizers_inside_of_two_steps_do_not_wait_for_each_other() -> None:
         thread.join(10)
     assert not any(thread.is_alive() for thread in threads)
     for handler in handlers:
-        closed = handler.face.connection
-        until(lambda closed=closed: closed.state is State.CLOSED, 10, "it was not closed")
+        left = handler.face.connection
+        until(lambda: left.state is State.CLOSED, 10, "it was not closed")  # noqa: B023
 
 
 def test_clients_collected_inside_of_steps() -> None:

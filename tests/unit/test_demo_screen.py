@@ -9,6 +9,7 @@ from rich.console import Console
 
 from milvus_lifecycle.demo.figures import Blow, Call, Run, Seen, take_figures
 from milvus_lifecycle.demo.screen import View, print_summary
+from milvus_lifecycle.testing import until
 
 
 def make_console(*, terminal: bool = False) -> Console:
@@ -87,10 +88,7 @@ def test_a_terminal_shows_the_states_live() -> None:
     view = View(console, "a run", seen)
     with view.live():
         view.show("the server is down")
-        deadline = time.monotonic() + 20
-        while "last step" not in read(console):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: "last step" in read(console), 20, "nothing is shown")
     said = read(console)
     assert "connection-1 127.0.0.1:65535 RECOVERING 1          3       8       probe_passed" in said
     assert "calls 2 (0/s)   failed 1 " in said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Generator
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -65,12 +66,9 @@ class Scene:
         )
         flight = connection.lifecycle.flight
         connection.lifecycle.offer(flight, wire)
-        moving, Moving.target_changed = Moving.target_changed, ConnectionStrategy.target_changed
-        try:
-            outcome = {"flight": flight.number, "wire": wire, "identifier": "1"}
+        outcome = {"flight": flight.number, "wire": wire, "identifier": "1"}
+        with mock.patch.object(Moving, "target_changed", ConnectionStrategy.target_changed):
             self.pool.step(connection, T.PROBE_PASSED, **outcome)
-        finally:
-            Moving.target_changed = moving
         return wire
 
     def lose_leader(self) -> None:
@@ -79,11 +77,11 @@ class Scene:
         self.pool.step(self.connection, T.ABANDONED, flight=self.connection.lifecycle.flight.number)
         assert self.connection.state is State.IDLE
 
-    def revive(self, timeout: float | None = None) -> Generator[Any, Any, Any]:
+    def revive(self, timeout: float | None = None) -> Any:
         """A call on the closed connection has begun, and waits for a new one."""
         began = self.clock()
         until = None if timeout is None else began + timeout
-        call: Any = Checkout(self.pool, began, until).admit(self.face, Rpc(), timeout)
+        call = Checkout(self.pool, began, until).admit(self.face, Rpc(), timeout)
         next(call)
         return call
 

@@ -38,6 +38,7 @@ from milvus_lifecycle.errors import (
 )
 from milvus_lifecycle.table import State
 from tests.global_clusters import GlobalCluster, alocate, locate
+from tests.inside import waiting_for_topology
 from tests.looping import Doing, until
 from tests.observe import Call, LogLines, wait_until
 from tests.processes import REPOSITORY
@@ -175,9 +176,9 @@ def test_everybody_shares_a_fetch_that_began_before_he_asked(
     book = TopologyBook.of(config(cluster.uri))
     cluster.hold()
     first = find(TopologyLocator(book, time.monotonic()))
-    assert wait_until(lambda: cluster.asked, 10)
+    wait_until(lambda: cluster.asked, 10)
     calls = [find(TopologyLocator(book, time.monotonic())) for _ in range(8)]
-    time.sleep(0.1)  # so that they have joined
+    wait_until(lambda: waiting_for_topology() == [9], 10)
     cluster.heal()
     places = {call.value(10).address for call in [first, *calls]}
     assert places == {"127.0.0.1:1001"}
@@ -189,12 +190,12 @@ def test_a_fetch_outlives_whoever_asked(cluster: GlobalCluster, find: Callable[.
     book = TopologyBook.of(config(cluster.uri))
     cluster.hold()
     hasty = find(TopologyLocator(book, time.monotonic()), timeout=0.2)
-    assert wait_until(lambda: cluster.asked, 10)
+    wait_until(lambda: cluster.asked, 10)
     with pytest.raises(TopologyError) as caught:
         hasty.value(10)
     assert caught.value.reason is TopologyReason.DEADLINE
     patient = find(TopologyLocator(book, time.monotonic()))
-    time.sleep(0.1)
+    wait_until(lambda: waiting_for_topology() == [2], 10)
     assert not patient.done
     cluster.heal()
     assert patient.value(20).address == "127.0.0.1:1001"
@@ -212,12 +213,12 @@ def test_a_cancelled_task_leaves_alone(cluster: GlobalCluster) -> None:
 
     async def main() -> Located:
         calls = [locating()]
-        assert await until(lambda: cluster.asked, 10)
+        await until(lambda: cluster.asked, 10)
         calls += [locating() for _ in range(2)]
-        await asyncio.sleep(0.05)
+        await until(lambda: waiting_for_topology() == [3], 10)
         for call in calls[:2]:
             call.cancel()
-        assert await until(lambda: all(call.cancelled for call in calls[:2]), 10)
+        await until(lambda: all(call.cancelled for call in calls[:2]), 10)
         cluster.heal()
         found: Located = await calls[2].value(20)
         return found
@@ -261,7 +262,7 @@ def test_a_fetch_serves_those_who_asked_before_it_began(cluster: GlobalCluster) 
     assert book.fetch(since) is None
     cluster.behave(reply(b"", status=401))
     locate(TopologyLocator(book, time.monotonic(), flight()), connection(), None, 10)
-    assert wait_until(lambda: not book.is_asking() and book.started > since, 10)
+    wait_until(lambda: not book.is_asking() and book.started > since, 10)
     asked = len(cluster.asked)
     assert locate(TopologyLocator(book, since, flight()), connection(), None, 10).version == 1
     assert len(cluster.asked) == asked
@@ -296,7 +297,7 @@ def test_a_fetch_that_ended_at_its_limit_is_followed_by_another(
     book = TopologyBook.of(config(cluster.uri))
     cluster.hold()
     call = find(TopologyLocator(book, time.monotonic()))
-    assert wait_until(lambda: len(cluster.asked) == 2, 20)
+    wait_until(lambda: len(cluster.asked) == 2, 20)
     cluster.heal()
     assert call.value(20).address == "127.0.0.1:1001"
 
@@ -342,14 +343,15 @@ def test_who_waits_for_a_slow_service(
     cluster.hold()
     cluster.move(B)
     call = find(TopologyLocator(book, time.monotonic(), asking), error)
-    assert wait_until(lambda: len(cluster.asked) == 2, 10)
+    wait_until(lambda: len(cluster.asked) == 2, 10)
     if not waits:
         assert call.value(10).address == "127.0.0.1:1001"
         assert book.is_asking()
     time.sleep(0.3)  # more than the start that a fetch is given
     assert call.done is not waits
     cluster.heal()
-    assert wait_until(lambda: book.place(book.latest) == ("127.0.0.1:1002", False), 10)
+    there = ("127.0.0.1:1002", False)
+    wait_until(lambda: book.latest is not None and book.place(book.latest) == there, 10)
     if waits:
         assert call.value(10).address == "127.0.0.1:1002"
     if asking is not None:
@@ -365,12 +367,12 @@ def test_while_connections_are_down_one_fetch_follows_another(cluster: GlobalClu
     for each in (down, forgotten):
         locate(TopologyLocator(book, each.began, each), connection(), None, 10)
     cluster.behave(reply(b"", status=500))
-    assert wait_until(lambda: len(cluster.asked) >= 4, 20)
+    wait_until(lambda: len(cluster.asked) >= 4, 20)
     cluster.heal()
     cluster.move(B)
-    assert wait_until(lambda: engine.told == 1, 20)
+    wait_until(lambda: engine.told == 1, 20)
     down.outcome = Outcome.LANDED
-    assert wait_until(lambda: book._worker is None, 20)
+    wait_until(lambda: book._worker is None, 20)
     asked = len(cluster.asked)
     assert book.fetch(0.0) is None
     assert len(cluster.asked) == asked
@@ -401,7 +403,7 @@ def test_without_a_thread_to_be_had(
 ) -> None:
     """Whoever knows a primary goes there, whoever does not is told; the next one tries again."""
     unknown, book = TopologyBook(config()), known(cluster)
-    assert wait_until(lambda: book._worker is None, 10)
+    wait_until(lambda: book._worker is None, 10)
 
     def start(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -417,7 +419,7 @@ def test_without_a_thread_to_be_had(
         # Nobody asks, and somebody watches: still no thread.
         assert locate(TopologyLocator(book, 0.0, down), connection(), None, 10) == found
     locate(TopologyLocator(book, since, down), connection(), None, 10)
-    assert wait_until(lambda: len(cluster.asked) == 2, 10)
+    wait_until(lambda: len(cluster.asked) == 2, 10)
     down.outcome = Outcome.LANDED
 
 

@@ -9,6 +9,7 @@ Where memory is short, a MemoryError comes there too, and to the threads of flig
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import sys
 import threading
@@ -37,6 +38,23 @@ from milvus_lifecycle.testing import CapturedAudit, Script, rpc_error, until
 from tests.cores import CONFIG, Core
 from tests.global_clusters import locate
 from tests.observe import Call, Client
+
+pytestmark = [
+    # What is raised where nobody can catch it CPython prints; and a thread whose start was
+    # interrupted it takes off its list twice.
+    pytest.mark.filterwarnings(
+        "ignore:(?s)Exception ignored.*(test_interrupts.py|del _limbo)"
+        ":pytest.PytestUnraisableExceptionWarning"
+    ),
+    pytest.mark.filterwarnings(
+        "ignore:(?s)Exception in thread.*test_interrupts.py"
+        ":pytest.PytestUnhandledThreadExceptionWarning"
+    ),
+    # Interrupted between the making of the coroutine and its await.
+    pytest.mark.filterwarnings(
+        "ignore:coroutine '_AsyncioChannel.close' was never awaited:RuntimeWarning"
+    ),
+]
 
 #: what a flight or a call waits at most (seconds)
 BUDGET = 0.3
@@ -123,10 +141,9 @@ class Scene:
         """Nobody uses the connection: it is at rest, and nothing counts that is over."""
         assert not inside()
         for connection in self.manager._pool.registry.all():
-            until(lambda c=connection: c.lifecycle.flight is None, LIMIT, f"{connection} flies")
-            until(
-                lambda c=connection: c.lifecycle.in_flight == 0, LIMIT, f"{connection} counts RPCs"
-            )
+            life = connection.lifecycle
+            until(lambda: life.flight is None, LIMIT, f"{connection} flies")  # noqa: B023
+            until(lambda: life.in_flight == 0, LIMIT, f"{connection} counts RPCs")  # noqa: B023
             assert connection.state is not State.RECOVERING
 
     def check_end(self, audit: CapturedAudit, trap: Trap) -> None:
@@ -137,7 +154,7 @@ class Scene:
                 LIMIT,
                 "a channel is left open",
             )
-        last: dict[str, tuple[int, str]] = {}
+        last: dict[str, tuple[Any, str]] = {}
         for record in audit.transitions():
             seq, state = last.get(record.connection_id, (0, "IDLE"))
             assert (record.seq, record.source) == (seq + 1, state), record
@@ -148,13 +165,17 @@ class Scene:
 
 @pytest.fixture(autouse=True)
 def no_ghosts() -> Iterator[None]:
-    """Threads that were interrupted in ``Thread.start`` itself hang in CPython: end them."""
+    """Threads that were interrupted in ``Thread.start`` itself hang in CPython: end them.
+
+    What is reported when garbage is collected is collected here, and not in another test.
+    """
     before = set(threading.enumerate())
     yield
     for thread in set(threading.enumerate()) - before:
         threading._limbo.pop(thread, None)  # type: ignore[attr-defined]
         with suppress(RuntimeError):  # it waits for the lock that its parent was to release
             thread._started._cond.release()  # type: ignore[attr-defined]
+    gc.collect()
 
 
 class FlightTrap(Trap):
@@ -171,7 +192,7 @@ class FlightTrap(Trap):
         threading.setprofile(self)
 
     def __exit__(self, *raised: object) -> None:
-        threading.setprofile(None)  # type: ignore[arg-type]
+        threading.setprofile(None)
 
 
 def _sweep(

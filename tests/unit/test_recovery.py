@@ -113,6 +113,7 @@ def test_a_channel_that_was_taken_away_is_not_asked_again(kind: str, keeps: bool
         rig.script.let_go()
         call.value(20)
         assert rig.triggers() == [*CONNECTED, "fail", "recovered"]
+        assert taken is not None
         assert taken.closed
         assert handler.face.connection.lifecycle.binding.wire.channel is rig.script.channels[-1]
 

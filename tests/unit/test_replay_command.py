@@ -264,11 +264,13 @@ def test_tail_follows(
     story = merged(Story("cc33", "three:1").connect())
 
     def add() -> None:
-        wait_until(lambda: any("two:1" in out for out in seen), 10.0)
-        with open(log, "ab") as file:
-            file.write(join([encode(record) for record in story]))
-        wait_until(lambda: any("three:1" in out for out in seen), 10.0)
-        stop.set()
+        try:
+            wait_until(lambda: any("two:1" in out for out in seen), 10.0)
+            with open(log, "ab") as file:
+                file.write(join([encode(record) for record in story]))
+            wait_until(lambda: any("three:1" in out for out in seen), 10.0)
+        finally:
+            stop.set()
 
     writer = threading.Thread(target=add)
     writer.start()

@@ -187,7 +187,7 @@ def test_an_outage_of_a_forgotten_connection_is_counted(monkeypatch: pytest.Monk
 
 
 def test_the_worst_incidents_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of more incidents than are remembered those with the least suffering go."""
+    """Of more incidents than twice what is kept those with the least suffering go."""
     monkeypatch.setattr(incidents_module, "_KEPT", 5)
     stories = [Story(f"c{n}", began=100.0 * n).connect() for n in range(60)]
     for number, story in enumerate(stories):

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from types import FrameType
 
 import pytest
@@ -86,7 +87,7 @@ def test_a_thread_that_is_idle_ends_and_another_comes(monkeypatch: pytest.Monkey
     reading.go.set()
     for item in (1, 2):
         reading.put(item)
-        until(lambda item=item: item in reading.seen, LIMIT, "it is not read")
+        until(partial(reading.seen.__contains__, item), LIMIT, "it is not read")
         until(reading.ended, LIMIT, "its thread does not end")
     assert len(reading.threads) == 2
 
@@ -163,6 +164,10 @@ class Interrupt(BaseException):
     """What a signal handler raises."""
 
 
+# In a callback of the garbage collector's, or of a weak reference, CPython can only print it.
+@pytest.mark.filterwarnings(
+    "ignore:(?s)Exception ignored.*test_stream.Interrupt:pytest.PytestUnraisableExceptionWarning"
+)
 def test_whoever_starts_the_thread_may_be_interrupted() -> None:
     """Wherever that is, what waits is read, in order, with the next item."""
     place = 0
@@ -189,7 +194,7 @@ def test_whoever_starts_the_thread_may_be_interrupted() -> None:
         finally:
             sys.setprofile(None)
         reading.put(2, 3)
-        until(lambda seen=reading.seen: seen == [1, 2, 3], LIMIT, f"interrupted at {place}")
+        until(partial(reading.seen.__eq__, [1, 2, 3]), LIMIT, f"interrupted at {place}")
         if passed < place:
             break
     assert place > 20
