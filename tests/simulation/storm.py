@@ -1,6 +1,7 @@
 """The storm: thousands of clients lose one server together; when do they come back?
 
-``python -m tests.simulation.storm docs/storm.svg`` draws the picture of docs/operations.md.
+``python -m tests.simulation.storm docs/storm.svg`` draws the picture of docs/operations.md;
+``python -m tests.simulation.storm 11 45`` says what comes of outages of so many seconds.
 
 The core and the options of its channels are the shipped ones: procedures, table, policy, and
 ``ThreadsTransport.open``. Which channel is opened when, and how long is waited for it, is
@@ -14,6 +15,7 @@ from __future__ import annotations
 import contextvars
 import heapq
 import itertools
+import math
 import random
 import sys
 from bisect import bisect_left
@@ -92,7 +94,8 @@ class World:
         """The server is gone, and with it every connection."""
         self.up = False
         for channel in self.channels:
-            channel.state = "idle"
+            if channel.state == "ready":
+                channel.state = "idle"
 
     def insecure_channel(self, address: str, options: Sequence[tuple[str, Any]]) -> Channel:
         """As ``grpc.insecure_channel``."""
@@ -190,6 +193,7 @@ class Process:
     def __init__(self, world: World, policy: LifecyclePolicy, transport: Transport) -> None:
         self.world = world
         self.opened: Counter[ManagedConnection] = Counter()
+        self._alarm: float | None = None
         self.pool = Pool(
             "threads",
             policy,
@@ -203,7 +207,7 @@ class Process:
 
     def begin(self, procedure: Generator[Any, Any, Any]) -> None:
         """Have a procedure run: soon, as a thread of its own would."""
-        run = contextvars.copy_context().run
+        run = contextvars.Context().run
         self.world.soon(partial(self._go_on, procedure, run, None))
 
     def _go_on(
@@ -277,12 +281,15 @@ class Process:
 
     def reschedule(self) -> None:
         due = self.pool.maintenance.schedule.next_due()
-        if due is not None:
-            self.world.at(due, self._keep_time)
+        if due is not None and due != self._alarm:
+            self._alarm = due
+            self.world.at(due, partial(self._keep_time, due))
 
-    def _keep_time(self) -> None:
-        self.pool.maintenance.run_due()
-        self.reschedule()
+    def _keep_time(self, due: float) -> None:
+        if due == self._alarm:
+            self._alarm = None
+            self.pool.maintenance.run_due()
+            self.reschedule()
 
     def dispose(self, wire: Wire) -> None:
         wire.channel.close()
@@ -355,7 +362,11 @@ class Storm:
 
     def mean(self) -> float:
         """Seconds after its return at which a client is served, on average."""
-        return sum(self.served) / len(self.served)
+        return sum(self.served) / len(self.served) if self.served else math.inf
+
+    def last(self) -> float:
+        """Seconds after its return at which the last client is served."""
+        return max(self.served, default=math.inf)
 
     def counts(self) -> list[int]:
         """Connections in each 100 ms since the return."""
@@ -367,7 +378,7 @@ class Storm:
     def __str__(self) -> str:
         return (
             f"{len(self.channels):,} clients, {self.away:.1f} s away: at most {self.peak():.2%} in "
-            f"100 ms; {self.mean():.1f} s late on average, {self.served[-1]:.1f} s at most; "
+            f"100 ms; {self.mean():.1f} s late on average, {self.last():.1f} s at most; "
             f"{max(self.channels)} channels each"
         )
 
@@ -463,10 +474,14 @@ def draw(storm: Storm) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(path: str) -> None:
-    """Write the picture."""
-    Path(path).write_text(draw(simulate()), encoding="utf-8")
+def main(arguments: list[str]) -> None:
+    """Draw the picture, or say what comes of an outage of so many seconds."""
+    for argument in arguments:
+        if argument.endswith(".svg"):
+            Path(argument).write_text(draw(simulate()), encoding="utf-8")
+        else:
+            print(simulate(away=float(argument)))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1:])
