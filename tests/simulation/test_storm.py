@@ -46,9 +46,10 @@ def complaints(storm: Storm, luck: float = 1.0) -> set[str]:
         found.add("somebody was not served")
     if len(storm.arrivals) != clients:
         found.add("somebody came twice, or not at all")
-    short = storm.away < POLICY.backoff_patience
-    # No attempt, flight or call that gives up costs another one.
-    if max(storm.channels) > (1 if short else 2):
+    short = storm.away <= POLICY.backoff_patience
+    # No attempt, flight or call that gives up costs another one. (A short outage that ends last
+    # sees the slow one opened before the fast one has tried again.)
+    if max(storm.channels) > (1 if storm.away < POLICY.backoff_patience - 0.5 else 2):
         found.add("too many channels")
     if not short and storm.peak() > luck * (LIMIT if storm.away >= LONG else LIMIT_BEFORE):
         found.add("too many at once")
@@ -65,8 +66,8 @@ def drawn(number: int) -> float:
 
 
 @pytest.mark.search
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("number", range(_DRAWN))
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("number", reversed(range(_DRAWN)))
 def test_ten_thousand_do_not_come_back_together(number: int, record_property: Record) -> None:
     """After 30 s and more at most 2 % of 10,000 come, and are served, within any 100 ms (after 10
     to 30 s: 7 %); within ``backoff_patience`` all are back in half a second. One channel each in a
@@ -233,7 +234,7 @@ def test_a_real_channel_connects_as_the_simulated_one(
 
 
 @pytest.mark.search
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_the_picture_is_the_simulation(record_property: Record) -> None:
     """docs/storm.svg shows this very storm: ``python -m tests.simulation.storm docs/storm.svg``."""
     storm = simulate()
