@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import random
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -184,52 +183,6 @@ def test_reconnect_window_is_a_window() -> None:
         for draw in (0.0, 0.999):
             initial, maximum = policy.reconnect_window(age, itertools.repeat(draw).__next__)
             assert 0.0 < initial <= maximum <= 0.4
-
-
-def arrivals(policy: LifecyclePolicy, returns_at: float, clients: int, seed: int) -> list[float]:
-    """Return when each of many clients first finds a server that was away until `returns_at`.
-
-    Modelled on gRPC's own reconnect backoff: initial, times 1.6 up to the maximum, +-20 %,
-    no less than 0.1 s; each client changes to the slow channel when its patience is over.
-    """
-    source = random.Random(seed)
-    found = []
-    for _ in range(clients):
-        lost = now = source.uniform(0.0, 0.2)
-        slow = False
-        delay, maximum = policy.reconnect_window(0.0, source.random)
-        while now < returns_at:
-            now += max(delay, 0.1) * source.uniform(0.8, 1.2)
-            delay = min(max(delay, 0.1) * 1.6, maximum)
-            if not slow and now >= lost + policy.backoff_patience:
-                now, slow = lost + policy.backoff_patience, True
-                delay, maximum = policy.reconnect_window(policy.backoff_patience, source.random)
-        found.append(now - returns_at)
-    return sorted(found)
-
-
-def densest(times: list[float], window: float) -> float:
-    """Return the largest share of `times` within one window."""
-    first = most = 0
-    for last, time in enumerate(times):
-        while times[first] < time - window:
-            first += 1
-        most = max(most, last - first + 1)
-    return most / len(times)
-
-
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_clients_do_not_come_back_together(seed: int) -> None:
-    """Of 10,000 clients that lost a server for 45 s at most 2 % come in 100 ms, and all in 12 s."""
-    times = arrivals(LifecyclePolicy(), 45.0, 10_000, seed)
-    assert densest(times, 0.1) <= 0.02
-    assert times[-1] <= 12.0
-
-
-def test_short_outages_end_at_once() -> None:
-    """After an outage of up to 10 s every client is back within half a second."""
-    for returns_at in (0.5, 3.0, 9.9):
-        assert arrivals(LifecyclePolicy(), returns_at, 500, 7)[-1] <= 0.5
 
 
 def test_age() -> None:
