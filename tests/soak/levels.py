@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from itertools import combinations
+from math import sqrt
 from pathlib import Path
 from statistics import median
 
-#: What is growth at all, whatever the scatter: the least that the reading can tell apart.
-GRAINS = {"descriptors": 2.0, "threads": 1.0, "tasks": 1.0, "MB": 2.0, "blocks": 5_000.0}
+#: What is no growth yet. Of blocks (Python's, 770,000 at rest) and memory: a hundredth or two.
+GRAINS = {"descriptors": 2.0, "threads": 1.0, "tasks": 1.0, "MB": 4.0, "blocks": 5_000.0}
+_SURE = 2.6
 
 
 def reading(tasks: Callable[[], int]) -> dict[str, float]:
@@ -22,7 +23,6 @@ def reading(tasks: Callable[[], int]) -> dict[str, float]:
 
     The least of five looks: now and then somebody asks for a topology.
     """
-    gc.collect()
     # What only the allocator keeps is no leak.
     ctypes.CDLL(None).malloc_trim(0)
     looks = []
@@ -44,35 +44,31 @@ def _look(tasks: int) -> dict[str, float]:
 
 
 def growth(values: Sequence[float]) -> tuple[float, float]:
-    """By how much readings grow from the first to the last, and their scatter around that.
+    """By how much readings grow from the first to the last, and how sure that is.
 
-    Theil and Sen's line: the median of the slopes of all pairs, which a third of the readings may
-    miss by whatever they like; and the median distance from it, as a standard deviation.
+    Theil and Sen's line: the median of the slopes of all pairs, which a fourth of the readings may
+    miss by whatever they like. Mann and Kendall's test: how many more pairs rise than fall, in
+    standard deviations of what chance alone does. Neither cares how readings scatter.
     """
-    pairs = combinations(enumerate(values), 2)
+    count, pairs = len(values), list(combinations(enumerate(values), 2))
     slope = median((later - earlier) / (at - before) for (before, earlier), (at, later) in pairs)
-    rests = [value - slope * at for at, value in enumerate(values)]
-    middle = median(rests)
-    scatter = 1.4826 * median(abs(rest - middle) for rest in rests)
-    return slope * (len(values) - 1), scatter
+    rising = sum((later > earlier) - (later < earlier) for (_, earlier), (_, later) in pairs)
+    return slope * (count - 1), (rising - 1) / sqrt(count * (count - 1) * (2 * count + 5) / 18)
 
 
 def grown(readings: Sequence[dict[str, float]]) -> tuple[list[str], str]:
     """What has grown in the second half of the readings, and all figures.
 
-    Growth counts from three times the scatter on: for n readings the line's own error is the
-    scatter times the root of 12 / n, so that is three times the error or more from 12 on, and twice
-    from 5 on. In the first half pools, caches and the allocator's arenas fill up.
+    In the first half pools, caches and the allocator's arenas fill up. Growth is more than a grain,
+    and surer than chance makes it once in 300 times: of six readings, each is above the one before.
     """
     half = readings[len(readings) // 2 :]
     leaks, figures = [], []
     for what, grain in GRAINS.items():
         values = [each[what] for each in half]
-        more, scatter = growth(values)
-        told = (
-            f"{what} {values[0]:,.0f} -> {values[-1]:,.0f} ({more:+,.1f}, scatter {scatter:,.1f})"
-        )
+        more, sure = growth(values)
+        told = f"{what} {values[0]:,.0f} -> {values[-1]:,.0f} (line {more:+,.1f}, z {sure:+.1f})"
         figures.append(told)
-        if more > max(grain, 3 * scatter):
+        if more > grain and sure > _SURE:
             leaks.append(told)
     return leaks, f"over {len(half)} readings: " + ", ".join(figures)

@@ -14,6 +14,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
+from http.server import BaseHTTPRequestHandler
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -61,8 +63,7 @@ def _tell_topologies(pipe: Connection) -> None:
     answers: dict[int, bytes] = {}
     with ExitStack() as stack:
         services = [
-            stack.enter_context(serving(lambda handler, at=at: reply(answers[at])(handler)))
-            for at in range(MOVING)
+            stack.enter_context(serving(partial(_answer, answers, at))) for at in range(MOVING)
         ]
         pipe.send([service.server.server_port for service in services])
         while True:
@@ -73,6 +74,10 @@ def _tell_topologies(pipe: Connection) -> None:
                 service.seen.clear()
 
 
+def _answer(answers: dict[int, bytes], at: int, handler: BaseHTTPRequestHandler) -> None:
+    reply(answers[at])(handler)
+
+
 class Place:
     """Where clients connect to; its server can be replaced. ``tell``: where a moving one is."""
 
@@ -81,7 +86,7 @@ class Place:
         self._port = free_port()
         self.uri = f"http://{HOST}:{service}" if tell else f"http://127.0.0.1:{self._port}"
         self.in_trouble = False
-        self._process = self._begin()
+        self._process: Any = self._begin()
 
     def _begin(self) -> Any:
         process = _PROCESSES.Process(target=_serve, args=(self._port,), daemon=True)
@@ -92,7 +97,9 @@ class Place:
 
     def kill(self) -> None:
         """SIGKILL; its port refuses from now on."""
-        _kill(self._process)
+        process, self._process = self._process, None
+        if process is not None:
+            _kill(process)
 
     def start(self) -> None:
         """Serve again."""
@@ -143,10 +150,10 @@ class Weather:
             versions[at] += 1
             ours.send((at, versions[at], port))
 
-        for at in range(PLACES):
-            moving = at < MOVING
-            place = Place(lambda port, at=at: tell(at, port), services[at]) if moving else Place()
-            self.places.append(place)
+        for at in range(MOVING):
+            self.places.append(Place(partial(tell, at), services[at]))
+        self.places += [Place() for _ in range(MOVING, PLACES)]
+        for place in self.places:
             self._stack.callback(place.kill)
         return self
 
