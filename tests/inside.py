@@ -5,14 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from milvus_lifecycle.audit import stream
-from milvus_lifecycle.core.flight import STOPPED
+from milvus_lifecycle.core.flight import STOPPED, Flight
+from milvus_lifecycle.core.recovery import Recovery
 from milvus_lifecycle.endpoints import global_cluster
 
 __all__ = [
     "STOPPED",
+    "Flight",
     "fetch_limit",
     "fetch_spacing",
     "flush_records",
+    "flying",
+    "opening",
     "records_that_may_wait",
     "waiting",
     "waiting_for_topology",
@@ -49,3 +53,15 @@ def fetch_spacing(seconds: float) -> tuple[object, str, float]:
 def fetch_limit(seconds: float) -> tuple[object, str, float]:
     """For monkeypatch.setattr: the longest time that a fetch of a topology may take."""
     return global_cluster, "FETCH_LIMIT", seconds
+
+
+def flying() -> tuple[object, str]:
+    """For mock.patch.object: the procedure of whoever leads a flight."""
+    return Recovery, "fly"
+
+
+def opening() -> tuple[object, str]:
+    """For mock.patch.object: what opens a channel, in both flavours."""
+    from milvus_lifecycle.drivers.pymilvus import _PymilvusTransport
+
+    return _PymilvusTransport, "open"

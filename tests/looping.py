@@ -52,20 +52,20 @@ def listen_for_complaints(complaints: list[str]) -> None:
     asyncio.get_running_loop().set_exception_handler(note)
 
 
-async def comes_true(condition: Callable[[], object], limit: float) -> bool:
+async def comes_true(condition: Callable[[], object], limit: float, every: float = 0.01) -> bool:
     """Poll until the condition holds; False when it does not within `limit` seconds."""
     deadline = time.monotonic() + limit
     while not condition():
         if time.monotonic() >= deadline:
             return bool(condition())
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(every)
     return True
 
 
-async def until(condition: Callable[[], object], limit: float) -> None:
+async def until(condition: Callable[[], object], limit: float, every: float = 0.01) -> None:
     """The same for what a test arranges: raises AssertionError when it does not hold in time."""
     __tracebackhide__ = True
-    assert await comes_true(condition, limit), f"not within {limit} s"
+    assert await comes_true(condition, limit, every), f"not within {limit} s"
 
 
 async def finish(*tasks: asyncio.Future[Any], limit: float) -> bool:

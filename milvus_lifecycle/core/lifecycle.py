@@ -120,6 +120,8 @@ class Lifecycle:
     seq: int = 0
     generation: int = 0
     binding: Binding | None = None
+    #: version of the topology that its steps last followed, if it follows one
+    topology: int | None = None
     flight: Flight | None = None
     flights: int = 0
     outage: Outage | None = None
@@ -456,6 +458,10 @@ class Lifecycle:
             if trigger is Trigger.FORKED:
                 self.id, self.seq = uuid.uuid4().hex[:16], 0
             self.seq += 1
+            heard = facts.located.version if facts.located is not None else None
+            if trigger is Trigger.REROUTE:
+                heard = self.strategy.version(self)
+            self.topology = self.topology if heard is None else heard
         elif trigger is Trigger.FAIL:
             self._press_optional(facts)
         elif trigger is Trigger.DOUBT and source is State.IDLE:
@@ -593,8 +599,7 @@ class Lifecycle:
                 self._retire(self.binding.wire)
             self.generation += 1
             facts.wire.promote()
-            version = facts.located.version if facts.located is not None else None
-            self.binding = Binding(self.generation, facts.wire, facts.identifier, version)
+            self.binding = Binding(self.generation, facts.wire, facts.identifier)
             self.strategy.committed(self, facts.located)
             if self.flight is not None and self.flight.candidate is facts.wire:
                 self.flight.candidate = None

@@ -26,7 +26,6 @@ from ..table import Row, State, Trigger
 from .facts import Facts
 from .flight import Flight, Outage
 from .strategies import ConnectionStrategy, View
-from .wire import Binding
 
 
 class Recorded(View, Protocol):
@@ -39,7 +38,7 @@ class Recorded(View, Protocol):
     state_since: float
     generation: int
     dedicated: bool
-    binding: Binding | None
+    topology: int | None
     outage: Outage | None
     row: Row | None
 
@@ -76,7 +75,7 @@ def record_step(
         error_code=failure.code if failure is not None else None,
         attempt=flight.attempts if flight is not None else 0,
         dwell_s=facts.now - connection.state_since,
-        topology_version=_version(connection, trigger, facts),
+        topology_version=connection.topology,
     )
     return Emission(record, _level(connection, trigger, source, moved, alarm))
 
@@ -156,14 +155,6 @@ def _reason(connection: Recorded, trigger: Trigger, facts: Facts, moved: bool) -
     if outage is not None and outage.flaps and trigger in (Trigger.FAIL, Trigger.PROBE_FAILED):
         reason = f"flapping, no call succeeded since the last recovery: {reason}"
     return reason if facts.failure is None else f"{reason}: {facts.failure.text}"
-
-
-def _version(connection: Recorded, trigger: Trigger, facts: Facts) -> int | None:
-    if trigger is Trigger.REROUTE:
-        return connection.strategy.version(connection)
-    if facts.located is not None and facts.located.version is not None:
-        return facts.located.version
-    return connection.binding.version if connection.binding is not None else None
 
 
 def _level(connection: Recorded, trigger: Trigger, source: State, moved: bool, alarm: bool) -> int:

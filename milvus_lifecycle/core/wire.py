@@ -147,4 +147,3 @@ class Binding:
     generation: int
     wire: Wire
     identifier: str | None
-    version: int | None = None

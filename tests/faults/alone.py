@@ -16,32 +16,35 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tests.faults.leftovers import child_processes, warm_up
-from tests.faults.load import Flavour
 from tests.observe import came_true
 from tests.processes import REPOSITORY
 
-Body = Callable[[Flavour, Path], str]
+Body = Callable[[Any, Path], str]
 
 _LIMIT = 150.0
 
 
-def run_alone(body: Body, flavour: Flavour, folder: Path, **environment: str) -> str:
+def run_alone(
+    body: Body, flavour: str, folder: Path, limit: float = _LIMIT, environment: Any = None
+) -> str:
     """The figures of a body that ran in a process of its own; an AssertionError with its output."""
     name = f"{body.__module__}:{body.__name__}"
+    arguments = [name, flavour, str(folder)]
     before = len(child_processes())
     with tempfile.TemporaryFile() as output, tempfile.TemporaryDirectory() as beside:
         # Not read from the output: gRPC logs into the midst of any line of it.
         figures = Path(beside, "figures")
         process = subprocess.run(
-            [sys.executable, "-m", "tests.faults.alone", name, flavour, str(folder), str(figures)],
+            [sys.executable, "-m", "tests.faults.alone", *arguments, str(figures), str(limit)],
             cwd=REPOSITORY,
-            env={**os.environ, **environment},
+            env={**os.environ, **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            timeout=_LIMIT + 30,
+            timeout=limit + 30,
             check=False,
         )
         output.seek(0)
@@ -52,10 +55,13 @@ def run_alone(body: Body, flavour: Flavour, folder: Path, **environment: str) ->
         return figures.read_text()
 
 
-def main(name: str, flavour: Flavour, folder: str, figures_file: str | None = None) -> None:
+def main(
+    name: str, flavour: str, folder: str, figures_file: str | None = None, limit: str | None = None
+) -> None:
     """Run one body; print its figures, and write them to the file if one is given."""
     # Where it hangs is worth more than that it hangs.
-    faulthandler.dump_traceback_later(_LIMIT, exit=True)
+    if limit is not None:
+        faulthandler.dump_traceback_later(float(limit), exit=True)
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
     warm_up()
     module, _, function = name.partition(":")
@@ -71,4 +77,4 @@ def main(name: str, flavour: Flavour, folder: str, figures_file: str | None = No
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])  # type: ignore[arg-type]  # argparse would not know Literal
+    main(*sys.argv[1:])

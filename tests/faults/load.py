@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal
 
@@ -123,34 +126,46 @@ def run_once(uri: str, **options: Any) -> Any:
 
 
 Operations = Callable[[int], Iterator[tuple[int, str, dict[str, Any]]]]
+#: What a worker does, whichever flavour: it yields what is to be called, or awaited, and is sent
+#: the result.
+Work = Generator[Callable[[], Any], Any, None]
 
 
 class Load:
-    """Eight workers, each with a client of its own on one shared connection, until `stop`."""
+    """Eight workers, each with a client of its own on one shared connection, until `stop`.
+
+    `work`: what each of them does instead, by its number.
+    """
 
     def __init__(
         self,
         flavour: Flavour,
-        uri: str,
+        uri: str = "",
         *,
         workers: int = 8,
         operations: Operations = list_operations,
+        work: Callable[[int], Work] | None = None,
         **options: Any,
     ) -> None:
         self.workers = workers
+        self.new_client: Any = {"threads": MilvusClient, "asyncio": AsyncMilvusClient}[flavour]
+        self.sleep: Any = {"threads": time.sleep, "asyncio": asyncio.sleep}[flavour]
+        #: that of asyncio's workers
+        self.loop: asyncio.AbstractEventLoop | None = None
         self._operations = operations
+        self._work = work or self._use_client
         self.tally = Tally()
         #: What the event loop complained about, and tasks that outlived the load.
         self.complaints: list[str] = []
         self._uri = uri
         self._options = options
-        self._stopping = threading.Event()
+        self.stopping = threading.Event()
         self._going = threading.Event()
         self._going.set()
         #: workers that are in a call
         self._calling: set[int] = set()
         self._threads = (
-            [threading.Thread(target=self._work, args=(worker,)) for worker in range(workers)]
+            [threading.Thread(target=self._run, args=(worker,)) for worker in range(workers)]
             if flavour == "threads"
             else [threading.Thread(target=self._loop)]
         )
@@ -172,7 +187,7 @@ class Load:
 
     def stop(self, limit: float) -> bool:
         """Let every worker end its call; False if one is still in it after `limit` seconds."""
-        self._stopping.set()
+        self.stopping.set()
         self._going.set()
         return join_all(self._threads, limit)
 
@@ -196,51 +211,63 @@ class Load:
 
     # -- workers -----------------------------------------------------------------------------
 
-    def _work(self, worker: int) -> None:
-        client = MilvusClient(self._uri, **self._options)
+    def ready(self) -> Any:
+        """Wait while the load is paused."""
+        return self._going.wait() if self.loop is None else until(self._going.is_set, 600, 0.1)
+
+    def _use_client(self, worker: int) -> Work:
+        client = self.new_client(self._uri, **self._options)
         for number, method, arguments in self._operations(worker):
-            self._going.wait()
-            if self._stopping.is_set():
+            yield self.ready
+            if self.stopping.is_set():
                 break
             began = time.monotonic()
             self._calling.add(worker)
             try:
-                getattr(client, method)(**arguments)
+                yield partial(getattr(client, method), **arguments)
             except Exception as error:
                 self.tally.bad(began, method, error)
             else:
                 self.tally.good(worker, began, method, number)
             self._calling.discard(worker)
-            time.sleep(_PAUSE_S)
-        client.close()
+            yield partial(self.sleep, _PAUSE_S)
+        yield client.close
+
+    def _run(self, worker: int) -> None:
+        work = self._work(worker)
+        with suppress(StopIteration):
+            call = next(work)
+            while True:
+                try:
+                    result = call()
+                except Exception as error:
+                    call = work.throw(error)
+                else:
+                    call = work.send(result)
 
     def _loop(self) -> None:
         asyncio.run(self._run_tasks())
 
     async def _run_tasks(self) -> None:
         listen_for_complaints(self.complaints)
-        tasks = [self._work_async(worker) for worker in range(self.workers)]
-        await asyncio.gather(*tasks)
+        self.loop = asyncio.get_running_loop()
+        await asyncio.gather(*(self._run_async(worker) for worker in range(self.workers)))
         import milvus_lifecycle as ml
 
         await ml.AsyncConnectionManager.get_instance().close_all()
         if not await comes_true(lambda: not other_tasks(), 30):
             self.complaints.append(f"tasks left: {other_tasks()}")
 
-    async def _work_async(self, worker: int) -> None:
-        client = AsyncMilvusClient(self._uri, **self._options)
-        for number, method, arguments in self._operations(worker):
-            await until(self._going.is_set, 600)
-            if self._stopping.is_set():
-                break
-            began = time.monotonic()
-            self._calling.add(worker)
-            try:
-                await getattr(client, method)(**arguments)
-            except Exception as error:
-                self.tally.bad(began, method, error)
-            else:
-                self.tally.good(worker, began, method, number)
-            self._calling.discard(worker)
-            await asyncio.sleep(_PAUSE_S)
-        await client.close()
+    async def _run_async(self, worker: int) -> None:
+        work = self._work(worker)
+        with suppress(StopIteration):
+            call = next(work)
+            while True:
+                try:
+                    result = call()
+                    if inspect.isawaitable(result):
+                        result = await result
+                except Exception as error:
+                    call = work.throw(error)
+                else:
+                    call = work.send(result)

@@ -33,5 +33,5 @@ def test_the_program_survives(
 ) -> None:
     """Each body's promise holds, and it leaves nothing behind."""
     environment = FORK_POLLER if "fork" in name else {}
-    figures = run_alone(BODIES[name], flavour, tmp_path, **environment)
+    figures = run_alone(BODIES[name], flavour, tmp_path, environment=environment)
     record_property("fault", f"{'program':16} {flavour:7}  {name}: {figures}")

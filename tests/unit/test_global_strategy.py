@@ -93,6 +93,27 @@ def test_a_topology_holds_once_a_channel_follows_it() -> None:
         assert it.topology == topology(3)
 
 
+def test_the_version_in_records_never_falls() -> None:
+    """A move whose attempts fail, and a channel that serves on under a newer topology."""
+    it = strategy()
+    core = Core(strategy=it).to(State.ACTIVE)
+    it.book.latest = topology(2, "north:19530")
+    core.step(Trigger.REROUTE)
+    flight = core.life.flight
+    assert flight is not None
+    core.step(Trigger.RETRY, rpc_error("UNAVAILABLE"), flight=flight.number)
+    wire = core.wire()
+    assert core.life.offer(flight, wire)
+    place = Located("north:19530", version=2)
+    core.step(Trigger.RECOVERED, flight=flight.number, wire=wire, identifier="i", located=place)
+    core.step(Trigger.FAIL, rpc_error("UNAVAILABLE"), generation=2)
+    place = Located("north:19530", version=3)
+    core.step(Trigger.STAND_DOWN, flight=core.life.flights, located=place, unchanged=True)
+    core.step(Trigger.CLOSE)
+    seen = [record.topology_version for record in core.records[2:]]
+    assert seen == [2, 2, 2, 2, 3, 3]
+
+
 def test_managers_that_use_a_cluster_hear_of_it() -> None:
     """News reaches whoever has a connection to the cluster."""
     it = strategy()

@@ -14,7 +14,7 @@ from tests.processes import REPOSITORY
 
 
 def test_what_a_plain_run_leaves_out_runs_in_ci() -> None:
-    """`.ci/run` has every kind that plain `pytest` has not, but for the long faults."""
+    """`.ci/run` has every kind that plain `pytest` has not, but for long faults and the soak."""
     script = REPOSITORY / ".ci" / "run"
     if not script.exists():
         pytest.skip("the scripts of the repository are not here")
@@ -23,7 +23,7 @@ def test_what_a_plain_run_leaves_out_runs_in_ci() -> None:
     run = re.search(r'^pytest -m "(.*)"$', script.read_text(), re.MULTILINE)
     assert left_out is not None
     assert run is not None
-    assert set(left_out[1].split(" or ")) == {*run[1].split(" or "), "long"}
+    assert set(left_out[1].split(" or ")) == {*run[1].split(" or "), "long", "soak"}
 
 
 _SKIPS = """

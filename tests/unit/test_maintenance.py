@@ -239,4 +239,4 @@ def test_a_place_that_was_found_is_told_to_the_strategy() -> None:
         rig.script.plan("locate", place)
         handler = rig.connected()
         assert seen == [place]
-        assert handler.face.connection.lifecycle.binding.version == 7
+        assert handler.face.connection.lifecycle.topology == 7

@@ -1,0 +1,1 @@
+"""Hours of faults: many connections to servers that die, hang, refuse and move."""
