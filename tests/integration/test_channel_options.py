@@ -13,7 +13,7 @@ from pymilvus.grpc_gen import milvus_pb2
 
 from tests.flavours import Program
 from tests.network import TcpProxy, open_sockets_to
-from tests.observe import Call, ChannelCount, held_rpc, came_true
+from tests.observe import Call, ChannelCount, came_true, held_rpc
 from tests.servers import FakeMilvus
 
 pytestmark = pytest.mark.timeout(90)

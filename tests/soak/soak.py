@@ -64,8 +64,8 @@ _POLICY = {
     "idle_threshold": 1.0,
     "recovery_budget": 2 * _LIMIT,
     "drain_timeout": 5.0,
-    "max_age": 30.0,
-    "topology_refresh": 10.0,
+    "max_age": 60.0,
+    "topology_refresh": 20.0,
 }
 
 
@@ -224,7 +224,7 @@ class Soak:
         for flavour, load in self.loads.items():
             assert load.served_again(_LIMIT) is not None, f"{flavour}: somebody is not served"
             load.pause()
-        quiet = came_true(lambda: not self._unrest(), _LIMIT, every=0.5)
+        quiet = came_true(lambda: not self._unrest(), _LIMIT, every=0.25)
         assert quiet, self._unrest()
         self.look()
         loops = [load.loop for load in self.loads.values() if load.loop is not None]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.alone import run_alone
-from tests.soak.levels import GRAINS, grown
+from tests.soak.levels import GRAINS, grown, growth
 from tests.soak.soak import SECONDS, soak
 
 #: What the servers' last troubles, a slow machine and the verdict on the log may add (seconds).
@@ -38,8 +38,10 @@ def _readings(count: int, leak: float = 0.0) -> list[dict[str, float]]:
 @pytest.mark.parametrize("count", [6, 11, 60])
 def test_scatter_is_no_growth(count: int) -> None:
     """Nor is what fills up in the first half, nor one reading in seven that is far off."""
-    leaks, figures = grown(_readings(count))
+    readings = _readings(count)
+    leaks, figures = grown(readings)
     assert leaks == []
+    assert abs(growth([each["MB"] for each in readings[count:]])[0]) < 20.0
     assert f"over {count} readings: descriptors 7 -> 7" in figures
 
 
