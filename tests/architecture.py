@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import milvus_lifecycle
 from milvus_lifecycle.diagram.formats import FONTS
 
 ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "milvus_lifecycle"
+PACKAGE = Path(milvus_lifecycle.__file__).parent
 PICTURE = ROOT / "docs" / "architecture.svg"
 REMEDY = "python -m tests.architecture draws it anew"
 
@@ -75,7 +76,7 @@ def imported(path: Path) -> Iterator[Path]:
         if isinstance(node, ast.Import):
             names = [alias.name.split(".") for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            here = path.relative_to(ROOT).parts[: -node.level] if node.level else ()
+            here = path.relative_to(PACKAGE.parent).parts[: -node.level] if node.level else ()
             base = [*here, *(node.module or "").split(".")]
             names = [[*filter(None, base), alias.name] for alias in node.names]
         else:
@@ -87,7 +88,7 @@ def imported(path: Path) -> Iterator[Path]:
 
 
 def _file(name: list[str]) -> Path | None:
-    place = ROOT.joinpath(*name)
+    place = PACKAGE.parent.joinpath(*name)
     files = (place.with_name(place.name + ".py"), place / "__init__.py")
     return next(
         (file for file in files if name and file.is_relative_to(PACKAGE) and file.exists()), None

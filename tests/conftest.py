@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
+import milvus_lifecycle
 from tests.network import TcpProxy
 from tests.servers import FakeMilvus, TlsFiles, make_tls_files
 from tests.simulation.summary import summarize
@@ -38,6 +40,9 @@ Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    found = milvus_lifecycle.__file__
+    if "TOX_ENV_DIR" in os.environ and not found.startswith(sys.prefix):
+        raise pytest.UsageError(f"tox tests the wheel that it has installed, and not {found}")
     # A run in the background ignores Ctrl-C, and so would every process that a test interrupts.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -72,6 +72,8 @@ def interpreter_flags(words: Sequence[str]) -> list[str]:
 
 
 def _become(command: list[str], environment: Mapping[str, str]) -> int:
+    if sys.stdout is not None:  # a sitecustomize of the user's may have printed
+        sys.stdout.flush()
     if sys.platform != "win32":
         os.execve(command[0], command, environment)
     # There the shell would take the end of this process for the end of the program.

@@ -52,7 +52,8 @@ def unknown(page: list[str]) -> list[str]:
     file = ""
     for span in page:
         if "/" in span or re.fullmatch(r"[a-z_]+\.(py|toml)", span):
-            found = next((at for at in (PACKAGE / span, ROOT / span) if at.exists()), None)
+            places = (PACKAGE / span, PACKAGE.parent / span, ROOT / span)
+            found = next((at for at in places if at.exists()), None)
             file, names = span, set()
             if found is None:
                 wrong.append(span)

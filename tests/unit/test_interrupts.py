@@ -90,6 +90,8 @@ class Trap:
     def __call__(self, frame: FrameType | None, event: str, arg: object) -> None:
         if frame is None or event not in ("call", "c_return") or not _engine(frame):
             return
+        if getattr(arg, "__name__", "") == "__enter__":
+            return  # from Python 3.14 on: see docs/decisions.md
         self.passed += 1
         if self.passed == self.place:
             sys.setprofile(None)
@@ -276,6 +278,15 @@ async def _served(manager: AsyncConnectionManager, client: Client) -> Any:
         return handler
 
 
+async def _trapped(work: Coroutine[Any, Any, Any], trap: Trap) -> BaseException | None:
+    """How a task ended that ran into the trap. Nothing keeps it afterwards: in Python 3.10 the
+    frame that sets a profile function has a copy of its variables, which would keep the task."""
+    task = asyncio.ensure_future(work)
+    with trap:
+        await asyncio.wait({task})
+    return None if task.cancelled() else task.exception()
+
+
 @pytest.mark.parametrize(("what", "kind"), CASES)
 def test_interrupted_anywhere_in_a_loop(what: str, kind: type[BaseException]) -> None:
     """The same in asyncio, where the flight itself may be hit, too."""
@@ -295,12 +306,9 @@ def test_interrupted_anywhere_in_a_loop(what: str, kind: type[BaseException]) ->
             "release": lambda: manager.release(handler, scene.client),
             "close": manager.close_all,
         }
-        task = asyncio.ensure_future(work[what]())
-        with trap:
-            await asyncio.wait({task})
-        if not task.cancelled():
-            assert isinstance(task.exception(), (kind, LifecycleError, grpc.RpcError, type(None)))
-        del task
+        ended = await _trapped(work[what](), trap)
+        assert isinstance(ended, (kind, LifecycleError, grpc.RpcError, type(None)))
+        del ended
         again = await _served(manager, scene.client)
         assert again.face.connection.lifecycle.in_flight == 0
         assert not inside()
@@ -342,10 +350,8 @@ def test_interrupted_anywhere_while_the_topology_is_asked_for(
         async def interrupted() -> None:
             manager = AsyncConnectionManager(transport=Script().asyncio())
             steps = locator().steps(connection, None, BUDGET)
-            task = asyncio.ensure_future(manager._driver.drive(steps))
-            with trap:
-                await asyncio.wait({task})
-            assert isinstance(task.exception(), (Interrupt, LifecycleError, type(None)))
+            ended = await _trapped(manager._driver.drive(steps), trap)
+            assert isinstance(ended, (Interrupt, LifecycleError, type(None)))
 
         loop = asyncio.new_event_loop()
         loop.set_exception_handler(lambda loop, context: None)

@@ -15,11 +15,13 @@ from typing import Any
 
 import pytest
 
+import milvus_lifecycle
 from milvus_lifecycle.cli.run import interpreter_flags
 from tests.processes import REPOSITORY
 
 PROBE = REPOSITORY / "tests" / "run_probe.py"
-BOOTSTRAP = str(REPOSITORY / "milvus_lifecycle" / "bootstrap")
+PACKAGE = Path(milvus_lifecycle.__file__).parent
+BOOTSTRAP = str(PACKAGE / "bootstrap")
 
 #: What a program is given; argparse would understand some of it.
 WORDS = ("--audit", "x", "-m", "--", "-h", "", "two words", "--", "run")
@@ -184,7 +186,8 @@ def test_flags_end_where_the_program_begins(words: str, flags: str) -> None:
 def test_a_sitecustomize_of_the_users_is_run(programs: Path, tmp_path: Path) -> None:
     """Ours hides it and hands over to it."""
     (tmp_path / "sitecustomize.py").write_text("print('mine')")
-    plain, ours = run_both(programs, ["app.py"], PYTHONPATH=str(tmp_path))
+    buffered = {"PYTHONPATH": str(tmp_path), "PYTHONUNBUFFERED": ""}
+    plain, ours = run_both(programs, ["app.py"], **buffered)
     assert plain.seen()["sitecustomize"] == str(tmp_path / "sitecustomize.py")
     assert ours.lines.count("mine") == 2  # of milvus-lifecycle itself, which is Python too
     assert_alike(plain, ours)
@@ -218,7 +221,7 @@ def test_a_clone_that_is_not_installed_runs_its_own_engine(tmp_path: Path) -> No
     )
     assert ended.stderr == ""
     where, what = ended.stdout.splitlines()
-    assert where == str(REPOSITORY / "milvus_lifecycle" / "__init__.py")
+    assert where == str(PACKAGE / "__init__.py")
     assert what.startswith("milvus_lifecycle.managers")
     assert "EngineFinder" not in what
 
