@@ -57,6 +57,23 @@ def test_a_subscription_is_the_channels_in_use(monkeypatch: pytest.MonkeyPatch) 
         assert log == [("subscribe", 1), ("unsubscribe", 1)]
 
 
+def test_a_callable_of_grpcs_is_made_once() -> None:
+    """For each channel and method: the next RPC finds the one that is there."""
+    with Rig() as rig:
+        handler = rig.connected()
+        channel, made = handler.face.connection.lifecycle.binding.wire.channel, []
+        make = channel.unary_unary
+
+        def counted(method: str, *args: Any, **kwargs: Any) -> Any:
+            made.append(method)
+            return make(method, *args, **kwargs)
+
+        channel.unary_unary = counted
+        handler.rpc()
+        handler.rpc()
+        assert len(made) == 1
+
+
 def test_a_channel_is_a_context() -> None:
     """Leaving it closes the connection for good; it shows which one that is."""
     with Rig() as rig:

@@ -93,6 +93,11 @@ def find(request: pytest.FixtureRequest) -> Callable[..., Call]:
     return begin
 
 
+def workers() -> int:
+    """How many threads fetch, or are about to."""
+    return sum(each.name == "milvus-lifecycle-topology" for each in threading.enumerate())
+
+
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[GlobalCluster]:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
@@ -194,9 +199,11 @@ def test_a_fetch_outlives_whoever_asked(cluster: GlobalCluster, find: Callable[.
     with pytest.raises(TopologyError) as caught:
         hasty.value(10)
     assert caught.value.reason is TopologyReason.DEADLINE
+    asking = workers()
     patient = find(TopologyLocator(book, time.monotonic()))
     wait_until(lambda: waiting_for_topology() == [2], 10)
     assert not patient.done
+    assert workers() <= asking
     cluster.heal()
     assert patient.value(20).address == "127.0.0.1:1001"
     assert len(cluster.asked) == 1

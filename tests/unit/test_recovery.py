@@ -17,6 +17,7 @@ from milvus_lifecycle.errors import (
     ConfigError,
     ConnectFailed,
     ConnectionClosed,
+    DeadlineExceeded,
     LifecycleError,
     PermanentFailure,
     summarize,
@@ -60,6 +61,21 @@ def test_a_channel_that_does_not_answer_is_replaced() -> None:
         handler.call()
         assert rig.triggers() == [*CONNECTED, "fail", "recovered"]
         assert [channel.closed for channel in rig.script.channels] == [True, False]
+
+
+def test_what_the_old_channel_said_is_told() -> None:
+    """A caller whose time is over before a fresh channel has answered hears what failed last."""
+    rig, _, handler = faithful()
+    with rig:
+        rig.script.plan("rpc", UNAVAILABLE)
+        rig.script.plan("ping", rpc_error("UNAVAILABLE", "the old channel is silent"))
+        rig.script.hold("register")
+        call = Call(handler.call, None, 5.0)
+        rig.script.wait_held("register")
+        rig.sees(lambda: rig.clock.sleeping() == 1, "the call does not wait")
+        rig.clock.advance(6.0)
+        with pytest.raises(DeadlineExceeded, match="the old channel is silent"):
+            call.value(20)
 
 
 def test_one_failure_is_one_recovery() -> None:

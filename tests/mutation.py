@@ -1,0 +1,523 @@
+"""Mutation testing: each small change of what decides and drives has to make a test fail.
+
+    python -m tests.mutation                          all mutants: hours
+    python -m tests.mutation --sample 300 --seed 11   so many, from each module its share
+    python -m tests.mutation --changed --minutes 5    of the lines changed since the main branch
+
+cosmic-ray makes the mutants, by tests/cosmic-ray.toml, and keeps its session (``--session FILE`` is
+gone on with; cr-report and cr-html read it). What is here is how the tests run: for each mutant
+those that run its line, the quickest first, in a forked process and a copy of the repository; for
+the core and the drivers then those of the simulation, which is too slow to be measured. A hang is
+a death.
+
+Survivors that no test can kill are listed in docs/testing.md, and count neither way. Fewer than
+90 % dead is a failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+import json
+import math
+import os
+import queue
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cosmic_ray.plugins
+from cosmic_ray.commands.init import init
+from cosmic_ray.config import load_config
+from cosmic_ray.modules import find_modules
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.operators.operator import Operator
+from cosmic_ray.tools.filters.git import GitFilter
+from cosmic_ray.work_db import WorkDB, use_db
+from cosmic_ray.work_item import (
+    MutationSpec,
+    TestOutcome,
+    WorkerOutcome,
+    WorkItem,
+    WorkResult,
+)
+from coverage import CoverageData
+from parso.python.tree import Keyword
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = Path("tests/cosmic-ray.toml")
+DOCS = Path("docs/testing.md")
+#: percent of the mutants that are not equivalent
+FLOOR = 90.0
+#: what the measured tests of one mutant take together (seconds), at most
+BUDGET = 25.0
+_SIMULATION_TAKES = 60.0
+#: its first round, which most mutants do not survive
+FIRST_ROUND = 3.0
+
+_QUICK = "not (stock or search or slow or browser or long)"
+_PYTEST = ("-q", "-o", "addopts=", "-p", "no:cacheprovider")
+# The fork server imports hypothesis before pytest can rewrite its assertions, which nobody needs.
+_ONE = ("-x", "--tb=line", "-rfE", "-W", "ignore::pytest.PytestAssertRewriteWarning")
+_READING = ("test_replay*", "test_diagram*", "test_demo*", "test_audit_docs*")
+# Not those whose bodies run in processes of their own, where nobody measures, nor the longest.
+_INTEGRATION = (
+    *("asyncio_cancellation", "asyncio_loops", "asyncio_pool", "bad_input", "channels", "global"),
+    *("global_slow", "identity", "keepalive", "not_ready", "rare_events", "timeouts", "uninstall"),
+)
+_MEASURED = (
+    *("tests/unit", "tests/conformance"),
+    *(f"tests/integration/test_{name}.py" for name in _INTEGRATION),
+    *(f"--ignore-glob=*/{name}" for name in _READING),
+)
+_SIMULATION = (
+    "tests/simulation",
+    # They change a line of the shipped text themselves, and fail if it is not there.
+    "--deselect=tests/simulation/test_model_check.py::test_a_broken_core_is_rejected",
+    "--deselect=tests/simulation/test_schedules.py::test_a_broken_driver_is_found",
+    "--deselect=tests/simulation/test_stateful.py::test_a_seeded_bug_is_found",
+)
+_SIMULATED = (
+    "milvus_lifecycle/core/",
+    *(f"milvus_lifecycle/drivers/{name}.py" for name in ("threads", "aio", "aio_loops")),
+)
+_DURATION = re.compile(r"^\s*([\d.]+)s (?:call|setup|teardown) +(\S.*?)\s*$", re.MULTILINE)
+_LISTED = re.compile(r"^- `(\S+)` `(\S+)`: `(.+?)` becomes (?:`(.+?)`|nothing)", re.MULTILINE)
+
+
+class DropStatement(Operator):  # type: ignore[misc]
+    """Leaves out a call, a request of a procedure, or an assignment to an attribute or an item.
+
+    cosmic-ray has none that leaves out statements. What ``__init__`` assigns is not left out: that
+    an attribute is missing is noticed by the first test there is.
+    """
+
+    def mutation_positions(self, node: Any) -> Iterator[tuple[Any, Any]]:
+        if node.type == "simple_stmt" and self._has_effect(node.children[0]):
+            yield node.children[0].start_pos, node.children[0].end_pos
+
+    def mutate(self, node: Any, index: int) -> Any:
+        first = node.children[0]
+        node.children[0] = Keyword("pass", first.start_pos, prefix=first.get_first_leaf().prefix)
+        return node
+
+    @staticmethod
+    def _has_effect(statement: Any) -> bool:
+        if statement.type == "expr_stmt":
+            function = statement.search_ancestor("funcdef")
+            target, operator = statement.children[:2]
+            return (
+                target.type == "atom_expr"
+                and operator.type in ("operator", "augassign")
+                and function is not None
+                and function.name.value != "__init__"
+            )
+        return statement.type in ("atom_expr", "yield_expr", "del_stmt")
+
+    @classmethod
+    def examples(cls) -> tuple[Any, ...]:
+        return ()
+
+
+cosmic_ray.plugins.OPERATOR_PROVIDERS["here"] = {"DropStatement": DropStatement}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One small change of one module; ``before`` and ``after`` are the lines that differ."""
+
+    path: str
+    function: str
+    line: int
+    before: str
+    after: str
+    source: str
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """By which it is listed as equivalent."""
+        return self.path.removeprefix("milvus_lifecycle/"), self.function, self.before, self.after
+
+    def __str__(self) -> str:
+        path, function, before, after = self.key
+        return f"`{path}` `{function}`: `{before}` becomes {f'`{after}`' if after else 'nothing'}"
+
+
+def make_mutant(mutation: MutationSpec) -> Mutant:
+    source = mutation.module_path.read_text()
+    operator = cosmic_ray.plugins.get_operator(mutation.operator_name)(**mutation.operator_args)
+    mutated = mutate_code(source, operator, mutation.occurrence)
+    if mutated is None:
+        sys.exit("the session is of other sources than these; begin another")
+    old, new = source.splitlines(), mutated.splitlines()
+    changes = [
+        change
+        for change in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
+        if change[0] != "equal"
+    ]
+    return Mutant(
+        str(mutation.module_path),
+        mutation.definition_name or "-",
+        mutation.start_pos[0],
+        _text(line for change in changes for line in old[change[1] : change[2]]),
+        _text(line for change in changes for line in new[change[3] : change[4]]),
+        mutated,
+    )
+
+
+def _text(lines: Iterable[str]) -> str:
+    return " ".join(" ".join(lines).split())
+
+
+class Wanted(WorkDB):  # type: ignore[misc]
+    """A session that takes in no noise."""
+
+    def add_work_items(self, work_items: Iterable[WorkItem]) -> None:
+        super().add_work_items(item for item in work_items if not _is_noise(item.mutations[0]))
+
+
+def fill(session: str, base: str | None) -> None:
+    """Write the mutants into a new session; those of lines that have not changed are skipped."""
+    config = load_config(CONFIG)
+    # What cosmic-ray's own filter does mutant by mutant, which takes minutes.
+    excluded = re.compile("|".join(config.sub("filters", "operators-filter")["exclude-operators"]))
+    providers = cosmic_ray.plugins.OPERATOR_PROVIDERS
+    providers["core"] = {
+        name: providers["core"][name]
+        for name in providers["core"]
+        if not excluded.match(f"core/{name}")
+    }
+    db = Wanted(session, WorkDB.Mode.create)
+    if db.num_work_items:
+        return
+    init(sorted(find_modules(map(Path, config["module-path"]))), db, {})
+    db.close()
+    if base is not None:
+        with tempfile.NamedTemporaryFile("w", suffix=".toml") as asked:
+            asked.write(f'[cosmic-ray.filters.git-filter]\nbranch = "{base}"\n')
+            asked.flush()
+            GitFilter().main([session, "--config", asked.name])
+
+
+def _is_noise(mutation: MutationSpec) -> bool:
+    """True for how a class is declared, and for what another operator does as well."""
+    lines = mutation.module_path.read_text().splitlines()[
+        mutation.start_pos[0] - 1 : mutation.end_pos[0]
+    ]
+    if "Replace" in mutation.operator_name and lines[0].lstrip().startswith("@"):
+        return True  # slots, eq, repr: no behaviour, or mypy's
+    if lines[-1][mutation.end_pos[1] :].startswith(",") and "_Mul_" in mutation.operator_name:
+        return True  # the star of keyword-only parameters
+    if mutation.operator_name == "core/AddNot":
+        lines[-1] = lines[-1][: mutation.end_pos[1]]
+        lines[0] = lines[0][mutation.start_pos[1] :]
+        condition: ast.AST = ast.parse(f"({chr(10).join(lines)})", mode="eval").body
+        # `not a is b` is `a is not b`, and `not not a` is `a`.
+        return isinstance(condition, ast.Compare) or (
+            isinstance(condition, ast.UnaryOp) and isinstance(condition.op, ast.Not)
+        )
+    return False
+
+
+def order(items: Iterable[WorkItem], count: int | None, seed: int) -> list[WorkItem]:
+    """All in a random order that ``seed`` decides, or ``count``, from each module in proportion."""
+    source = random.Random(seed)
+    modules: dict[Path, list[WorkItem]] = defaultdict(list)
+    for item in sorted(items, key=_place):
+        modules[item.mutations[0].module_path].append(item)
+    total = sum(map(len, modules.values()))
+    share = 1.0 if count is None else min(1.0, count / max(total, 1))
+    taken = [
+        item
+        for members in modules.values()
+        for item in source.sample(members, max(1, round(share * len(members))))
+    ]
+    source.shuffle(taken)
+    return taken
+
+
+def _place(item: WorkItem) -> tuple[Any, ...]:
+    mutation = item.mutations[0]
+    where = str(mutation.module_path), mutation.start_pos
+    return *where, mutation.operator_name, mutation.occurrence
+
+
+class Tree:
+    """A copy of the repository, and a process in it that runs tests."""
+
+    def __init__(self, folder: Path, model: Path) -> None:
+        self.folder = folder
+        shutil.copytree(
+            model, folder, ignore=shutil.ignore_patterns(".git", ".venv", ".*_cache", "site")
+        )
+        # Outside the copy, the package that is installed would be the repository's own.
+        self.environment = {**os.environ, "PYTHONPATH": str(folder)}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.fork_server"],
+            cwd=folder,
+            env=self.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def close(self) -> None:
+        self._process.communicate()
+
+    def compile(self) -> None:
+        """Have everything compiled: the children that run tests keep nothing of it."""
+        command = [sys.executable, "-m", "pytest", *_PYTEST, "--collect-only"]
+        command += [*_MEASURED, "tests/simulation"]
+        subprocess.run(
+            command, cwd=self.folder, env=self.environment, check=True, stdout=subprocess.DEVNULL
+        )
+
+    def ask(self, arguments: list[str], limit: float) -> tuple[int | None, str]:
+        """Run pytest: (its exit code, None for a hang; the end of what it has said)."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps({"arguments": arguments, "limit": limit}) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline())
+        return answer["code"], answer["said"]
+
+    def kill(self, mutant: Mutant, rounds: list[tuple[list[str], float]]) -> str | None:
+        """What kills it; None if nothing does."""
+        path = self.folder / mutant.path
+        original, times = path.read_text(), path.stat()
+        path.write_text(mutant.source)
+        try:
+            for tests, seconds in rounds:
+                limit = 60 + 5 * seconds
+                timeout = f"--timeout={20 + 3 * seconds:.0f}"
+                code, said = self.ask([*_PYTEST, *_ONE, timeout, *tests], limit)
+                if code is None:
+                    return "a hang"
+                if code != 0:
+                    failed = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", said, re.MULTILINE)
+                    return failed[0] if failed else f"pytest's exit code {code}: {said[-500:]}"
+            return None
+        finally:
+            path.write_text(original)
+            # What was compiled before is valid again.
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+class Reach:
+    """Which tests run a line, and how long they take."""
+
+    def __init__(self, measured: dict[str, Any]) -> None:
+        self._seconds: dict[str, float] = measured["seconds"]
+        self._lines: dict[str, dict[str, list[int]]] = measured["lines"]
+        self._tests = list(self._seconds)
+
+    def rounds(self, mutant: Mutant) -> list[tuple[list[str], float]]:
+        """The tests that may notice this mutant, in rounds, with the seconds that each takes."""
+        measured = self._measured(mutant)
+        first = _within(measured, self._seconds, FIRST_ROUND)
+        rounds = [first, _within(measured - set(first[0]), self._seconds, BUDGET - FIRST_ROUND)]
+        if mutant.path.startswith(_SIMULATED):
+            rounds.append(([*_SIMULATION, "-m", _QUICK], _SIMULATION_TAKES))
+        return [(tests, seconds) for tests, seconds in rounds if tests]
+
+    def _measured(self, mutant: Mutant) -> set[str]:
+        lines = self._lines[mutant.path]
+        # The first line of its statement, or what came before it; none if that runs on import.
+        line = max((int(line) for line in lines if int(line) <= mutant.line), default=0)
+        found = lines.get(str(line)) or [test for tests in lines.values() for test in tests]
+        return {self._tests[test] for test in found}
+
+
+def measure(tree: Tree, workers: int) -> dict[str, Any]:
+    """Run the tests once, which have to pass, and see which lines each of them runs."""
+    data = tree.folder / "reach.coverage"
+    command = [sys.executable, "-m", "pytest", *_PYTEST, *_MEASURED, "-m", _QUICK]
+    command += ["-vvv", "--durations=0", "-n", str(workers), "--dist", "worksteal"]
+    command += ["--cov", "--cov-config=pyproject.toml", "--cov-context=test", "--cov-report="]
+    environment = {**tree.environment, "COVERAGE_FILE": str(data)}
+    done = subprocess.run(command, cwd=tree.folder, env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{done.stdout[-5000:]}{done.stderr}\nthe tests fail without any mutant")
+    seconds: dict[str, float] = defaultdict(float)
+    for duration, test in _DURATION.findall(done.stdout):
+        seconds[test] += float(duration)
+    numbers = {test: number for number, test in enumerate(seconds)}
+    covered = CoverageData(str(data))
+    covered.read()
+    lines = {
+        path: {
+            line: sorted({numbers[it.rpartition("|")[0]] for it in contexts if it})
+            for line, contexts in covered.contexts_by_lineno(path).items()
+        }
+        for path in covered.measured_files()
+    }
+    return {"seconds": seconds, "lines": lines}
+
+
+def _within(tests: set[str], seconds: dict[str, float], budget: float) -> tuple[list[str], float]:
+    """The quickest of ``tests`` that take at most ``budget`` together, and what they take."""
+    taken, spent = [], 0.0
+    for test in sorted(tests, key=lambda test: (seconds[test], test)):
+        if spent + seconds[test] > budget:
+            break
+        taken.append(test)
+        spent += seconds[test]
+    return taken, spent
+
+
+def run(db: WorkDB, items: list[WorkItem], workers: int, minutes: float, reached: Path) -> None:
+    """Try each mutant, begin none after so many minutes, and note what became of it."""
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(workers) as pool:
+        trees = [Tree(Path(folder) / "tree-0", ROOT)]
+        trees[0].compile()
+        for number in range(1, workers):
+            trees.append(Tree(Path(folder) / f"tree-{number}", trees[0].folder))
+        idle: queue.SimpleQueue[Tree] = queue.SimpleQueue()
+        for tree in trees:
+            idle.put(tree)
+        if not reached.exists():
+            # Most tests wait most of the time.
+            reached.write_text(json.dumps(measure(trees[0], 2 * workers)))
+        reach = Reach(json.loads(reached.read_text()))
+
+        def attempt(item: WorkItem) -> tuple[str, Mutant, str | None] | None:
+            if time.monotonic() > until:
+                return None
+            mutant = make_mutant(item.mutations[0])
+            tree = idle.get()
+            try:
+                return item.job_id, mutant, tree.kill(mutant, reach.rounds(mutant))
+            finally:
+                idle.put(tree)
+
+        until = time.monotonic() + 60 * minutes
+        print(f"{len(items)} mutants, {workers} at once", flush=True)
+        attempts = [pool.submit(attempt, item) for item in items]
+        for number, done in enumerate(as_completed(attempts), 1):
+            if (result := done.result()) is not None:
+                job, mutant, death = result
+                outcome = TestOutcome.KILLED if death else TestOutcome.SURVIVED
+                db.set_result(job, WorkResult(WorkerOutcome.NORMAL, death, outcome, str(mutant)))
+                print(f"{number:5}  {death or 'SURVIVED'}  {mutant.line}: {mutant}", flush=True)
+        deaths = {result.output for _, result in db.results if "::" in (result.output or "")}
+        code, said = trees[0].ask([*_PYTEST, *_ONE[1:], *deaths], math.inf)
+        if deaths and code != 0:
+            sys.exit(f"{said}\nthese tests fail without a mutant, too, and say nothing about any")
+        for tree in trees:
+            tree.close()
+
+
+def equivalent() -> set[tuple[str, str, str, str]]:
+    """The mutants that docs/testing.md lists; each has to be one of today's text."""
+    section = DOCS.read_text().partition("### Equivalent mutants")[2].partition("\n#")[0]
+    listed = set(_LISTED.findall(section))
+    for path, _, before, _ in listed:
+        if before not in _text((ROOT / "milvus_lifecycle" / path).read_text().splitlines()):
+            sys.exit(f"{DOCS} lists a mutant of a line that {path} has not: {before}")
+    return listed
+
+
+def report(db: WorkDB) -> bool:
+    """Print what became of the mutants, module by module; True if enough of them died."""
+    listed = {
+        str(Mutant(f"milvus_lifecycle/{path}", function, 0, before, after, ""))
+        for path, function, before, after in equivalent()
+    }
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    survivors = []
+    for item, result in db.completed_work_items:
+        if result.worker_outcome is not WorkerOutcome.NORMAL:
+            continue
+        mutation = item.mutations[0]
+        fate = "killed" if result.is_killed else "survived"
+        if fate == "survived" and result.diff in listed:
+            fate = "equivalent"
+        elif fate == "survived":
+            survivors.append(f"{mutation.module_path}:{mutation.start_pos[0]}: {result.diff}")
+        counts[str(mutation.module_path.parent / mutation.module_path.stem)][fate] += 1
+    print(f"\n{'module':44} killed survived equivalent")
+    total: Counter[str] = sum(counts.values(), Counter())
+    for module, fates in [*sorted(counts.items()), ("together", total)]:
+        print(f"{module:44} {fates['killed']:6} {fates['survived']:8} {fates['equivalent']:10}")
+    print("\n".join(["", *sorted(survivors)]))
+    tried = total["killed"] + total["survived"]
+    rate = 100 * total["killed"] / tried if tried else 100.0
+    low, high = wilson(total["killed"], tried)
+    print(f"\n{total['killed']} of {tried} mutants that are not equivalent died: {rate:.1f} %")
+    print(f"(95 % confidence: {low:.1f} % to {high:.1f} % of all such mutants)")
+    return rate >= FLOOR
+
+
+def wilson(killed: int, tried: int) -> tuple[float, float]:
+    """The 95 % confidence interval of a share, in percent, by Wilson's score."""
+    if not tried:
+        return 0.0, 100.0
+    z, share = 1.96, killed / tried
+    middle = share + z * z / (2 * tried)
+    half = z * math.sqrt(share * (1 - share) / tried + z * z / (4 * tried * tried))
+    return tuple(100 * (middle + side) / (1 + z * z / tried) for side in (-half, half))  # type: ignore[return-value]
+
+
+def find_base() -> str:
+    """The commit against which lines are changed: where main was left, or the one before."""
+    head = _git("rev-parse", "HEAD")
+    for main in ("origin/main", "main"):
+        base = _git("merge-base", "HEAD", main)
+        if base and base != head:
+            return base
+    base = _git("rev-parse", "HEAD~1")
+    if not base:
+        print("no git history here: nothing says which lines have changed, so no mutant is tried")
+        sys.exit(0)
+    return base
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Try whether tests notice small changes.")
+    parser.add_argument("--sample", type=int, help="so many mutants, drawn from each module")
+    parser.add_argument("--seed", type=int, default=11, help="decides the sample and the order")
+    parser.add_argument("--changed", action="store_true", help="only those of changed lines")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin none after it")
+    parser.add_argument(
+        "--session", help="cosmic-ray's session file; what is in it is gone on with"
+    )
+    parser.add_argument("-n", dest="workers", type=int, default=2, help="mutants at once")
+    options = parser.parse_args()
+    os.chdir(ROOT)
+    equivalent()
+    with tempfile.TemporaryDirectory() as folder:
+        session = options.session or f"{folder}/session.sqlite"
+        base = find_base() if options.changed else None
+        fill(session, base)
+        with use_db(session) as db:
+            items = order(db.pending_work_items, options.sample, options.seed)
+            if not items:
+                print("no line of core, drivers or endpoints has changed that a mutant is made of")
+                return
+            run(db, items, options.workers, options.minutes, Path(session).with_suffix(".reach"))
+            left = len({item.job_id for item in items} - {job for job, _ in db.results})
+            if left:
+                print(f"time was up: {left} of {len(items)} not tried (seed {options.seed})")
+            enough = report(db)
+    if not enough:
+        sys.exit(f"fewer than {FLOOR:.0f} % died")
+
+
+if __name__ == "__main__":
+    main()
