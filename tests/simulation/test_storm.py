@@ -67,7 +67,7 @@ def drawn(number: int) -> float:
 
 @pytest.mark.search
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("number", reversed(range(_DRAWN)))
+@pytest.mark.parametrize("number", range(_DRAWN - 1, -1, -1))
 def test_ten_thousand_do_not_come_back_together(number: int, record_property: Record) -> None:
     """After 30 s and more at most 2 % of 10,000 come, and are served, within any 100 ms (after 10
     to 30 s: 7 %); within ``backoff_patience`` all are back in half a second. One channel each in a
@@ -82,8 +82,8 @@ def test_ten_thousand_do_not_come_back_together(number: int, record_property: Re
 @pytest.mark.parametrize("number", [2, 4, 7])
 def test_some_hundreds_do_not_come_back_together(number: int) -> None:
     """In every run: what holds of 10,000, for as few as are quickly simulated."""
-    storm = simulate(away=drawn(number), processes=500, seed=_SEED)
-    assert complaints(storm, luck=2.0) == set(), f"{storm} MILVUS_LIFECYCLE_SEED={_SEED}"
+    storm = simulate(away=drawn(number), processes=300, seed=_SEED)
+    assert complaints(storm, luck=3.0) == set(), f"{storm} MILVUS_LIFECYCLE_SEED={_SEED}"
 
 
 def test_connections_of_one_process_are_simulated_too() -> None:
@@ -132,12 +132,12 @@ BROKEN = {
     ),
     "a channel for each flight": (
         Line(Lifecycle, "make_mandatory", "binding.identifier is None", "False"),
-        130.0,
+        75.0,
         "too many channels",
     ),
     "gRPC's own longest gap": (
         Line(driver, "channel_options", 'options["grpc.max_reconnect_backoff_ms"] =', "_ ="),
-        130.0,
+        75.0,
         "somebody came late",
     ),
 }
@@ -147,7 +147,7 @@ BROKEN = {
 def found_in(name: str | None, away: float) -> set[str]:
     """Complaints about a small storm of a broken engine, or of the shipped one."""
     with BROKEN[name][0].applied() if name is not None else nullcontext():
-        return complaints(simulate(away=away, processes=200), luck=4.0)
+        return complaints(simulate(away=away, processes=150), luck=4.0)
 
 
 @pytest.mark.parametrize("name", BROKEN)
