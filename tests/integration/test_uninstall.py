@@ -111,7 +111,7 @@ def test_who_asks_for_a_manager_too_late_gets_pymilvus_s_own(
 def test_cycles_under_clients_that_come_and_go(
     flavour: Flavour, server: FakeMilvus, nothing: Nothing
 ) -> None:
-    """A second of install and uninstall under four threads that make and close clients."""
+    """Install and uninstall under four threads that make and close clients: a second, and 20."""
     ended, kept = threading.Event(), []
 
     def come_and_go() -> None:
@@ -129,7 +129,7 @@ def test_cycles_under_clients_that_come_and_go(
     for thread in threads:
         thread.start()
     until, cycles = time.monotonic() + 1.0, 0
-    while time.monotonic() < until:
+    while time.monotonic() < until or len(kept) <= 20:
         ml.install()
         time.sleep(0.005)  # something has to be going on when it goes
         ml.uninstall()
@@ -137,7 +137,6 @@ def test_cycles_under_clients_that_come_and_go(
     ended.set()
     assert join_all(threads, 30)
     assert cycles > 3
-    assert len(kept) > 20
     for owner in (theirs.ConnectionManager, theirs.AsyncConnectionManager):
         owner._reset_instance()  # pymilvus never closes what is shared
     assert nothing(), f"{open_sockets_to(server.port)} sockets after {cycles} cycles"
