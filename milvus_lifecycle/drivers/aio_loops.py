@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import grpc.aio
 
@@ -32,11 +32,19 @@ def fail(future: asyncio.Future[Any], error: BaseException) -> None:
 
 
 def run_at_once(work: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine that awaits nothing, loop or no loop."""
+    """Run a coroutine that awaits nothing, loop or no loop.
+
+    grpc.aio up to 1.83 closes no channel without a running loop, whose tasks it goes through: here
+    that is something that no task belongs to.
+    """
+    running = asyncio._get_running_loop()
     try:
+        asyncio._set_running_loop(running or cast(Any, work))
         work.send(None)
     except StopIteration:
         return
+    finally:
+        asyncio._set_running_loop(running)
     work.close()
 
 
