@@ -78,6 +78,21 @@ def test_what_the_old_channel_said_is_told() -> None:
             call.value(20)
 
 
+def test_what_the_last_attempt_said_is_told() -> None:
+    """Between two attempts, too: not what once began the recovery."""
+    with Rig() as rig:
+        handler = rig.connected()
+        rig.script.plan("rpc", UNAVAILABLE)
+        for _ in range(2):  # at once, and waiting for the channel to come up
+            rig.script.plan("register", rpc_error("UNAVAILABLE", "refused at the second try"))
+        call = Call(handler.call, None, 5.0)
+        rig.audit.wait_for("retry")
+        rig.sees(lambda: rig.clock.sleeping() == 2, "caller and leader do not wait")
+        rig.clock.advance(6.0)
+        with pytest.raises(DeadlineExceeded, match="refused at the second try"):
+            call.value(20)
+
+
 def test_one_failure_is_one_recovery() -> None:
     """A decorator that asks after the channel has answered again is to retry, and nothing else."""
     rig, _, handler = faithful()
