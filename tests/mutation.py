@@ -306,7 +306,7 @@ class Tree:
                 if code is None:
                     return "a hang"
                 if code != 0:
-                    failed = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", said, re.MULTILINE)
+                    failed = re.findall(r"^(?:FAILED|ERROR) (tests/.+?)(?: - .*)?$", said, re.MULTILINE)
                     return failed[0] if failed else f"pytest's exit code {code}: {said[-500:]}"
             return None
         finally:
