@@ -306,7 +306,9 @@ class Tree:
                 if code is None:
                     return "a hang"
                 if code != 0:
-                    failed = re.findall(r"^(?:FAILED|ERROR) (tests/.+?)(?: - .*)?$", said, re.MULTILINE)
+                    failed = re.findall(
+                        r"^(?:FAILED|ERROR) (tests/.+?)(?: - .*)?$", said, re.MULTILINE
+                    )
                     return failed[0] if failed else f"pytest's exit code {code}: {said[-500:]}"
             return None
         finally:
@@ -333,11 +335,18 @@ class Reach:
         return [(tests, seconds) for tests, seconds in rounds if tests]
 
     def _measured(self, mutant: Mutant) -> set[str]:
-        lines = self._lines[mutant.path]
-        # The first line of its statement, or what came before it; none if that runs on import.
-        line = max((int(line) for line in lines if int(line) <= mutant.line), default=0)
-        found = lines.get(str(line)) or [test for tests in lines.values() for test in tests]
-        return {self._tests[test] for test in found}
+        """Those that run its line, and those of its subject: they may do so in another process."""
+        lines = {int(line): tests for line, tests in self._lines[mutant.path].items()}
+        if mutant.before.startswith("@"):  # runs on import; the function under it does not
+            line = min((it for it in lines if it > mutant.line and lines[it]), default=0)
+        else:  # the first line of its statement, or what came before it
+            line = max((it for it in lines if it <= mutant.line), default=0)
+        # None, if that runs on import.
+        found = lines.get(line) or {test for tests in lines.values() for test in tests}
+        subject = f"tests/unit/test_{Path(mutant.path).stem}.py::"
+        return {self._tests[it] for it in found} | {
+            test for test in self._tests if test.startswith(subject)
+        }
 
 
 def measure(tree: Tree, workers: int) -> dict[str, Any]:

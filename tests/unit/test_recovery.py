@@ -205,8 +205,9 @@ def test_a_server_that_comes_up_and_refuses() -> None:
         call = rig.failing(handler, "register")
         rig.script.plan("register", rpc_error("UNAUTHENTICATED"))
         rig.script.wait_held("register").fail(UNAVAILABLE)
-        with pytest.raises(PermanentFailure, match="UNAUTHENTICATED"):
+        with pytest.raises(PermanentFailure, match="UNAUTHENTICATED") as caught:
             call.value(20)
+        assert caught.value.attempts == 1
         assert rig.triggers() == [*CONNECTED, "fail", "give_up"]
 
 
