@@ -107,6 +107,26 @@ def test_one_failure_is_one_recovery() -> None:
         assert handler.face.connection.lifecycle.failures == 1
 
 
+def test_a_move_that_has_become_a_recovery_has_the_whole_budget() -> None:
+    """It counts from the failure: how long the move had tried before is nobody's outage."""
+    strategy = Roamer()
+    with Rig(strategy, recovery_budget=60.0) as rig:
+        handler = rig.connected()
+        strategy.target = "north:19530"
+        strategy.where = Signpost(rig.script, strategy.target)
+        rig.script.hold("register")
+        rig.manager._pool.maintenance.reroute_all()
+        rig.script.wait_held("register")
+        rig.clock.advance(50.0)
+        rig.script.plan("rpc", UNAVAILABLE)
+        call = Call(handler.call)
+        flight = handler.face.connection.lifecycle.flight
+        rig.sees(lambda: flight.mandatory, "the failure was not heard of")
+        rig.sees(lambda: flight.deadline == rig.clock() + 60.0, "the budget is the move's")
+        rig.script.let_go()
+        call.value(20)
+
+
 def test_a_target_that_moved_is_not_asked_at_its_old_place() -> None:
     """The old address is not even pinged: it may answer, and be a secondary now."""
     rig, strategy, handler = faithful()
