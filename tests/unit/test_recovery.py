@@ -13,6 +13,7 @@ from milvus_lifecycle.core.facts import Facts, Located
 from milvus_lifecycle.core.flight import STOPPED, Flight
 from milvus_lifecycle.core.recovery import Recovery
 from milvus_lifecycle.core.requests import Join, Procedure
+from milvus_lifecycle.core.wire import WireState
 from milvus_lifecycle.errors import (
     ConfigError,
     ConnectFailed,
@@ -20,6 +21,7 @@ from milvus_lifecycle.errors import (
     DeadlineExceeded,
     LifecycleError,
     PermanentFailure,
+    RecoveryExhausted,
     summarize,
 )
 from milvus_lifecycle.table import State, Trigger
@@ -50,6 +52,28 @@ def test_a_channel_that_answers_again_serves_on() -> None:
         assert rig.triggers() == [*CONNECTED, "fail", "stand_down"]
         assert handler.face.connection.generation == 1
         assert [channel.closed for channel in rig.script.channels] == [False]
+
+
+def test_a_channel_that_was_never_asked_again_serves_on() -> None:
+    """Nobody could say where to be until the budget was over: the old channel is all there is."""
+    strategy = Faithful()
+    with Rig(strategy, recovery_budget=5.0) as rig:
+        strategy.where = Signpost(rig.script)
+        handler = rig.connected()
+        rig.script.plan("rpc", UNAVAILABLE)
+        rig.script.hold("locate")
+        call = Call(handler.call)
+        lost = rig.script.wait_held("locate")
+        rig.clock.advance(5.0)
+        lost.fail(UNAVAILABLE)
+        with pytest.raises(RecoveryExhausted):
+            call.value(20)
+        rig.script.let_go()
+        assert rig.triggers() == [*CONNECTED, "fail", "give_up"]
+        wire = handler.face.connection.lifecycle.binding.wire
+        assert (wire.state, wire.gone) == (WireState.CURRENT, False)
+        handler.rpc()
+        assert len(rig.script.channels) == 1
 
 
 def test_a_channel_that_does_not_answer_is_replaced() -> None:
