@@ -117,6 +117,27 @@ def test_what_the_last_attempt_said_is_told() -> None:
             call.value(20)
 
 
+def test_an_outage_costs_eight_channels() -> None:
+    """A channel that gets no answer is replaced for the next attempt, but not for ever."""
+    with Rig(recovery_budget=10_000.0) as rig:
+        handler = rig.connected()
+        rig.script.plan("rpc", UNAVAILABLE)
+        rig.script.plan("register", *[rpc_error("DEADLINE_EXCEEDED")] * 60)
+        call = Call(handler.call)
+        for number in range(1, 21):
+            rig.sees(
+                lambda at=number: (
+                    len(rig.audit.transitions(Trigger.RETRY)) >= at and rig.clock.sleeping() == 2
+                ),
+                f"attempt {number} was not made",
+            )
+            rig.clock.advance(60.0)
+        assert len(rig.script.channels) == 1 + 8
+        rig.manager.close_all()
+        with pytest.raises(ConnectionClosed):
+            call.value(20)
+
+
 def test_one_failure_is_one_recovery() -> None:
     """A decorator that asks after the channel has answered again is to retry, and nothing else."""
     rig, _, handler = faithful()
