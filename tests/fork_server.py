@@ -29,6 +29,8 @@ def serve() -> None:
     """Answer orders until there are no more of them."""
     for name in _SLOW:
         importlib.import_module(name)
+    # Ended from outside it takes with it what runs.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         answers.write(json.dumps(_run(json.loads(line))) + "\n")
@@ -40,10 +42,13 @@ def _run(order: dict[str, Any]) -> dict[str, Any]:
         child = os.fork()
         if child == 0:
             _be_pytest(order["arguments"], said.fileno())
-        code = _wait(child, time.monotonic() + order["limit"])
-        # The group: a test may have left processes of its own.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)
+        code = None
+        try:
+            code = _wait(child, time.monotonic() + order["limit"])
+        finally:
+            # The group: a test may have left processes of its own.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child, signal.SIGKILL)
         if code is None:
             os.waitpid(child, 0)
         said.seek(max(0, said.seek(0, os.SEEK_END) - _TAIL))
@@ -62,6 +67,7 @@ def _wait(child: int, until: float) -> int | None:
 def _be_pytest(arguments: list[str], output: int) -> None:
     """Run pytest in this forked child, and end it, whatever threads are left."""
     os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(output, 1)
     os.dup2(output, 2)

@@ -17,7 +17,7 @@ from tests import inside
 from tests.flavours import Program, simple_schema
 from tests.network import TcpProxy, open_sockets_to
 from tests.observe import Call, all_done, came_true, held, held_rpc, wait_until
-from tests.servers import FakeMilvus, RpcFailure
+from tests.servers import FakeMilvus, RpcFailure, ServedCall
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -128,6 +128,22 @@ def test_an_idle_connection_is_probed_once(program: Program, server: FakeMilvus)
     time.sleep(0.6)  # idle time is what this is about
     calls = [Call(client.list_collections) for _ in range(5)]
     assert [call.value(10) for call in calls] == [["demo"]] * 5
+    assert server.count("GetVersion") == probes + 1
+    assert server.count("Connect") == 1
+
+
+@pytest.mark.policy(idle_threshold=0.1)
+def test_any_answer_to_a_probe_is_a_sign_of_life(program: Program, server: FakeMilvus) -> None:
+    """A server, or a proxy, that does not know GetVersion is there: nothing is recovered."""
+
+    def unimplemented(call: ServedCall) -> None:
+        raise RpcFailure(grpc.StatusCode.UNIMPLEMENTED)
+
+    client = program.connected(server.uri)
+    server.on("GetVersion", unimplemented)
+    probes = server.count("GetVersion")
+    time.sleep(0.3)  # idle time is what this is about
+    assert client.list_collections() == ["demo"]
     assert server.count("GetVersion") == probes + 1
     assert server.count("Connect") == 1
 

@@ -219,6 +219,24 @@ async def test_a_status_belongs_to_the_call_that_it_ended() -> None:
 # -- flights --------------------------------------------------------------------------------------
 
 
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("after", "doubtful"), [(2.0, False), (4.6, True)])
+async def test_a_call_given_up_at_its_end_is_a_doubt(after: float, doubtful: bool) -> None:
+    """pymilvus cancels a call whose time is over; whoever cancels earlier says nothing by it."""
+    rig = Rig()
+    handler = await rig.connected()
+    rig.clock.advance(1.0)
+    rig.script.hold("rpc")
+    call = asyncio.ensure_future(handler.rpc(None, 5.0))
+    assert await until(rig.script.held, 20)
+    rig.clock.advance(after)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert ("doubt" in rig.triggers()) is doubtful
+    await rig.manager.close_all()
+
+
 @in_loop
 async def test_a_flight_that_is_over_is_not_waited_for() -> None:
     """Whoever comes to join when the outcome is there already goes on at once."""

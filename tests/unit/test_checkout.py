@@ -134,6 +134,25 @@ def test_a_flight_that_lands_too_late_for_its_caller() -> None:
         assert rig.count("rpc") == 0
 
 
+@pytest.mark.parametrize(("left", "retried"), [(0.5, True), (0.01, False)])
+def test_a_retry_needs_some_time(left: float, retried: bool) -> None:
+    """A failure half a second before the deadline of its call is retried, one in its end is not."""
+    with Rig() as rig:
+        handler = rig.connected()
+        rig.script.hold("rpc")
+        call = Call(handler.call, None, 5.0)
+        failed = rig.script.wait_held("rpc")
+        rig.clock.advance(5.0 - left)
+        failed.fail(rpc_error("UNAVAILABLE"))
+        if retried:
+            rig.sees(lambda: rig.count("rpc") == 2, "it is not retried")
+            rig.script.let_go()
+            call.value(20)
+        else:
+            with pytest.raises(DeadlineExceeded):
+                call.value(20)
+
+
 def test_a_flight_that_lands_and_fails_before_its_caller_wakes() -> None:
     """The caller joins the next flight at once, within the time that it has left."""
     with Rig() as rig:

@@ -214,6 +214,17 @@ def test_a_forked_child_has_a_server_of_its_own(
     assert lite.released == []
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_real_fork_makes_the_child_forget(lite: Lite) -> None:
+    """os.fork itself does so: what uses a server here uses none in the child."""
+    LocalStrategy(LOCAL).locate(connection(), None, 10.0)
+    assert local._SERVERS.users
+    child = os.fork()
+    if child == 0:
+        os._exit(len(local._SERVERS.users))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 def test_a_forked_child_works_through_its_parent(lite: Lite, tmp_path: Path) -> None:
     """While the parent's server runs the child uses it, and lets its hold on the file go."""
     server, one = LocalStrategy(LOCAL), connection()

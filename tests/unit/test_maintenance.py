@@ -38,7 +38,7 @@ def test_rotation_goes_by_the_channel_in_use() -> None:
 def roaming(manager: type[ConnectionManager] = ConnectionManager) -> tuple[Rig, Roamer, Any]:
     """A connection whose place is asked for anew each minute."""
     strategy = Roamer()
-    rig = Rig(strategy, manager, idle_threshold=None, linger=None, backoff_jitter=0.0)
+    rig = Rig(strategy, manager, idle_threshold=None, linger=None)
     strategy.where, strategy.every = Signpost(rig.script), 60.0
     return rig, strategy, rig.connected(Client())
 

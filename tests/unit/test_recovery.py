@@ -13,6 +13,7 @@ from milvus_lifecycle.core.facts import Facts, Located
 from milvus_lifecycle.core.flight import STOPPED, Flight
 from milvus_lifecycle.core.recovery import Recovery
 from milvus_lifecycle.core.requests import Join, Procedure
+from milvus_lifecycle.core.wire import WireState
 from milvus_lifecycle.errors import (
     ConfigError,
     ConnectFailed,
@@ -20,6 +21,7 @@ from milvus_lifecycle.errors import (
     DeadlineExceeded,
     LifecycleError,
     PermanentFailure,
+    RecoveryExhausted,
     summarize,
 )
 from milvus_lifecycle.table import State, Trigger
@@ -52,6 +54,28 @@ def test_a_channel_that_answers_again_serves_on() -> None:
         assert [channel.closed for channel in rig.script.channels] == [False]
 
 
+def test_a_channel_that_was_never_asked_again_serves_on() -> None:
+    """Nobody could say where to be until the budget was over: the old channel is all there is."""
+    strategy = Faithful()
+    with Rig(strategy, recovery_budget=5.0) as rig:
+        strategy.where = Signpost(rig.script)
+        handler = rig.connected()
+        rig.script.plan("rpc", UNAVAILABLE)
+        rig.script.hold("locate")
+        call = Call(handler.call)
+        lost = rig.script.wait_held("locate")
+        rig.clock.advance(5.0)
+        lost.fail(UNAVAILABLE)
+        with pytest.raises(RecoveryExhausted):
+            call.value(20)
+        rig.script.let_go()
+        assert rig.triggers() == [*CONNECTED, "fail", "give_up"]
+        wire = handler.face.connection.lifecycle.binding.wire
+        assert (wire.state, wire.gone) == (WireState.CURRENT, False)
+        handler.rpc()
+        assert len(rig.script.channels) == 1
+
+
 def test_a_channel_that_does_not_answer_is_replaced() -> None:
     """If the old channel is dead a fresh one is opened, and the old one closed, in one flight."""
     rig, _, handler = faithful()
@@ -78,6 +102,42 @@ def test_what_the_old_channel_said_is_told() -> None:
             call.value(20)
 
 
+def test_what_the_last_attempt_said_is_told() -> None:
+    """Between two attempts, too: not what once began the recovery."""
+    with Rig() as rig:
+        handler = rig.connected()
+        rig.script.plan("rpc", UNAVAILABLE)
+        for _ in range(2):  # at once, and waiting for the channel to come up
+            rig.script.plan("register", rpc_error("UNAVAILABLE", "refused at the second try"))
+        call = Call(handler.call, None, 5.0)
+        rig.audit.wait_for("retry")
+        rig.sees(lambda: rig.clock.sleeping() == 2, "caller and leader do not wait")
+        rig.clock.advance(6.0)
+        with pytest.raises(DeadlineExceeded, match="refused at the second try"):
+            call.value(20)
+
+
+def test_an_outage_costs_eight_channels() -> None:
+    """A channel that gets no answer is replaced for the next attempt, but not for ever."""
+    with Rig(recovery_budget=10_000.0) as rig:
+        handler = rig.connected()
+        rig.script.plan("rpc", UNAVAILABLE)
+        rig.script.plan("register", *[rpc_error("DEADLINE_EXCEEDED")] * 60)
+        call = Call(handler.call)
+        for number in range(1, 21):
+            rig.sees(
+                lambda at=number: (
+                    len(rig.audit.transitions(Trigger.RETRY)) >= at and rig.clock.sleeping() == 2
+                ),
+                f"attempt {number} was not made",
+            )
+            rig.clock.advance(60.0)
+        assert len(rig.script.channels) == 1 + 8
+        rig.manager.close_all()
+        with pytest.raises(ConnectionClosed):
+            call.value(20)
+
+
 def test_one_failure_is_one_recovery() -> None:
     """A decorator that asks after the channel has answered again is to retry, and nothing else."""
     rig, _, handler = faithful()
@@ -90,6 +150,26 @@ def test_one_failure_is_one_recovery() -> None:
         assert rig.manager.handle_error(handler, error) is True
         assert rig.triggers() == [*CONNECTED, "fail", "stand_down"]
         assert handler.face.connection.lifecycle.failures == 1
+
+
+def test_a_move_that_has_become_a_recovery_has_the_whole_budget() -> None:
+    """It counts from the failure: how long the move had tried before is nobody's outage."""
+    strategy = Roamer()
+    with Rig(strategy, recovery_budget=60.0) as rig:
+        handler = rig.connected()
+        strategy.target = "north:19530"
+        strategy.where = Signpost(rig.script, strategy.target)
+        rig.script.hold("register")
+        rig.manager._pool.maintenance.reroute_all()
+        rig.script.wait_held("register")
+        rig.clock.advance(50.0)
+        rig.script.plan("rpc", UNAVAILABLE)
+        call = Call(handler.call)
+        flight = handler.face.connection.lifecycle.flight
+        rig.sees(lambda: flight.mandatory, "the failure was not heard of")
+        rig.sees(lambda: flight.deadline == rig.clock() + 60.0, "the budget is the move's")
+        rig.script.let_go()
+        call.value(20)
 
 
 def test_a_target_that_moved_is_not_asked_at_its_old_place() -> None:
@@ -191,8 +271,9 @@ def test_a_server_that_comes_up_and_refuses() -> None:
         call = rig.failing(handler, "register")
         rig.script.plan("register", rpc_error("UNAUTHENTICATED"))
         rig.script.wait_held("register").fail(UNAVAILABLE)
-        with pytest.raises(PermanentFailure, match="UNAUTHENTICATED"):
+        with pytest.raises(PermanentFailure, match="UNAUTHENTICATED") as caught:
             call.value(20)
+        assert caught.value.attempts == 1
         assert rig.triggers() == [*CONNECTED, "fail", "give_up"]
 
 

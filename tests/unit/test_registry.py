@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import weakref
 from collections.abc import Callable
 from types import FrameType
@@ -12,7 +13,8 @@ from milvus_lifecycle import ConnectionConfig, ConnectionManager
 from milvus_lifecycle.core.registry import Registry
 from milvus_lifecycle.testing import Script
 from tests.cores import Core
-from tests.observe import Client
+from tests.observe import Call, Client
+from tests.rigs import Rig
 
 
 def connection(client: object | None = None, *, dedicated: bool = False) -> Any:
@@ -27,6 +29,26 @@ def test_the_first_wins() -> None:
     assert registry.add(one) is one
     assert registry.add(two) is one
     assert registry.all() == [one]
+
+
+def test_a_forked_child_waits_for_no_lock_of_its_parent() -> None:
+    """Another thread may have been registering when the process forked."""
+    with Rig() as rig:
+        pool, held, over = rig.manager._pool, threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with pool.registry._lock:
+                held.set()
+                over.wait(60)
+
+        holder = Call(hold)
+        assert held.wait(20)
+        try:
+            Call(pool.fork_child).value(20)  # what os.fork calls in the child
+            Call(rig.connected).value(20)
+        finally:
+            over.set()
+            holder.value(20)
 
 
 def _bytecodes(call: Callable[[], object]) -> int:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -358,3 +359,19 @@ def test_http_library_is_loaded_late() -> None:
     run = [sys.executable, "-c", code]
     done = subprocess.run(run, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.startswith("BAD_REQUEST httpx is needed for global clusters: pip install")
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["running", "connecting"])
+def test_the_end_of_a_fetch_ends_its_requests(early: bool) -> None:
+    """Their sockets are shut down, also of one that has only just connected then."""
+    near, far = socket.socketpair()
+    stream = SimpleNamespace(get_extra_info=lambda name: near)
+    sockets = topology_fetch._Sockets()
+    with near, far:
+        far.settimeout(20)
+        if early:
+            sockets.shut()
+        sockets.trace("connection.connect_tcp.complete", {"return_value": stream})
+        if not early:
+            sockets.shut()
+        assert far.recv(1) == b""
