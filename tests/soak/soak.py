@@ -299,8 +299,8 @@ def soak(flavours: str, folder: Path) -> str:
                 weather.rage(_STORM_S, running.look, _EVERY_S)
                 readings.append(running.rest())
                 print({what: round(held, 1) for what, held in readings[-1].items()}, flush=True)
-        running.look()
-        leaks, levels = grown(readings)
-        assert not leaks, f"grown: {leaks}; {running.figures()}; {levels}"
+            leaks, levels = grown(readings)
+            assert not leaks, f"grown: {leaks}; {running.figures()}; {levels}"
+        running.look()  # again, now that all have ended
     figures = f"{'+'.join(chosen)}, {SECONDS:.0f} s, seed {seed}: {running.figures()}; "
     return figures + f"{count(audit, 'recovered'):,} recoveries; {levels}"
