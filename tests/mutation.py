@@ -2,7 +2,7 @@
 
     python -m tests.mutation                          all mutants: hours
     python -m tests.mutation --sample 300 --seed 11   so many, from each module its share
-    python -m tests.mutation --changed --minutes 5    of the lines changed since the main branch
+    python -m tests.mutation --changed --minutes 3    of the lines changed since the main branch
 
 cosmic-ray makes the mutants, by tests/cosmic-ray.toml, and keeps its session (``--session FILE`` is
 gone on with; cr-report and cr-html read it). What is here is how the tests run: for each mutant
