@@ -7,6 +7,7 @@ import sys
 import time
 from typing import Any
 
+import grpc
 import pytest
 
 from tests.integration import process_bodies
@@ -27,6 +28,12 @@ BODIES = [
 @pytest.mark.parametrize("body", BODIES, ids=lambda body: body.__name__)
 def test_fork(body: Any) -> None:
     """Each body's promise about forked children holds on the engine."""
+    old = tuple(map(int, grpc.__version__.split(".")[:2])) < (1, 84)
+    if old and body.__name__ in (
+        "a_child_of_a_busy_parent_works",
+        "a_child_and_its_parent_share_a_file",
+    ):
+        pytest.skip("grpcio before 1.84 hangs or aborts in the child of a process that is in RPCs")
     outcome = run("engine", body)
     assert outcome.kind is Kind.PASSED, str(outcome)
 
