@@ -64,6 +64,7 @@ def test_a_channel_that_was_never_asked_again_serves_on() -> None:
         rig.script.hold("locate")
         call = Call(handler.call)
         lost = rig.script.wait_held("locate")
+        rig.sees(lambda: rig.clock.sleeping() == 1, "the call does not wait")
         rig.clock.advance(5.0)
         lost.fail(UNAVAILABLE)
         with pytest.raises(RecoveryExhausted):
