@@ -196,7 +196,7 @@ def test_one_fetch_serves_threads_and_loops_at_once(
     old.stop()
     cluster.move(new)
     calls = [Call(client.list_collections) for client in clients]
-    wait_until(lambda: inside.waiting_for_topology() == [8], 10)
+    wait_until(lambda: inside.waiting_for_topology() == [8] and len(cluster.asked) > before, 10)
     assert len(cluster.asked) == before + 1
     cluster.heal()
     assert [call.value(30) for call in calls] == [["new"]] * 8
