@@ -41,9 +41,12 @@ Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    found = milvus_lifecycle.__file__
-    if "TOX_ENV_DIR" in os.environ and not found.startswith(sys.prefix):
-        raise pytest.UsageError(f"tox tests the wheel that it has installed, and not {found}")
+    if "TOX_ENV_DIR" in os.environ:
+        found = Path(milvus_lifecycle.__file__).parent
+        if not found.is_relative_to(sys.prefix):
+            raise pytest.UsageError(f"tox tests the wheel that it has installed, and not {found}")
+        if found.with_name("tests").exists():
+            raise pytest.UsageError("the wheel holds more than the package: tests")
     # A run in the background ignores Ctrl-C, and so would every process that a test interrupts.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

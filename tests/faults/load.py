@@ -234,16 +234,8 @@ class Load:
         yield client.close
 
     def _run(self, worker: int) -> None:
-        work = self._work(worker)
         with suppress(StopIteration):
-            call = next(work)
-            while True:
-                try:
-                    result = call()
-                except Exception as error:
-                    call = work.throw(error)
-                else:
-                    call = work.send(result)
+            self._run_async(worker).send(None)  # nothing that it calls is awaitable
 
     def _loop(self) -> None:
         asyncio.run(self._run_tasks())
