@@ -12,7 +12,7 @@ from milvus_lifecycle.core.checkout import Checkout
 from milvus_lifecycle.errors import LifecycleError
 from milvus_lifecycle.testing import FakeHandler
 from tests.simulation import laws
-from tests.simulation.kernel import Choice
+from tests.simulation.kernel import LONG_AGO, Choice
 from tests.simulation.setup import Plan
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ class Actor:
             error = failure
             return None
         finally:
+            assert self.world.kernel.now - began < LONG_AGO, "states older than that are one"
             laws.check_call(self.world, self, what, began, limit, error)
             error = None  # it holds this frame, which would hold it, and with it a client
 

@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import gc
 import time
-from collections import deque
+import traceback
+from collections import Counter, deque
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from milvus_lifecycle import TransitionRecord
 from tests.simulation import laws
 from tests.simulation.canonical import Canon
-from tests.simulation.kernel import LONGEST
-from tests.simulation.laws import Broken
+from tests.simulation.kernel import EPOCH, LONGEST, Move
+from tests.simulation.laws import Broken, crash
 from tests.simulation.setup import Setup
 from tests.simulation.world import World, simulated
 
 #: (number of the process, 0 for time; its answer) of every move
 Path = tuple[tuple[int, Any], ...]
+#: (the run that came to a state first, another one) for all that are not gone on from
+Merged = list[tuple[Any, Any]]
 #: So many worlds wait as they are; the others are replayed when their turn comes.
 WAITING = 3000
 #: After so many worlds the collector runs: it is off while processes run.
@@ -70,6 +75,8 @@ def allowed(world: World) -> list[Any]:
 def replay(setup: Setup, path: Path) -> World:
     """The world after the moves of ``path``."""
     world = World(setup)
+    for _ in world.begin():
+        pass
     for number, answer in path:
         world.kernel.again(number, answer)
     return world
@@ -80,22 +87,26 @@ def entry(move: Any) -> tuple[int, Any]:
     return (move.process.number if move.process is not None else 0, move.answer)
 
 
-def search(setup: Setup, *, seconds: float = 600.0) -> Outcome:
+def search(setup: Setup, *, seconds: float = 600.0, merged: Merged | None = None) -> Outcome:
     """Look at every run of ``setup``; stops at the first broken law."""
     outcome, began = Outcome(setup), time.monotonic()
     with simulated(setup):
         try:
-            _search(outcome, began + seconds)
+            _search(outcome, began + seconds, merged)
         except Broken as broken:
             outcome.broken = broken
+        except Exception as error:  # where the engine's code runs in no process
+            outcome.broken = crash("the engine", error)
     outcome.seconds = time.monotonic() - began
     if outcome.broken is not None:
         outcome.trace = narrate(setup, outcome.path, outcome.broken)
     return outcome
 
 
-def _search(outcome: Outcome, deadline: float) -> None:
-    setup, seen, worlds = outcome.setup, set(), 0
+def _search(outcome: Outcome, deadline: float, merged: Merged | None) -> None:
+    setup, worlds = outcome.setup, 0
+    #: state -> the run that came to it first
+    seen: dict[Any, Path] = {}
     frontier: deque[tuple[Path, World | None]] = deque([((), None)])
     waiting = 0
     while frontier:
@@ -111,9 +122,10 @@ def _search(outcome: Outcome, deadline: float) -> None:
                 world = replay(setup, path)
                 moves = allowed(world)
             reached = _go(outcome, world, (*path, entry(moves[at])), moves[at])
-            key = Canon(world).state() if reached is not None else None
-            if reached is not None and key not in seen:
-                seen.add(key)
+            first = None if reached is None else seen.setdefault(Canon(world).state(), reached)
+            if first is not reached and merged is not None:
+                merged.append((first, reached))
+            if first is reached is not None:
                 outcome.states += 1
                 keep = waiting < WAITING
                 waiting += keep
@@ -152,23 +164,52 @@ def _go(outcome: Outcome, world: World, path: Path, move: Any) -> Path | None:
         path, move = (*path, entry(moves[0])), moves[0]
 
 
+def futures(setup: Setup, path: Path) -> Counter[Any]:
+    """The states that can come next after a run; None: it ends there. Not within ``simulated``."""
+    found: Counter[Any] = Counter()
+    with simulated(setup):
+        for at in range(len(allowed(replay(setup, path)))):
+            world = replay(setup, path)
+            move = allowed(world)[at]
+            ended = _go(Outcome(setup), world, (*path, entry(move)), move) is None
+            found[None if ended else Canon(world).state()] += 1
+            world.end()
+    return found
+
+
 def narrate(setup: Setup, path: Path, broken: Broken) -> str:
     """A run as the people of its lifecycle would tell it: who did what, and what was recorded."""
     lines = [f"{broken}, after {len(path)} moves of {setup.name!r}:"]
-    with simulated(setup):
+    records: list[Any] = []
+    told = 0
+    # The finding comes again, and ends the run.
+    with simulated(setup), suppress(Broken, Exception):
         world = World(setup)
-        told = 0
-        for at, (number, answer) in enumerate(path):
-            move = next(m for m in allowed(world) if entry(m) == (number, answer))
+        records = world.records
+        for at, move in _made(world, path):
+            lines.extend(map(_in_words, records[told:]))
+            told = len(records)
             who = move.process.name if move.process is not None else "time passes:"
-            lines.append(f"{at + 1:4} {world.kernel.now - 1000.0:4g} s  {who} {move.label}")
-            with suppress(Broken):
-                world.kernel.take(move)
-            for record in world.records[told:]:
-                lines.append(
-                    f"{'':14}#{record.seq} {record.source} --{record.trigger}--> {record.dest}  "
-                    f"generation {record.generation}, clients {record.clients}"
-                )
-            told = len(world.records)
-        world.end()
+            lines.append(f"{at:>4} {world.kernel.now - EPOCH:4g} s  {who} {move.label}")
+    lines.extend(map(_in_words, records[told:]))
+    if broken.__cause__ is not None:
+        lines.extend(traceback.format_exception(broken.__cause__))
     return "\n".join(lines)
+
+
+def _made(world: World, path: Path) -> Iterator[tuple[object, Move]]:
+    """(its number, move) for every move of a run, before it is made. The prologue's have none."""
+    for move in world.begin():
+        yield "", move
+    for at, made in enumerate(path, 1):
+        move = next(move for move in allowed(world) if entry(move) == made)
+        yield at, move
+        world.kernel.take(move)
+    laws.check(world)
+
+
+def _in_words(record: TransitionRecord) -> str:
+    return (
+        f"{'':14}#{record.seq} {record.source} --{record.trigger}--> {record.dest}  "
+        f"generation {record.generation}, clients {record.clients}"
+    )

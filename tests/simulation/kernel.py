@@ -9,15 +9,21 @@ a run exactly. Computing takes no time: the clock moves only when nobody can run
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
+from milvus_lifecycle.core.wire import Wire
+from milvus_lifecycle.errors import error_code
+
 #: Clock readings start here, so that a moment can be told from a duration.
 EPOCH = 1000.0
 NEVER = float("inf")
+#: No call is under way for longer, and no policy of a set-up asks for more (seconds).
+LONG_AGO = 20.0
 #: A run that is longer than this (moves) does not end by itself: a livelock.
 LONGEST = 2000
 
@@ -130,6 +136,7 @@ class Process:
         "body",
         "failed",
         "finished",
+        "handles",
         "locks",
         "name",
         "number",
@@ -148,6 +155,8 @@ class Process:
         self.finished = False
         #: how many locks it holds
         self.locks = 0
+        #: the exception that it handles while it waits (class, message)
+        self.handles: tuple[str, ...] = ()
         self.failed: BaseException | None = None
         self.runner = greenlet(self._run, parent=hub)
 
@@ -185,6 +194,8 @@ class Kernel:
         self.preemptions = 0
         self.dead = False
         self.alarms: list[Callable[[], float | None]] = []
+        #: (process, error) of those that raised what nobody caught
+        self.crashes: list[tuple[Process, Exception]] = []
         self._numbers = itertools.count(1)
         Kernel.active = self
 
@@ -205,6 +216,8 @@ class Kernel:
         process.pending = None if process.finished else pending
         if process.finished:
             self.processes.remove(process)
+            if process.failed is not None:
+                self.crashes.append((process, process.failed))
 
     def pause(self, pause: Pause) -> Any:
         """Called inside a process: hand control back until ``pause`` is over."""
@@ -213,6 +226,8 @@ class Kernel:
             raise GreenletExit  # this run is over: its processes are being collected
         if process is None:
             return None
+        error = sys.exc_info()[1]
+        process.handles = () if error is None else (type(error).__name__, error_code(error))
         return self.hub.switch(pause)
 
     def moves(self) -> list[Move]:
@@ -253,7 +268,7 @@ class Kernel:
 
     def again(self, number: int, answer: Any) -> None:
         """Make a move that was made before, in a run that was the same up to here."""
-        process = next((p for p in self.processes if p.number == number), None)
+        process = next(p for p in self.processes if p.number == number) if number else None
         self.take(Move(process, answer, ""))
 
     def end(self) -> None:
@@ -331,6 +346,18 @@ class SimLock:
 
     def __exit__(self, *exc: object) -> None:
         self.release()
+
+
+def simulated_wires() -> tuple[Any, str, Any]:
+    """What to replace so that the locks of channels are simulated, too: ``Wire`` has taken the
+    real ``RLock`` along when it was made."""
+    make = Wire.__init__
+
+    def make_and_lock(wire: Wire, *args: Any, **about: Any) -> None:
+        make(wire, *args, **about)
+        wire._lock = SimLock()
+
+    return Wire, "__init__", make_and_lock
 
 
 class SimHere:

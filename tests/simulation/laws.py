@@ -35,12 +35,38 @@ _OUTCOMES = (
 )
 
 
+#: what no code raises on purpose
+_MISTAKES = (AssertionError, AttributeError, LookupError, NameError, TypeError)
+
+
 class Broken(BaseException):
-    """A law does not hold. No handler of the engine's own may swallow it."""
+    """A law does not hold. No handler of the engine's own may swallow it.
+
+    Law 0 is the one that nobody writes down: no code raises what nobody expects.
+    """
 
     def __init__(self, law: int, what: str) -> None:
-        super().__init__(f"law {law}: {what}")
+        super().__init__(f"law {law}: {what}" if law else f"a crash: {what}")
         self.law = law
+
+
+def crash(who: str, error: Exception) -> Broken:
+    """The finding that ``who`` raised ``error``."""
+    broken = Broken(0, f"{who} raised {error!r}")
+    broken.__cause__ = error
+    return broken
+
+
+def complain(text: str) -> None:
+    """Stands for the engine's own: it complains of what a job of the timekeeper raised."""
+    raise Broken(0, text)
+
+
+def check_mistake(connection: Any) -> None:
+    """Law 0: a flight takes whatever its attempt raises for a failure, mistakes in the code too."""
+    failure = connection.lifecycle.last_failure
+    if failure is not None and isinstance(failure.error, _MISTAKES):
+        raise crash("a flight", failure.error)
 
 
 class Watch:
@@ -217,10 +243,10 @@ def check(world: World) -> None:
     """Everything that can be seen from outside. Cheap: it runs after every move."""
     kernel = world.kernel
     between = any(p.pending.between or p.locks for p in kernel.processes if p.pending)
-    for process in kernel.processes:
-        if process.failed is not None:
-            raise process.failed
+    for process, error in kernel.crashes:
+        raise crash(process.name, error)
     for connection in world.connections:
+        check_mistake(connection)
         check_records(world, connection, complete=not between)
         if not between:
             _check_flight(world, connection)

@@ -37,7 +37,6 @@ MOST_SECONDS = 300.0
 #: at the end, time for lingering and draining connections to go
 CALM = 8.0
 _ROWS = frozenset((row.trigger.value, row.source.value, row.dest.value) for row in TRANSITIONS)
-_MISTAKES = (AssertionError, AttributeError, LookupError, NameError, TypeError)
 _FLYING = (State.PROBING, State.RECOVERING)
 
 
@@ -255,10 +254,7 @@ class World:
             entry = self.leaders.pop(who, None)
             if entry is not None:
                 self.leading.remove(entry)
-            # A flight that ends by a mistake in the code is settled as abandoned, without a word.
-            failure = connection.lifecycle.last_failure
-            if failure is not None and isinstance(failure.error, _MISTAKES):
-                raise laws.Broken(4, f"a leader failed: {failure!r}")
+            laws.check_mistake(connection)
 
     def finalize(self, client: Client) -> None:
         """What a user's ``__del__`` does: give back what it holds."""

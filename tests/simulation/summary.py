@@ -8,6 +8,7 @@ from typing import Any
 _SUMS = {
     "states": "states of the model",
     "moves": "moves between them",
+    "futures": "states that are one, looked at whether they are",
     "mutants": "broken cores rejected",
     "schedules": "schedules of the real drivers",
     "bugs": "seeded driver bugs found",

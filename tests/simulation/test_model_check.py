@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
+from types import SimpleNamespace
 
 import pytest
 
+from milvus_lifecycle.core.pool import look
 from tests.simulation.broken import MUTANTS, Mutant
-from tests.simulation.explore import Outcome, search
+from tests.simulation.canonical import Canon
+from tests.simulation.explore import Merged, Outcome, futures, replay, search
 from tests.simulation.setup import Setup
 from tests.simulation.setups import BETWEEN_LOCKS, CORNERS, DEEP, SETUPS
+from tests.simulation.world import simulated
 
 Record = Callable[[str, object], None]
 _OPTION = os.environ.get("MILVUS_LIFECYCLE_SEARCH", "")
@@ -48,6 +55,42 @@ def _search_whole(setup: Setup, record_property: Record) -> None:
     assert outcome.broken is None, outcome.trace
     assert outcome.whole, f"not searched to the end: {outcome.line()}"
     _report(outcome, record_property)
+
+
+def test_two_states_whose_hashes_are_equal_are_two() -> None:
+    """What tells two states apart is the states: in CPython -1.0 and -2.0 have the same hash."""
+    setup = SETUPS[0]
+    with simulated(setup):
+        world, states = replay(setup, ()), set()
+        for due in (-1.0, -2.0):
+            world.pool.maintenance.schedule._heap[:] = [(due, 0, look)]
+            states.add(Canon(world).state())
+    assert len(states) == 2
+
+
+def test_a_state_has_nothing_in_it_that_nobody_knows() -> None:
+    """An object of a class that has no form is an error: its name would say too little of it."""
+    setup = SETUPS[0]
+    with simulated(setup):
+        world = replay(setup, ())
+        world.driver.mailbox.append(partial(look, SimpleNamespace(count=1)))
+        with pytest.raises(TypeError, match="of what there is in a SimpleNamespace"):
+            Canon(world).state()
+
+
+@pytest.mark.search
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("setup", [s.everyday() for s in _SETUPS], ids=lambda s: s.name)
+def test_equal_states_have_equal_futures(setup: Setup, record_property: Record) -> None:
+    """Runs that are not gone on from would have come to the same states as the one that is."""
+    merged: Merged = []
+    search(setup, merged=merged)
+    merged.sort(key=lambda pair: id(pair[0]))
+    for first, pairs in groupby(merged, itemgetter(0)):
+        known = futures(setup, first)
+        for _, other in pairs:
+            assert futures(setup, other) == known, (first, other)
+    record_property("futures", len(merged))
 
 
 @pytest.mark.search

@@ -10,7 +10,7 @@ import pytest
 from milvus_lifecycle.core.facts import Facts
 from milvus_lifecycle.errors import ConnectionClosed
 from milvus_lifecycle.table import IGNORED, IMPOSSIBLE, REFUSED, TRANSITIONS, State, Trigger
-from tests.simulation.explore import search
+from tests.simulation.explore import replay, search
 from tests.simulation.laws import Watch
 from tests.simulation.setup import Plan, Setup
 from tests.simulation.setups import CORNERS
@@ -37,7 +37,7 @@ _WAYS = {
 
 def _at(state: State) -> tuple[World, Any]:
     """A world whose connection is in ``state``, led there by the engine itself."""
-    world = World(_GUEST)
+    world = replay(_GUEST, ())
     for label in _WAYS[state]:
         world.take(next(move for move in world.moves() if move.label == label))
     connection = world.connections[0]

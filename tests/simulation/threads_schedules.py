@@ -14,7 +14,6 @@ from milvus_lifecycle.core import maintenance as maintenance_module
 from milvus_lifecycle.core import mutex as mutex_module
 from milvus_lifecycle.core import recording as recording_module
 from milvus_lifecycle.core import registry as registry_module
-from milvus_lifecycle.core import wire as wire_module
 from milvus_lifecycle.drivers import threads as driver_module
 from milvus_lifecycle.errors import LifecycleError
 from milvus_lifecycle.managers import ConnectionManager
@@ -22,7 +21,7 @@ from milvus_lifecycle.testing import FakeHandler
 from tests.simulation import laws
 from tests.simulation.actors import Died
 from tests.simulation.campaign import replaced
-from tests.simulation.kernel import EPOCH, Blocked, SimHere, SimLock
+from tests.simulation.kernel import EPOCH, Blocked, SimHere, SimLock, simulated_wires
 from tests.simulation.schedules import MOST_MOVES, MOST_SECONDS, World, watch, watched_lead
 from tests.simulation.threads_kernel import (
     KEEPER,
@@ -42,7 +41,6 @@ _MODULES = (
     driver_module,
     recording_module,
     registry_module,
-    wire_module,
 )
 
 
@@ -233,5 +231,6 @@ def simulated() -> Iterator[None]:
     names = [(module, "threading", Threading) for module in _MODULES]
     grain = (SimLock, "grain", True)
     here = (mutex_module, "here", SimHere())
-    with replaced(*names, (driver_module, "queue", Queues), here, grain, watched_lead()):
+    queues = (driver_module, "queue", Queues)
+    with replaced(*names, queues, here, grain, watched_lead(), simulated_wires()):
         yield

@@ -12,8 +12,8 @@ from typing import Any
 
 from milvus_lifecycle.audit.records import CREATED, REFUSED, TransitionRecord
 from milvus_lifecycle.core import lifecycle as lifecycle_module
+from milvus_lifecycle.core import maintenance as maintenance_module
 from milvus_lifecycle.core import mutex as mutex_module
-from milvus_lifecycle.core import wire as wire_module
 from milvus_lifecycle.core.face import stamp_of
 from milvus_lifecycle.core.facts import Seams
 from milvus_lifecycle.core.pool import Pool
@@ -27,15 +27,18 @@ from milvus_lifecycle.testing import FakeHandler, rpc_error
 from tests.cores import Tap
 from tests.simulation import laws
 from tests.simulation.actors import AWAY, HOME, Actor, Client, Died
+from tests.simulation.campaign import replaced
 from tests.simulation.kernel import (
     NEVER,
     Blocked,
     Chance,
     Choice,
     Kernel,
+    Move,
     SimHere,
     SimLock,
     SimThreading,
+    simulated_wires,
 )
 from tests.simulation.kernel import Pause as KernelPause
 from tests.simulation.setup import Setup, strategy
@@ -292,27 +295,38 @@ class World:
         self.driver = SearchDriver(self)
         self.pool = self.driver.pool
         self.pool.audit.readers = (Tap(self.hear),)  # type: ignore[assignment]
-        self.kernel.spawn("timekeeper", self.driver.keep_time, start=True)
         self.kernel.alarms = [self.pool.maintenance.schedule.next_due, self._next_stop]
-        grain, SimLock.grain = SimLock.grain, False
-        self.actors = [
-            Actor(self, name, plan) for name, plan in zip("ABC", setup.actors, strict=False)
-        ]
-        self.prologue()
-        SimLock.grain = grain
-        if setup.closer:
-            self.kernel.spawn("closer", self.close, start=True)
+        self.actors: list[Actor] = []
 
-    def prologue(self) -> None:
-        """Check out whoever is to have a connection from the start, and let all go well."""
-        kernel = self.kernel
+    def begin(self) -> Iterator[Move]:
+        """Whoever is to have a connection from the start checks out, and all goes well.
+
+        Yields every move of that, before it is made. What breaks a law here is a finding, too.
+        """
+        kernel, setup = self.kernel, self.setup
+        grain, SimLock.grain = SimLock.grain, False
+        kernel.spawn("timekeeper", self.driver.keep_time, start=True)
+        for name, plan in zip("ABC", setup.actors, strict=False):
+            self.actors.append(Actor(self, name, plan))
+        laws.check(self)
         while any(actor.busy for actor in self.actors):
-            kernel.take(next(m for m in kernel.moves() if _goes_well(m)))
+            move = next((m for m in kernel.moves() if _goes_well(m)), None)
+            if move is None:
+                raise laws.Broken(4, "a checkout does not end, though all goes well")
+            yield move
+            kernel.take(move)
+            laws.check(self)
+        for actor in self.actors:
+            if actor.plan.ready and not actor.holds:
+                raise laws.Broken(9, f"{actor.name} got no connection, though all goes well")
         kernel.cut, kernel.preemptions = None, 0
-        if self.setup.stays:
+        if setup.stays:
             binding = self.connections[0].lifecycle.binding
             assert binding.wire.enter(self.stays)
             binding.wire.channel.rpcs += 1
+        SimLock.grain = grain
+        if setup.closer:
+            kernel.spawn("closer", self.close, start=True)
 
     @property
     def unread(self) -> bool:
@@ -440,30 +454,22 @@ def watched_ask(ask: Callable[..., Any]) -> Callable[..., Any]:
 @contextmanager
 def simulated(setup: Setup) -> Iterator[None]:
     """The engine's locks are the search's; what the machine does is watched; nothing collects."""
-    lifecycle: Any = lifecycle_module
-    modules: list[Any] = [lifecycle, wire_module]
-    before = [module.threading for module in modules]
-    fire, here = lifecycle.fire, mutex_module.here
-    mutex_module.here = SimHere()  # type: ignore[assignment]
-    SimLock.grain = setup.preemptions is not None
-    for module in modules:
-        module.threading = SimThreading
-    lifecycle.fire = laws.watched(fire)
-    lead = lifecycle_module.Lifecycle.lead
-    watched_lead = laws.watched_lead(lead)
-    lifecycle_module.Lifecycle.lead = watched_lead  # type: ignore[method-assign]
-    ask = Retry.ask
-    Retry.ask = watched_ask(ask)  # type: ignore[method-assign]
+    life = lifecycle_module.Lifecycle
+    changes = (
+        (lifecycle_module, "threading", SimThreading),
+        simulated_wires(),
+        (mutex_module, "here", SimHere()),
+        (SimLock, "grain", setup.preemptions is not None),
+        (lifecycle_module, "fire", laws.watched(lifecycle_module.fire)),
+        (life, "lead", laws.watched_lead(life.lead)),
+        (Retry, "ask", watched_ask(Retry.ask)),
+        (maintenance_module, "complain", laws.complain),
+    )
     collecting = gc.isenabled()
     gc.disable()
     try:
-        yield
+        with replaced(*changes):
+            yield
     finally:
-        for module, threading in zip(modules, before, strict=True):
-            module.threading = threading
-        lifecycle.fire, mutex_module.here = fire, here
-        lifecycle_module.Lifecycle.lead = lead  # type: ignore[method-assign]
-        Retry.ask = ask  # type: ignore[method-assign]
-        SimLock.grain = False
         if collecting:
             gc.enable()
