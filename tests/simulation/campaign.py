@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import date
 from itertools import count
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from milvus_lifecycle.core import lifecycle as lifecycle_module
+from milvus_lifecycle.core import maintenance as maintenance_module
 from tests.simulation import laws
+from tests.simulation.kernel import NEVER
 
 if TYPE_CHECKING:
     from tests.simulation.schedules import World
+
+
+def seed_of_the_day() -> int:
+    """The first of the seeds that nobody has tried before today.
+
+    ``MILVUS_LIFECYCLE_SEED_BASE`` brings another day's back.
+    """
+    return int(os.environ.get("MILVUS_LIFECYCLE_SEED_BASE", date.today().toordinal() * 10_000))
 
 
 @dataclass
@@ -33,7 +46,7 @@ class Finding:
                 f"seed {self.seed} ({self.flavour}): {self.broken!r}",
                 *self.trace,
                 f"replay: MILVUS_LIFECYCLE_SEED={self.seed} "
-                f"pytest tests/simulation/test_schedules.py -k {self.flavour}",
+                f"pytest tests/simulation/test_schedules.py -k 'laws and {self.flavour}'",
             )
         )
 
@@ -46,6 +59,8 @@ class Campaign:
     moves: int = 0
     seconds: float = 0.0
     finding: Finding | None = None
+    #: in how many of them a caller saw which error, or no limit of time was looked at
+    reached: Counter[str] = field(default_factory=Counter)
     #: what happened in the last one
     last: list[str] = field(default_factory=list)
 
@@ -89,7 +104,9 @@ def collected_by_hand() -> Iterator[None]:
 def play(flavour: type[World], seed: int) -> tuple[World, BaseException | None]:
     """Run one seed. Returns the world and what it found, if anything."""
     fire = laws.watched(vars(lifecycle_module)["fire"])
-    with replaced((lifecycle_module, "fire", fire), (lifecycle_module, "uuid", _Ids())):
+    ids = (lifecycle_module, "uuid", _Ids())
+    complain = (maintenance_module, "complain", laws.complain)
+    with replaced((lifecycle_module, "fire", fire), ids, complain):
         world = flavour(seed)
         try:
             world.run()
@@ -110,6 +127,8 @@ def campaign(flavour: type[World], seeds: Iterable[int]) -> Campaign:
             world, broken = play(flavour, seed)
             done.schedules += 1
             done.moves += world.moves
+            done.reached.update(world.errors)
+            done.reached["unlimited slack"] += world.slack == NEVER
             done.last = world.trace
             if broken is not None:
                 done.finding = Finding(flavour.flavour, seed, broken, world.trace)

@@ -20,7 +20,7 @@ from milvus_lifecycle.core.facts import Seams
 from milvus_lifecycle.core.lifecycle import Lifecycle
 from milvus_lifecycle.core.requests import Open
 from milvus_lifecycle.endpoints.choose import default_strategy
-from milvus_lifecycle.errors import LifecycleError
+from milvus_lifecycle.errors import LifecycleError, error_code
 from milvus_lifecycle.table import TRANSITIONS, State
 from tests.cores import Tap
 from tests.simulation import laws
@@ -146,6 +146,8 @@ class World:
         #: for how long (seconds) somebody was kept from running who could have run
         self.slack = 0.0
         self.moves = 0
+        #: kinds of errors that callers saw
+        self.errors: set[str] = set()
         #: did its loop end with tasks in it?
         self.unfinished = False
         self.watch = laws.Watch(self)  # type: ignore[arg-type]
@@ -266,6 +268,8 @@ class World:
     def checked(self, user: Any, call: Call, began: float, error: BaseException | None) -> None:
         """A call has ended: law 9."""
         self.note(f"{user.name}: {call.what} {type(error).__name__ if error else 'ok'}")
+        if error is not None:
+            self.errors.add(error_code(error))
         limit = call.limit
         if call.what == "checkout" and limit is None:
             budget = self.policy.recovery_budget + self.slack + 0.5

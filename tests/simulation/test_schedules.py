@@ -2,7 +2,8 @@
 
 Every run of the tests plays the first few hundred of each driver, ``pytest -m search`` the others
 of 10,000 (half of them for each driver), or of as many as ``MILVUS_LIFECYCLE_SCHEDULES=100000``
-says. ``MILVUS_LIFECYCLE_SEED=1234`` runs that seed alone, and prints its trace.
+says, and 2,000 that are others every day. ``MILVUS_LIFECYCLE_SEED=1234`` runs that seed alone, and
+prints its trace.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.simulation.aio_schedules import AioWorld
-from tests.simulation.campaign import campaign, collected_by_hand, play
+from tests.simulation.campaign import campaign, collected_by_hand, play, seed_of_the_day
 from tests.simulation.driver_bugs import BUGS, DriverBug
 from tests.simulation.laws import Broken
 from tests.simulation.schedules import World
@@ -27,6 +28,8 @@ _FLAVOURS: dict[str, type[World]] = {"threads": ThreadsWorld, "asyncio": AioWorl
 #: seeds of each driver: in all, and in every run of the tests
 _EACH = max(1, _TOTAL // 2)
 _EVERYDAY = min(400, _EACH)
+_FRESH = 1000
+_FILE = "tests/simulation/test_schedules.py"
 
 
 def _dealt() -> list[Any]:
@@ -36,7 +39,10 @@ def _dealt() -> list[Any]:
     others = range(_EVERYDAY, _EACH)
     size = max(1, -(-len(others) // 10))
     chunks = [others[at : at + size] for at in range(0, len(others), size)]
-    return [range(_EVERYDAY), *(pytest.param(it, marks=pytest.mark.search) for it in chunks)]
+    first = seed_of_the_day()
+    today = pytest.param(range(first, first + _FRESH), marks=pytest.mark.search, id="today")
+    more = [pytest.param(it, marks=pytest.mark.search) for it in chunks]
+    return [range(_EVERYDAY), *more, today]
 
 
 @pytest.mark.timeout(0 if _TOTAL > 20_000 else 180)
@@ -51,6 +57,10 @@ def test_the_laws_hold_in_every_schedule(
         print("\n".join(done.last))
     assert done.finding is None, str(done.finding)
     record_property("schedules", done.schedules)
+    record_property("reached", dict(done.reached))
+    if seeds.start == seed_of_the_day():
+        again = f"MILVUS_LIFECYCLE_SEED_BASE={seeds.start} pytest -m search {_FILE} -k today"
+        record_property("figures", f"schedules of today, {flavour}: {again}")
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: f"{bug.flavour}: {bug.name}")

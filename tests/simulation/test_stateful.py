@@ -1,7 +1,7 @@
 """Stateful search: any use of a manager, by its public names, against a simple reference model.
 
 ``MILVUS_LIFECYCLE_EXAMPLES=N`` runs N random examples of each flavour instead of the same few;
-``pytest -m search`` runs more of the same ones.
+``pytest -m search`` runs more of the same ones, and 200 that are others every day.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 
 import pytest
-from hypothesis import Phase, settings
+from hypothesis import Phase, seed, settings
 from hypothesis.errors import Flaky
 from hypothesis.stateful import run_state_machine_as_test
 
@@ -19,12 +19,16 @@ from milvus_lifecycle.core.checkout import Checkout
 from milvus_lifecycle.core.maintenance import Maintenance
 from milvus_lifecycle.core.pool import Pool
 from tests.simulation.broken import Line
+from tests.simulation.campaign import seed_of_the_day
 from tests.simulation.pools import Pools
 
 #: Examples of each flavour, unless the option says otherwise: in all, and in every run.
 EXAMPLES = 50
 EVERYDAY = 15
+#: ... and those of the day
+FRESH = 100
 Record = Callable[[str, object], None]
+_FILE = "tests/simulation/test_stateful.py"
 _OPTION = os.environ.get("MILVUS_LIFECYCLE_EXAMPLES", "")
 FLAVOURS = ("threads", "asyncio")
 SEARCH = pytest.mark.search
@@ -41,12 +45,15 @@ def time_passes_in_leaps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("milvus_lifecycle.audit.stream.IDLE", 0.02)
 
 
-def search(flavour: str, examples: int, *, random: bool = False) -> type[Pools]:
-    """Run ``examples``: the same ones each time, unless they are to be ``random``.
+def search(
+    flavour: str, examples: int, *, random: bool = False, first: int | None = None
+) -> type[Pools]:
+    """Run ``examples``: the same ones each time, unless they are ``random`` or of a seed.
 
     No database: nothing is left behind. A failing example is made shorter only in a random run,
     which has the time.
     """
+    random = random or first is not None
     pools = type(f"Pools_{flavour}", (Pools,), {"flavour": flavour, "examples": 0, "steps": 0})
     how = settings(
         max_examples=examples,
@@ -57,6 +64,8 @@ def search(flavour: str, examples: int, *, random: bool = False) -> type[Pools]:
         report_multiple_bugs=False,
         phases=(Phase.generate, Phase.shrink) if random else (Phase.generate,),
     )
+    if first is not None:
+        seed(first)(pools)
     # Clients in cycles are collected by hand: only what this run has made is looked at.
     gc.collect()
     gc.freeze()
@@ -81,6 +90,19 @@ def test_the_pool_is_as_its_users_expect(
     figures = f"stateful, {flavour}: {pools.examples:,} examples, {pools.steps:,} steps"
     print(figures)
     record_property("figures", figures)
+
+
+@SEARCH
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_the_pool_is_as_its_users_expect_today(flavour: str, record_property: Record) -> None:
+    """... in examples that nobody has seen before, too. What is printed runs them again."""
+    first = seed_of_the_day()
+    again = f"MILVUS_LIFECYCLE_SEED_BASE={first} pytest -m search {_FILE} -k 'today and {flavour}'"
+    print(f"replay: {again}")
+    pools = search(flavour, FRESH, first=first)
+    record_property("figures", f"examples of today, {flavour}: {again}")
+    record_property("examples", pools.examples)
 
 
 BUGS = {
