@@ -322,11 +322,12 @@ class Lifecycle:
             return under_way
 
     def leave(self, flight: Flight, wake: Callable[[], None]) -> bool:
-        """Stop waiting. True if the flight has nobody left who waits for it."""
+        """Stop waiting. True if the flight has nobody left who waits for it, its leader aside."""
         with self.lock, self.section:
             if wake in flight.waiters:
                 flight.waiters.remove(wake)
-            return flight.outcome is None and not flight.waiters
+            deserted = all(each is flight.nudge for each in flight.waiters)
+            return flight.outcome is None and deserted
 
     def lead(self, flight: Flight, leader: object) -> bool:
         """Make ``leader`` lead ``flight``. False if it is over, or led by somebody else."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from milvus_lifecycle.core.checkout import VERDICT_GRACE
+from milvus_lifecycle.core.flight import FlightKind
 from milvus_lifecycle.core.wire import WireState
 from milvus_lifecycle.drivers.aio_loops import GONE
 from milvus_lifecycle.errors import (
@@ -283,6 +284,9 @@ def _check_flight(world: World, connection: Any) -> None:
         raise Broken(4, f"flight {flight.number} has no leader and no outcome")
     if flight is None and deciding:
         raise Broken(1, "a leader without a flight")
+    first = flight is not None and flight.kind is FlightKind.CONNECT
+    if first and not connection.lifecycle.validated and not _awaited(world, flight):
+        raise Broken(1, "a first connect goes on, and nobody waits for it")
     waiting = 0
     for process in world.kernel.processes:
         pending = process.pending
@@ -304,6 +308,12 @@ def _check_flight(world: World, connection: Any) -> None:
             raise Broken(12, "ACTIVE and held by nobody")
     if connection.handler is not world.handlers[connection]:
         raise Broken(6, "the handler was exchanged")
+
+
+def _awaited(world: World, flight: Any) -> bool:
+    """Does anybody besides its leader wait for it?"""
+    pending = [actor.process.pending for actor in world.actors]
+    return any(getattr(each, "about", None) is flight for each in pending)
 
 
 def _ripe(world: World, flight: Any) -> int:

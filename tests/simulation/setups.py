@@ -34,6 +34,7 @@ SETUPS: tuple[Setup, ...] = (
     Setup(
         "outage after outage", (READY, READY), ("close_handler",), daily={"kinds": ("unavailable",)}
     ),
+    Setup("outage upon outage", (READY, READY), faults=3, daily={"kinds": ("unavailable",)}),
     Setup("outage and close_all", (READY, READY), ("close_all",), faults=1),
     Setup(
         "three callers",
@@ -105,6 +106,25 @@ SETUPS: tuple[Setup, ...] = (
             replace(READY, moves=2),
         ),
         faults=1,
+    ),
+    Setup(
+        "a finalizer in a landing",
+        (
+            Plan(
+                2,
+                ("call", "vanish_in_step"),
+                ready=True,
+                anonymous=True,
+                finalizer=True,
+                limit=1.0,
+            ),
+        ),
+    ),
+    Setup(
+        "anonymous, cancelled",
+        (replace(CALLER, anonymous=True), Plan(1, ("checkout",))),
+        faults=1,
+        kinds=("cancelled",),
     ),
     Setup(
         "anonymous",

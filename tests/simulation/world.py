@@ -188,7 +188,8 @@ class SearchDriver:
     def _wait(self, request: Wait) -> None:
         woken: list[bool] = []
         wake = partial(woken.append, True)
-        if not request.connection.lifecycle.join(request.flight, wake, request.until):
+        life = request.connection.lifecycle
+        if not life.join(request.flight, wake, request.until, leads=request.leads):
             return
         try:
             waiting = Waiting(self.world, request, woken)
@@ -196,7 +197,7 @@ class SearchDriver:
                 self.world.faults += 1
                 raise Died
         finally:
-            if request.connection.lifecycle.leave(request.flight, wake):
+            if life.leave(request.flight, wake):
                 self.pool.deserted(request.connection, request.flight)
 
     def launch(self, connection: Any, flight: Any) -> None:

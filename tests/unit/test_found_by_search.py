@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from milvus_lifecycle import ConnectionConfig, ConnectionManager
-from milvus_lifecycle.errors import ConnectFailed, ConnectionClosed
-from milvus_lifecycle.testing import FakeClock, Script, until
+from milvus_lifecycle import ConnectionConfig, ConnectionManager, LifecyclePolicy
+from milvus_lifecycle.errors import ConnectFailed, ConnectionClosed, DeadlineExceeded
+from milvus_lifecycle.testing import FakeClock, Script, rpc_error, until
 from tests.observe import Call, Client
 
 CONFIG = ConnectionConfig.from_uri("http://home:19530")
@@ -18,10 +18,10 @@ LIMIT = 20.0
 class Pool:
     """A threads manager on a script."""
 
-    def __init__(self) -> None:
+    def __init__(self, policy: LifecyclePolicy | None = None) -> None:
         self.script, self.clock = Script(), FakeClock()
         seams = self.clock.seams()
-        self.manager = ConnectionManager(transport=self.script.threads(), seams=seams)
+        self.manager = ConnectionManager(policy, transport=self.script.threads(), seams=seams)
 
     def clients(self) -> list[int]:
         """How many hold each connection."""
@@ -106,3 +106,18 @@ def test_a_release_during_a_revival_counts(pool: Pool) -> None:
     pool.script.let_go()
     call.value(LIMIT)
     assert pool.clients() == [0]
+
+
+def test_a_first_connect_ends_with_its_last_caller_though_its_leader_waits() -> None:
+    """The leader waits for its next attempt: nobody needs that any more, and it is not made."""
+    pool = Pool(LifecyclePolicy(backoff_initial=5.0, backoff_max=5.0, backoff_jitter=0.0))
+    handler = pool.manager.get_or_create(CONFIG)
+    pool.manager.close_all()
+    pool.script.hold("register")
+    call = Call(lambda: handler.rpc(timeout=2.0))
+    pool.script.wait_held("register").fail(rpc_error("UNAVAILABLE"))
+    until(lambda: pool.clock.sleeping() == 2, LIMIT, "caller and leader do not wait")
+    pool.clock.advance(2.5)
+    with pytest.raises(DeadlineExceeded):
+        call.value(LIMIT)
+    assert pool.clients() == []
