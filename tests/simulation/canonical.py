@@ -196,6 +196,7 @@ class Canon:
             c.face.revivable,
             self.value(c.face.connection),
             self.value(c.owner),
+            self.value((watch.down.get(c), c in watch.vouched)),
             len(watch.moved.get(c, ())) - watch.checked.get(c.id, 0),
         )
 

@@ -15,6 +15,7 @@ from milvus_lifecycle.errors import (
     DeadlineExceeded,
     PermanentFailure,
     RecoveryExhausted,
+    error_code,
 )
 from milvus_lifecycle.table import Row, State, Trigger
 from tests.simulation.kernel import Blocked
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from tests.simulation.world import Channel, World
 
 _FLYING = (State.PROBING, State.RECOVERING)
+_SILENCE = "DEADLINE_EXCEEDED"
 _ABOUT_A_GENERATION = (Trigger.FAIL, Trigger.DOUBT, Trigger.SERVED)
 _OUTCOMES = (
     Trigger.PROBE_PASSED,
@@ -84,14 +86,27 @@ class Watch:
         self.checked: dict[str, int] = {}
         #: channel -> since when it drains
         self.draining: dict[int, float] = {}
+        #: connection -> since when its RPCs have failed, and its budget runs
+        self.down: dict[Any, float] = {}
+        #: connections whose channel something has vouched for since it was last doubted
+        self.vouched: set[Any] = set()
         #: (process, flight) of whoever took a lead
         self.leads: list[tuple[Any, Any]] = []
         #: processes that a fork left behind
         self.orphans: list[Any] = []
 
+    def answered(self, channel: Any) -> None:
+        """A user's RPC ended well: if that is the channel in use, its outage is over."""
+        for connection in list(self.down):
+            binding = connection.lifecycle.binding
+            if binding is not None and binding.wire.channel is channel:
+                del self.down[connection]
+
     def forked(self) -> None:
         """Records of the parent stay in the parent."""
         self.moved.clear()
+        self.down.clear()
+        self.vouched.clear()
         self.world.records.clear()
         self.checked.clear()
 
@@ -135,6 +150,20 @@ def watched_lead(lead: Callable[..., bool]) -> Callable[..., bool]:
     return lead_and_tell
 
 
+def watched_budget(make_mandatory: Callable[..., None]) -> Callable[..., None]:
+    """Law 9: one budget for an outage, which begins with it and ends with a user's good RPC."""
+
+    def make_and_watch(life: Any, flight: Any, facts: Any) -> None:
+        make_mandatory(life, flight, facts)
+        connection = life.leases.home()
+        watch = connection.face.pool.world.watch
+        left = flight.deadline - watch.down.setdefault(connection, facts.now)
+        if abs(left - life.policy.recovery_budget) > 1e-6:
+            raise Broken(9, f"an outage of which {left:g} s are looked at")
+
+    return make_and_watch
+
+
 def _check_step(
     connection: Any, trigger: Trigger, facts: Any, source: State, generation: int, flight: Any
 ) -> None:
@@ -148,6 +177,22 @@ def _check_step(
     flying = connection.state in _FLYING
     if flying is not (connection.lifecycle.flight is not None):
         raise Broken(1, f"{connection.state} with flight {connection.lifecycle.flight}")
+    if trigger is Trigger.GIVE_UP and not flight.mandatory:
+        raise Broken(9, "gave up a channel that was good")
+    _check_vouched(connection, trigger, source)
+
+
+def _check_vouched(connection: Any, trigger: Trigger, source: State) -> None:
+    """Law 9: who checks out gets a channel that has answered since it was given up."""
+    watch = connection.face.pool.world.watch
+    if (trigger, source, connection.state) == (Trigger.ACQUIRE, State.IDLE, State.ACTIVE):
+        if connection not in watch.vouched:
+            raise Broken(9, "a caller is let in, and nothing vouches for the channel")
+    elif trigger in (Trigger.PROBE_PASSED, Trigger.RECOVERED, Trigger.STAND_DOWN, Trigger.SERVED):
+        watch.vouched.add(connection)
+    elif trigger in (Trigger.GIVE_UP, Trigger.ABANDONED):
+        watch.vouched.discard(connection)
+        watch.down.pop(connection, None)  # the next flight has a budget of its own
 
 
 # -- what a single piece of I/O or a call must keep to ----------------------------------------
@@ -206,6 +251,9 @@ def check_call(
     if isinstance(error, PermanentFailure) and "refused" not in world.setup.kinds:
         raise Broken(9, "PermanentFailure without a refusal")
     patience = world.pool.policy.connect_timeout if limit is None else limit
+    silent = isinstance(error, ConnectFailed) and error_code(error.last_error) == _SILENCE
+    if silent and took < min(patience, budget) - 1e-6:
+        raise Broken(9, f"ConnectFailed after {took:g} s of {patience:g} s, and nobody refused")
     if isinstance(error, ConnectFailed) and not (
         took >= patience - 1e-6  # it may have landed in the very moment in which its caller left
         or any(
@@ -261,6 +309,10 @@ def check_end(world: World) -> None:
     for process in world.kernel.processes:
         if process.name != "timekeeper":
             raise Broken(4, f"{process.name} waits for ever")
+    for connection in world.connections:
+        unused = connection.state is not State.CLOSED and not connection.leases
+        if unused and world.pool.policy.linger is not None:
+            raise Broken(7, "a connection that nobody uses is never closed")
 
 
 def _check_flight(world: World, connection: Any) -> None:
@@ -284,6 +336,8 @@ def _check_flight(world: World, connection: Any) -> None:
         raise Broken(4, f"flight {flight.number} has no leader and no outcome")
     if flight is None and deciding:
         raise Broken(1, "a leader without a flight")
+    if state is State.CLOSED and connection in world.pool.registry.all():
+        raise Broken(3, "a closed connection is pooled")
     first = flight is not None and flight.kind is FlightKind.CONNECT
     if first and not connection.lifecycle.validated and not _awaited(world, flight):
         raise Broken(1, "a first connect goes on, and nobody waits for it")

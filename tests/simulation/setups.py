@@ -188,6 +188,12 @@ CORNERS: tuple[Setup, ...] = (
     Setup("first refusal", (Plan(1, ("checkout",)),), kinds=("unavailable", "refused")),
     Setup("standby", (READY, READY), strategy="keeper"),
     Setup("linger", (GUEST, GUEST), faults=0, policy={"linger": 1.0}),
+    Setup(
+        "linger after an outage",
+        (Plan(2, ("call", "release"), ready=True, limit=1.0),),
+        faults=3,
+        policy={"linger": 1.0},
+    ),
     Setup("moved target", (READY, READY), ("move",), faults=1, strategy="compass"),
     Setup(
         "threads: rotation",

@@ -99,9 +99,11 @@ class Channel:
             raise ValueError("Cannot invoke RPC on closed channel!")
         self.rpcs += 1
         try:
-            return self.world.io("rpc", self, timeout), None
+            answer = self.world.io("rpc", self, timeout)
         finally:
             self.rpcs -= 1
+        self.world.watch.answered(self)
+        return answer, None
 
     def close(self) -> None:
         if not self.closed:
@@ -463,6 +465,7 @@ def simulated(setup: Setup) -> Iterator[None]:
         (SimLock, "grain", setup.preemptions is not None),
         (lifecycle_module, "fire", laws.watched(lifecycle_module.fire)),
         (life, "lead", laws.watched_lead(life.lead)),
+        (life, "make_mandatory", laws.watched_budget(life.make_mandatory)),
         (Retry, "ask", watched_ask(Retry.ask)),
         (maintenance_module, "complain", laws.complain),
     )
