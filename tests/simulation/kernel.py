@@ -157,7 +157,7 @@ class Process:
         self.locks = 0
         #: the exception that it handles while it waits (class, message)
         self.handles: tuple[str, ...] = ()
-        self.failed: BaseException | None = None
+        self.failed: Exception | None = None
         self.runner = greenlet(self._run, parent=hub)
 
     def _run(self, answer: Any) -> None:

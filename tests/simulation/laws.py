@@ -98,8 +98,9 @@ class Watch:
     def answered(self, channel: Any) -> None:
         """A user's RPC ended well: if that is the channel in use, its outage is over."""
         for connection in list(self.down):
-            binding = connection.lifecycle.binding
-            if binding is not None and binding.wire.channel is channel:
+            life = connection.lifecycle
+            in_use = life.binding is not None and life.binding.wire.channel is channel
+            if in_use and life.flight is None:
                 del self.down[connection]
 
     def forked(self) -> None:
@@ -251,7 +252,8 @@ def check_call(
     if isinstance(error, PermanentFailure) and "refused" not in world.setup.kinds:
         raise Broken(9, "PermanentFailure without a refusal")
     patience = world.pool.policy.connect_timeout if limit is None else limit
-    silent = isinstance(error, ConnectFailed) and error_code(error.last_error) == _SILENCE
+    last = error.last_error if isinstance(error, ConnectFailed) else None
+    silent = last is not None and error_code(last) == _SILENCE
     if silent and took < min(patience, budget) - 1e-6:
         raise Broken(9, f"ConnectFailed after {took:g} s of {patience:g} s, and nobody refused")
     if isinstance(error, ConnectFailed) and not (

@@ -73,7 +73,7 @@ def test_a_state_has_nothing_in_it_that_nobody_knows() -> None:
     setup = SETUPS[0]
     with simulated(setup):
         world = replay(setup, ())
-        world.driver.mailbox.append(partial(look, SimpleNamespace(count=1)))
+        world.driver.mailbox.append(partial(print, SimpleNamespace(count=1)))
         with pytest.raises(TypeError, match="of what there is in a SimpleNamespace"):
             Canon(world).state()
 

@@ -463,7 +463,7 @@ def simulated(setup: Setup) -> Iterator[None]:
         simulated_wires(),
         (mutex_module, "here", SimHere()),
         (SimLock, "grain", setup.preemptions is not None),
-        (lifecycle_module, "fire", laws.watched(lifecycle_module.fire)),
+        (lifecycle_module, "fire", laws.watched(vars(lifecycle_module)["fire"])),
         (life, "lead", laws.watched_lead(life.lead)),
         (life, "make_mandatory", laws.watched_budget(life.make_mandatory)),
         (Retry, "ask", watched_ask(Retry.ask)),
