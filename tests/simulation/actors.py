@@ -99,6 +99,7 @@ class Actor:
         finally:
             assert self.world.kernel.now - began < LONG_AGO, "states older than that are one"
             laws.check_call(self.world, self, what, began, limit, error)
+            laws.check_silence(self.world, began, limit, error)
             error = None  # it holds this frame, which would hold it, and with it a client
 
     def do_checkout(self) -> None:

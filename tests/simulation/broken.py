@@ -25,8 +25,6 @@ from milvus_lifecycle.core.recovery import Recovery
 from milvus_lifecycle.core.retry import Retry
 from milvus_lifecycle.core.wire import Wire
 from milvus_lifecycle.table import IGNORED, TRANSITIONS, Row, State, Trigger
-from tests.simulation.setup import Plan, Setup
-from tests.simulation.setups import CALLER, GUEST, READY
 
 T = Trigger
 
@@ -95,9 +93,8 @@ class Mutant:
     name: str
     laws: tuple[int, ...]
     patch: Line | Rows
-    setup: Setup
-    #: found only after a long search
-    rare: bool = False
+    #: a set-up that every run of the tests searches
+    setup: str
 
 
 def _unless(condition: str, *triggers: Trigger) -> Callable[[Row], Row]:
@@ -116,34 +113,13 @@ def _without(trigger: Trigger, *sources: State) -> Callable[[Row], Row | None]:
     return lambda row: None if row.trigger is trigger and row.source in sources else row
 
 
-_ONE = Setup("one caller", (CALLER,), faults=1)
-_TWO = Setup("two callers", (READY, READY), faults=1)
-_CONNECT = Setup("first connect", (Plan(1, ("checkout",)),) * 2, faults=1)
-_CLOSE = Setup("close", (READY,), ("close_all",), faults=1)
-_DEAD = Setup("dead leader", (CALLER,), faults=1, kinds=("dead", "nothread"))
-_CANCELLED = Setup("cancelled", (CALLER, CALLER), faults=1, kinds=("cancelled",))
-_LOCKS = Setup("two threads", (Plan(1, ("checkout",)),) * 2, faults=0, preemptions=1)
-_CONNECTING = Setup("closed while connecting", (Plan(1, ("checkout",)),), ("close_all",), faults=0)
-_DRAIN = Setup("drain", (READY, READY), faults=2, policy={"drain_timeout": 1.0}, stops=(1.5, 3.0))
-_LEAVE = Setup("leaving", (GUEST, Plan(1, ("checkout",))), faults=1)
-_COLLECTED = Setup(
-    "collected inside a step", (Plan(1, ("vanish_in_step",), ready=True), READY), faults=1
-)
-_FINALIZER = Setup(
-    "a finalizer that releases",
-    (Plan(1, ("vanish_in_step",), ready=True, anonymous=True, finalizer=True), READY),
-    faults=1,
-)
-_PATIENT = Setup("little patience", (Plan(1, ("call",), ready=True, limit=1.0),), faults=3)
-_TARGET = Setup("moved target", (READY, READY), ("move",), faults=1, strategy="compass")
-
 MUTANTS: tuple[Mutant, ...] = (
     # -- law 1: one flight
     Mutant(
         "two leaders: who joins flies, too",
         (1,),
         Line(Lifecycle, "lead", "if flight.leader is not None or", "if"),
-        _LOCKS,
+        "threads: first connect",
     ),
     Mutant(
         "outcomes of other flights count",
@@ -154,14 +130,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "self.flight is not None and self.flight.number == facts.flight",
             "self.flight is not None",
         ),
-        Setup(
-            "a late probe",
-            (Plan(2, ("rpc",), ready=True, limit=0.5), Plan(1, ("rpc",), ready=True)),
-            faults=3,
-            stops=(0.25,),
-            stays=True,
-        ),
-        rare=True,
+        "dead leaders",
     ),
     Mutant(
         "a flight is not ended by the failure that supersedes it",
@@ -173,7 +142,7 @@ MUTANTS: tuple[Mutant, ...] = (
                 else row
             )
         ),
-        Setup("probe", (READY, READY), faults=1, policy={"idle_threshold": 0.5}, stops=(1.0,)),
+        "idle",
     ),
     # -- law 2: no lock during I/O or in a listener
     Mutant(
@@ -185,7 +154,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "yield Ping(",
             "with self.life.lock: yield Ping(",
         ),
-        Setup("probe", (READY,), faults=0, policy={"idle_threshold": 0.5}, stops=(1.0,)),
+        "dead probe",
     ),
     # -- law 3: CLOSED is absorbing, close wins at once
     Mutant(
@@ -195,13 +164,13 @@ MUTANTS: tuple[Mutant, ...] = (
             lambda row: row,
             (Row(T.ACQUIRE, State.CLOSED, State.IDLE, "re-opened"),),
         ),
-        _CLOSE,
+        "fork",
     ),
     Mutant(
         "close waits for the flight",
         (3, 7, 4, 9),
         Rows(_without(T.CLOSE, State.PROBING, State.RECOVERING)),
-        _CONNECTING,
+        "first connect and close_all",
     ),
     Mutant(
         "close leaves the candidate open",
@@ -212,13 +181,13 @@ MUTANTS: tuple[Mutant, ...] = (
             "wires.append(flight.candidate)",
             "pass",
         ),
-        _CONNECTING,
+        "first connect and close_all",
     ),
     Mutant(
         "a channel that comes up after close is kept",
         (7,),
         Line(Recovery, "_candidate", "self.pool.close_channel(wire)", "pass"),
-        Setup("threads: close", (READY,), ("close_all",), faults=1, preemptions=1),
+        "impatient first connect",
     ),
     # -- law 4: every waiter wakes
     Mutant(
@@ -230,19 +199,19 @@ MUTANTS: tuple[Mutant, ...] = (
             "self.result.wakes.extend(flight.waiters)",
             "self.result.wakes.extend(flight.waiters[:1])",
         ),
-        _CONNECT,
+        "first connect",
     ),
     Mutant(
         "waiters are not woken by close",
         (1, 4),
         Line(Lifecycle, "_shut", "self._end(Outcome.CLOSED)", "self.flight = None"),
-        _CONNECTING,
+        "first connect and close_all",
     ),
     Mutant(
         "the outcome is not set when the leader dies",
         (4,),
         Line(Recovery, "abandon", "if self.flight.outcome is None and", "if False and"),
-        _DEAD,
+        "dead probe",
     ),
     Mutant(
         "a cancelled waiter stays on the list",
@@ -253,13 +222,13 @@ MUTANTS: tuple[Mutant, ...] = (
             "flight.waiters.remove(wake)",
             "pass",
         ),
-        _CANCELLED,
+        "nobody left",
     ),
     Mutant(
         "joining misses a flight that has just ended",
         (4,),
         Line(Lifecycle, "join", "under_way = flight.outcome is None", "under_way = True"),
-        _LOCKS,
+        "threads: dedicated",
     ),
     # -- law 5: generations
     Mutant(
@@ -271,13 +240,13 @@ MUTANTS: tuple[Mutant, ...] = (
             "facts.generation is None or facts.generation == self.generation",
             "True",
         ),
-        Setup("two callers, three faults", (READY, READY), faults=2),
+        "outage upon outage",
     ),
     Mutant(
         "a failure of an older generation recovers again",
         (5,),
         Rows(_unless("same_generation", T.FAIL)),
-        Setup("two callers, three faults", (READY, READY), faults=2),
+        "outage upon outage",
     ),
     Mutant(
         "a failure of an older generation waits for a flight that is none of its business",
@@ -288,7 +257,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "if generation is not None and generation < life.generation:",
             "if False:",
         ),
-        Setup("two callers, three faults", (READY, READY), faults=3),
+        "outage upon outage",
     ),
     # -- law 6: the handler is for ever
     Mutant(
@@ -300,44 +269,44 @@ MUTANTS: tuple[Mutant, ...] = (
             "self.maintenance.plan_refresh(connection)",
             "connection.handler = self.transport.make_handler(connection, connection.face)",
         ),
-        _ONE,
+        "fork while idle",
     ),
     # -- law 7: no channel is lost, none closed under an RPC
     Mutant(
         "channel not disposed of",
         (7,),
         Line(Pool, "finish", "if wire.close_if_drained():", "if False:"),
-        _ONE,
+        "first refusal",
     ),
     Mutant(
         "the old channel is forgotten at a swap",
         (7,),
         Line(Lifecycle, "action_bind", "self._retire(self.binding.wire)", "pass"),
-        _TARGET,
+        "moved while idle",
     ),
     Mutant(
         "a retired channel is closed under its RPCs",
         (7,),
         Line(Pool, "finish", "if wire.close_if_drained():", "if wire.close_now(cut=False):"),
-        _TWO,
+        "standby",
     ),
     Mutant(
         "RPCs are not counted in",
         (7,),
         Line(Wire, "enter", "self.running.add(rpc.counted)", "pass"),
-        _TWO,
+        "dead probe",
     ),
     Mutant(
         "a drained channel is not closed",
         (7,),
         Line(Pool, "drained", "self.close_channel(wire)", "pass"),
-        _TWO,
+        "first refusal",
     ),
     Mutant(
         "drain_timeout is forgotten",
         (7,),
         Line(Pool, "finish", "elif timeout is not None and wire.running:", "elif False:"),
-        _DRAIN,
+        "drain",
     ),
     Mutant(
         "an attempt's channel is dropped for the next",
@@ -348,7 +317,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "self.pool.finish(self.connection, self.life.withdraw(self.flight))",
             "self.flight.candidate = None",
         ),
-        Setup("late answers", (READY,), faults=3, policy={"recovery_budget": 4.0}),
+        "nobody left",
     ),
     # -- law 8: one record for each change
     Mutant(
@@ -360,13 +329,13 @@ MUTANTS: tuple[Mutant, ...] = (
             "if (moved or refused) and",
             "if ((moved and trigger is not Trigger.RETRY) or refused) and",
         ),
-        Setup("late answers", (READY,), faults=3),
+        "nobody left",
     ),
     Mutant(
         "seq has gaps",
         (8,),
         Line(Lifecycle, "_decide", "self.seq += 1", "self.seq += 2"),
-        Setup("two callers", (READY, READY), faults=2),
+        "fork while idle",
     ),
     Mutant(
         "a change is told twice",
@@ -377,7 +346,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "self.audit.queue(emission)",
             "[self.audit.queue(emission) for _ in range(2)]",
         ),
-        _ONE,
+        "fork while idle",
     ),
     # -- law 9: deadlines, and what callers see
     Mutant(
@@ -389,7 +358,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "limit = budget_end if until is None else min(until, budget_end)",
             "limit = budget_end",
         ),
-        _PATIENT,
+        "linger after an outage",
     ),
     Mutant(
         "a flight that gives up is the end for everybody in it",
@@ -400,27 +369,49 @@ MUTANTS: tuple[Mutant, ...] = (
             "(permanent or self.clock() >= limit)",
             "True",
         ),
-        Setup("joined late", (READY, READY), faults=3),
+        "server away",
+    ),
+    Mutant(
+        "each failure of an outage has a budget of its own",
+        (9,),
+        Line(Lifecycle, "make_mandatory", "if outage.budget_from is None:", "if True:"),
+        "server away",
+    ),
+    Mutant(
+        "an outage does not end with a good RPC",
+        (9,),
+        Line(Lifecycle, "succeeded", "self.outage = None", "pass"),
+        "server away",
+    ),
+    Mutant(
+        "a channel that was given up counts as good",
+        (9,),
+        Line(Lifecycle, "action_become_suspect", "self.suspect = True", "pass"),
+        "dedicated, dead leader",
+    ),
+    Mutant(
+        "the patience of who joins later is forgotten",
+        (9,),
+        Line(Lifecycle, "join", "flight.patience = max(flight.patience, until)", "pass"),
+        "fork",
+    ),
+    Mutant(
+        "RPCs run while their channel is doubted",
+        (9,),
+        Line(
+            Lifecycle,
+            "enter",
+            "if state is State.ACTIVE or (state is State.IDLE and self.validated):",
+            "if state is not State.CLOSED:",
+        ),
+        "doubt, nobody left",
     ),
     # -- law 12: a collector inside the step
     Mutant(
         "a finalizer steps inside a step",
         (1, 4, 8, 12),
         Line(mutex, "inside", "return bool(locks)", "return False"),
-        Setup(
-            "a finalizer in a landing",
-            (
-                Plan(
-                    2,
-                    ("call", "vanish_in_step"),
-                    ready=True,
-                    anonymous=True,
-                    finalizer=True,
-                    limit=1.0,
-                ),
-            ),
-            faults=3,
-        ),
+        "a finalizer in a landing",
     ),
     Mutant(
         "lease lost: a release inside the step is dropped",
@@ -431,7 +422,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "self.driver.post(partial(self.give_back, connection, client))",
             "pass",
         ),
-        _FINALIZER,
+        "finalizers inside a step",
     ),
     Mutant(
         "a lease is not given back when the checkout fails",
@@ -442,12 +433,12 @@ MUTANTS: tuple[Mutant, ...] = (
             "if not connection.lease(caller):",
             "if not (connection.lease(client) and connection.lease(caller)):",
         ),
-        Setup("cancelled", (replace(CALLER, anonymous=True), CALLER), kinds=("cancelled",)),
+        "anonymous, cancelled",
     ),
     Mutant(
         "the last one out does not move the connection",
         (12,),
         Line(Pool, "settle", "self.step(connection, Trigger.RELEASE, reason=reason)", "pass"),
-        _LEAVE,
+        "fork while idle",
     ),
 )

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from tests.simulation.world import Channel, World
 
 _FLYING = (State.PROBING, State.RECOVERING)
-_SILENCE = "DEADLINE_EXCEEDED"
 _ABOUT_A_GENERATION = (Trigger.FAIL, Trigger.DOUBT, Trigger.SERVED)
 _OUTCOMES = (
     Trigger.PROBE_PASSED,
@@ -151,6 +150,20 @@ def watched_lead(lead: Callable[..., bool]) -> Callable[..., bool]:
     return lead_and_tell
 
 
+def watched_enter(enter: Callable[..., Any]) -> Callable[..., Any]:
+    """Law 9: no RPC is let in while its connection probes, or recovers from a failure."""
+
+    def enter_and_watch(life: Any, rpc: Any, now: float, **how: Any) -> Any:
+        before, entered = (life.state, life.flight), enter(life, rpc, now, **how)
+        state, flight = life.state, life.flight
+        kept = state is State.PROBING or (state is State.RECOVERING and flight.mandatory)
+        if entered is not None and kept and before == (state, flight):
+            raise Broken(9, f"an RPC was let in while {state}")
+        return entered
+
+    return enter_and_watch
+
+
 def watched_budget(make_mandatory: Callable[..., None]) -> Callable[..., None]:
     """Law 9: one budget for an outage, which begins with it and ends with a user's good RPC."""
 
@@ -252,10 +265,6 @@ def check_call(
     if isinstance(error, PermanentFailure) and "refused" not in world.setup.kinds:
         raise Broken(9, "PermanentFailure without a refusal")
     patience = world.pool.policy.connect_timeout if limit is None else limit
-    last = error.last_error if isinstance(error, ConnectFailed) else None
-    silent = last is not None and error_code(last) == _SILENCE
-    if silent and took < min(patience, budget) - 1e-6:
-        raise Broken(9, f"ConnectFailed after {took:g} s of {patience:g} s, and nobody refused")
     if isinstance(error, ConnectFailed) and not (
         took >= patience - 1e-6  # it may have landed in the very moment in which its caller left
         or any(
@@ -268,6 +277,16 @@ def check_call(
     closed = any(c.state is State.CLOSED for c in world.connections)
     if isinstance(error, ConnectionClosed) and not closed:
         raise Broken(9, "ConnectionClosed although no connection is")
+
+
+def check_silence(world: World, began: float, limit: float | None, error: Any) -> None:
+    """Law 9: if nobody answers, a first connect takes the time that its caller has."""
+    if not isinstance(error, ConnectFailed) or error.last_error is None:
+        return
+    took, policy = world.kernel.now - began, world.pool.policy
+    least = min(policy.connect_timeout if limit is None else limit, policy.recovery_budget)
+    if error_code(error.last_error) == "DEADLINE_EXCEEDED" and took < least - 1e-6:
+        raise Broken(9, f"ConnectFailed after {took:g} s of {least:g} s, and nobody refused")
 
 
 def check_closed(connections: list[Any]) -> None:

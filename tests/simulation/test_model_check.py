@@ -15,8 +15,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from milvus_lifecycle.core.lifecycle import Lifecycle
 from milvus_lifecycle.core.pool import look
-from tests.simulation.broken import MUTANTS, Mutant
+from tests.simulation.broken import MUTANTS, Line, Mutant
 from tests.simulation.canonical import Canon
 from tests.simulation.explore import Merged, Outcome, futures, replay, search
 from tests.simulation.setup import Setup
@@ -26,6 +27,8 @@ from tests.simulation.world import simulated
 Record = Callable[[str, object], None]
 _OPTION = os.environ.get("MILVUS_LIFECYCLE_SEARCH", "")
 _SETUPS = (*SETUPS, *CORNERS, *BETWEEN_LOCKS)
+#: what every run of the tests searches
+_DAILY = {setup.name: setup.everyday() for setup in _SETUPS}
 _DEEP_SECONDS = float(_OPTION) if _OPTION.replace(".", "", 1).isdigit() else 86_400.0
 
 
@@ -36,7 +39,7 @@ def _report(outcome: Outcome, record: Record) -> None:
     record("moves", outcome.moves)
 
 
-@pytest.mark.parametrize("setup", [s.everyday() for s in _SETUPS], ids=lambda s: s.name)
+@pytest.mark.parametrize("setup", _DAILY.values(), ids=lambda s: s.name)
 def test_the_laws_hold_in_every_run(setup: Setup, record_property: Record) -> None:
     """No order of steps and no outcome of I/O within the bound breaks a law."""
     _search_whole(setup, record_property)
@@ -80,7 +83,7 @@ def test_a_state_has_nothing_in_it_that_nobody_knows() -> None:
 
 @pytest.mark.search
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("setup", [s.everyday() for s in _SETUPS], ids=lambda s: s.name)
+@pytest.mark.parametrize("setup", _DAILY.values(), ids=lambda s: s.name)
 def test_equal_states_have_equal_futures(setup: Setup, record_property: Record) -> None:
     """Runs that are not gone on from would have come to the same states as the one that is."""
     merged: Merged = []
@@ -106,18 +109,30 @@ def test_the_laws_hold_in_deeper_runs(setup: Setup, record_property: Record) -> 
 
 # A finalizer that works at once is one of the broken cores: it raises where nobody can catch it.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize(
-    "mutant",
-    [pytest.param(m, id=m.name, marks=[pytest.mark.search] if m.rare else []) for m in MUTANTS],
-)
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
 def test_a_broken_core_is_rejected(mutant: Mutant, record_property: Record) -> None:
-    """The search rejects the core with this one line changed, by the law that the line is for."""
+    """A search of every day rejects the core with one line changed, by the law that it is for."""
     with mutant.patch.applied():
-        outcome = search(mutant.setup)
+        outcome = search(_DAILY[mutant.setup])
     assert outcome.broken is not None, f"not rejected: {outcome.line()}"
     assert outcome.broken.law in mutant.laws, outcome.trace
     print(f"{mutant.name}\n{outcome.trace}")
     record_property("mutants", 1)
+
+
+def test_a_crash_before_the_search_is_a_finding() -> None:
+    """What goes wrong while everybody checks out is told as a run, too, with what was raised."""
+    crashes = Line(Lifecycle, "action_bind", "self.generation += 1", "self.generation += None")
+    with crashes.applied():
+        outcome = search(_DAILY["standby"])
+    assert outcome.broken is not None
+    assert outcome.broken.law == 0
+    for part in (
+        "a crash: leader of flight 1 raised TypeError",
+        "register on channel 1: good",
+        "action_bind",
+    ):
+        assert part in outcome.trace
 
 
 def test_every_law_that_can_be_searched_has_a_broken_core() -> None:
@@ -128,7 +143,7 @@ def test_every_law_that_can_be_searched_has_a_broken_core() -> None:
 
 def test_the_bound_reaches_what_is_promised() -> None:
     """Three generations and two flights are within the bound of the searches of every day."""
-    outcome = search(next(s for s in SETUPS if s.name == "two outages").everyday())
+    outcome = search(_DAILY["two outages"])
     assert outcome.generations >= 3
     assert outcome.flights >= 2
     assert outcome.bounded == 0
@@ -138,7 +153,7 @@ def test_a_counterexample_is_shortest_and_replays() -> None:
     """The printed run is the shortest there is, and running it again breaks the same law."""
     mutant = next(mutant for mutant in MUTANTS if mutant.name == "a waiter is lost")
     with mutant.patch.applied():
-        first, again = search(mutant.setup), search(mutant.setup)
+        first, again = search(_DAILY[mutant.setup]), search(_DAILY[mutant.setup])
     assert first.path == again.path
     assert first.trace == again.trace
     assert f"after {len(first.path)} moves" in first.trace

@@ -465,6 +465,7 @@ def simulated(setup: Setup) -> Iterator[None]:
         (SimLock, "grain", setup.preemptions is not None),
         (lifecycle_module, "fire", laws.watched(vars(lifecycle_module)["fire"])),
         (life, "lead", laws.watched_lead(life.lead)),
+        (life, "enter", laws.watched_enter(life.enter)),
         (life, "make_mandatory", laws.watched_budget(life.make_mandatory)),
         (Retry, "ask", watched_ask(Retry.ask)),
         (maintenance_module, "complain", laws.complain),
