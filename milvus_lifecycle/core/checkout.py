@@ -188,9 +188,8 @@ class Checkout:
             patience = limit
             if first and until is None:
                 patience = min(limit, began + self.pool.policy.connect_timeout)
-            if self.clock() < patience:
-                grace = VERDICT_GRACE if first else 0.0
-                yield Wait(connection, flight, patience, grace)
+            # Even if there is no time left: whoever leaves a first connect last ends it.
+            yield Wait(connection, flight, patience, VERDICT_GRACE if first else 0.0)
             if flight.outcome is Outcome.LANDED:
                 return
             now = self.clock()

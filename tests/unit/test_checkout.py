@@ -15,6 +15,7 @@ from milvus_lifecycle.core.retry import Retry
 from milvus_lifecycle.core.wire import Rpc
 from milvus_lifecycle.errors import (
     REPLICATE_VIOLATION_MARK,
+    ConnectFailed,
     ConnectionClosed,
     DeadlineExceeded,
     RecoveryExhausted,
@@ -132,6 +133,25 @@ def test_a_flight_that_lands_too_late_for_its_caller() -> None:
         with pytest.raises(DeadlineExceeded):
             caller.send(None)
         assert rig.count("rpc") == 0
+
+
+def test_a_first_connect_ends_with_a_caller_that_has_no_time_for_it() -> None:
+    """Its connection lands and is closed as its time ends: no other connect goes on for nobody."""
+    with Rig() as rig:
+        rig.script.hold("register")
+        caller = Checkout.within(rig.manager._pool, 1.0).obtain(CONFIG, False, None)
+        request = next(caller)
+        assert isinstance(request, Wait)
+        rig.clock.advance(1)
+        land(rig, request.connection)
+        rig.manager.close_all()
+        call = Call(lambda: rig.manager._driver.drive(caller))
+        rig.sees(lambda: rig.clock.sleeping() == 1, "it does not wait for a verdict")
+        rig.clock.advance(1)
+        with pytest.raises(ConnectFailed):
+            call.value(20)
+        assert rig.manager.get_stats()["total_connections"] == 0
+        assert rig.triggers()[-2:] == ["acquire", "abandoned"]
 
 
 @pytest.mark.parametrize(("left", "retried"), [(0.5, True), (0.01, False)])
