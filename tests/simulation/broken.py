@@ -259,6 +259,12 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
         "outage upon outage",
     ),
+    Mutant(
+        "a channel that is swapped in has the generation of the one before",
+        (5,),
+        Line(Lifecycle, "action_bind", "self.generation += 1", "pass"),
+        "first connect",
+    ),
     # -- law 6: the handler is for ever
     Mutant(
         "a landing makes a new handler",
@@ -405,6 +411,23 @@ MUTANTS: tuple[Mutant, ...] = (
             "if state is not State.CLOSED:",
         ),
         "doubt, nobody left",
+    ),
+    Mutant(
+        "what the server refuses is tried again",
+        (9,),
+        Line(
+            Lifecycle,
+            "guard_permanent",
+            "facts.failure is not None and facts.failure.kind is Failure.PERMANENT",
+            "False",
+        ),
+        "refused in an outage",
+    ),
+    Mutant(
+        "attempts go on when the budget is spent",
+        (9,),
+        Line(Lifecycle, "guard_budget_left", "facts.now < self.flight.deadline", "True"),
+        "server away",
     ),
     # -- law 12: a collector inside the step
     Mutant(

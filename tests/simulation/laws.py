@@ -13,6 +13,7 @@ from milvus_lifecycle.errors import (
     ConnectFailed,
     ConnectionClosed,
     DeadlineExceeded,
+    Failure,
     PermanentFailure,
     RecoveryExhausted,
     error_code,
@@ -193,6 +194,14 @@ def _check_step(
         raise Broken(1, f"{connection.state} with flight {connection.lifecycle.flight}")
     if trigger is Trigger.GIVE_UP and not flight.mandatory:
         raise Broken(9, "gave up a channel that was good")
+    if trigger is Trigger.RETRY and facts.failure.kind is Failure.PERMANENT:
+        raise Broken(9, "what a server refuses is tried again")
+    if trigger is Trigger.RETRY and facts.now >= flight.deadline:
+        raise Broken(9, "another attempt, and the budget is spent")
+    binding = connection.lifecycle.binding
+    swapped = facts.wire is not None and binding is not None and binding.wire is facts.wire
+    if connection.generation != generation + swapped:
+        raise Broken(5, f"generation {generation} became {connection.generation}")
     _check_vouched(connection, trigger, source)
 
 

@@ -186,6 +186,7 @@ CORNERS: tuple[Setup, ...] = (
     Setup("close while idle", (Plan(1, ("release",), ready=True),), ("close_all",), faults=0),
     Setup("probes", (READY, READY), faults=1, policy={"idle_threshold": 0.5}, stops=(1.0,)),
     Setup("first refusal", (Plan(1, ("checkout",)),), kinds=("unavailable", "refused")),
+    Setup("refused in an outage", (READY,), kinds=("unavailable", "refused")),
     Setup("standby", (READY, READY), strategy="keeper"),
     Setup("linger", (GUEST, GUEST), faults=0, policy={"linger": 1.0}),
     Setup(
