@@ -10,8 +10,8 @@ those that run its line, the quickest first, in a forked process and a copy of t
 the core and the drivers then those of the simulation, which is too slow to be measured. A hang is
 a death.
 
-Survivors that no test can kill are listed in docs/testing.md, and count neither way. Fewer than
-90 % dead is a failure.
+docs/testing.md lists, with reasons, the survivors that no test can kill, which count neither way,
+and those that are left, which count. Fewer than 90 % dead is a failure.
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ _SIMULATED = (
 _NOT_FOUND = re.compile(r"^ERROR: not found: (.+)$", re.MULTILINE)
 _NONE_LEFT = 5
 _DURATION = re.compile(r"^\s*([\d.]+)s (?:call|setup|teardown) +(\S.*?)\s*$", re.MULTILINE)
-_LISTED = re.compile(r"^- `(\S+)` `(\S+)`: `(.+?)` becomes (?:`(.+?)`|nothing)", re.MULTILINE)
+_LISTED = re.compile(
+    r"^- `(\S+)` `(\S+)`: `(.+?)` becomes (?:`(.+?)`|nothing):\s+((?:.+\n?(?!- ))+)", re.MULTILINE
+)
 
 
 class DropStatement(Operator):  # type: ignore[misc]
@@ -397,11 +399,8 @@ def _within(tests: set[str], seconds: dict[str, float], budget: float) -> tuple[
     return taken, spent
 
 
-def run(db: WorkDB, items: list[WorkItem], workers: int, minutes: float, reached: Path) -> int:
-    """Try each mutant, and note what became of it; begin none after so many minutes.
-
-    Returns how many were not tried.
-    """
+def run(db: WorkDB, items: list[WorkItem], workers: int, minutes: float, reached: Path) -> None:
+    """Try each mutant, and note what became of it; begin none after so many minutes."""
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(workers) as pool:
         trees = [Tree(Path(folder) / "tree-0", ROOT)]
         trees[0].compile()
@@ -423,7 +422,6 @@ def run(db: WorkDB, items: list[WorkItem], workers: int, minutes: float, reached
                     db.set_result(job, note)
                     print(f"{number:5} {death or 'SURVIVED'}  {mutant.line}: {mutant}", flush=True)
             _check(trees[0], db)
-            return sum(done.result() is None for done in attempts)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             for tree in trees:
@@ -459,44 +457,43 @@ def _check(tree: Tree, db: WorkDB) -> None:
             sys.exit(f"{said}\nfails without a mutant, too: what such a test kills says nothing")
 
 
-def equivalent() -> set[tuple[str, str, str, str]]:
-    """The mutants that docs/testing.md lists; each has to be one of today's text."""
-    section = DOCS.read_text().partition("### Equivalent mutants")[2].partition("\n#")[0]
-    listed = set(_LISTED.findall(section))
-    for path, _, before, _ in listed:
+def listed(section: str) -> dict[str, str]:
+    """The mutants of a section of docs/testing.md, and why; each has to be one of today's text."""
+    text = DOCS.read_text().partition(f"### {section}\n")[2].partition("\n#")[0]
+    found = {}
+    for path, function, before, after, why in _LISTED.findall(text):
         if before not in _text((ROOT / "milvus_lifecycle" / path).read_text().splitlines()):
             sys.exit(f"{DOCS} lists a mutant of a line that {path} has not: {before}")
-    return listed
+        found[str(Mutant(path, function, 0, before, after, ""))] = " ".join(why.split())
+    return found
 
 
-def report(db: WorkDB) -> bool:
-    """Print what became of the mutants, module by module; True if enough of them died."""
-    listed = {
-        str(Mutant(f"milvus_lifecycle/{path}", function, 0, before, after, ""))
-        for path, function, before, after in equivalent()
-    }
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
-    survivors = []
+def report(db: WorkDB, sample: list[WorkItem], all_count: int, seed: int) -> bool:
+    """Print what became of the mutants of a sample; True if enough of them died."""
+    equivalent, known = listed("Equivalent mutants"), listed("Survivors")
+    drawn = {item.job_id for item in sample}
+    fates: Counter[str] = Counter()
+    survivors, doubtful = [], []
     for item, result in db.completed_work_items:
-        if result.worker_outcome is not WorkerOutcome.NORMAL:
+        if item.job_id not in drawn or result.worker_outcome is not WorkerOutcome.NORMAL:
             continue
-        mutation = item.mutations[0]
-        fate = "killed" if result.is_killed else "survived"
-        if fate == "survived" and result.diff in listed:
+        mutant, fate = result.diff, "killed" if result.is_killed else "survived"
+        if mutant in equivalent:
+            doubtful += [f"- {mutant}: by {result.output}"] * result.is_killed
             fate = "equivalent"
         elif fate == "survived":
-            survivors.append(f"{mutation.module_path}:{mutation.start_pos[0]}: {result.diff}")
-        counts[str(mutation.module_path.parent / mutation.module_path.stem)][fate] += 1
-    print(f"\n{'module':44} killed survived equivalent")
-    total: Counter[str] = sum(counts.values(), Counter())
-    for module, fates in [*sorted(counts.items()), ("together", total)]:
-        print(f"{module:44} {fates['killed']:6} {fates['survived']:8} {fates['equivalent']:10}")
-    print("\n".join(["", *sorted(survivors)]))
-    tried = total["killed"] + total["survived"]
-    rate = 100 * total["killed"] / tried if tried else 100.0
-    low, high = wilson(total["killed"], tried)
-    print(f"\n{total['killed']} of {tried} mutants that are not equivalent died: {rate:.1f} %")
+            survivors.append(f"- {mutant}: {known.get(mutant, 'WHY?')}")
+        fates[fate] += 1
+    tried, judged = fates.total(), fates["killed"] + fates["survived"]
+    rate = 100 * fates["killed"] / judged if judged else 100.0
+    low, high = wilson(fates["killed"], judged)
+    print(f"\n{all_count:,} mutants; {len(sample):,} drawn (seed {seed}), {tried:,} of them tried:")
+    print(", ".join(f"{fates[fate]:,} {fate}" for fate in ("equivalent", "killed", "survived")))
+    print(f"{rate:.1f} % of those that are not equivalent died")
     print(f"(95 % confidence: {low:.1f} % to {high:.1f} % of all such mutants)")
+    print("\n".join(["survivors:", *sorted(survivors)]))
+    if doubtful:
+        print("\n".join(["listed as equivalent, and yet killed:", *sorted(doubtful)]))
     return rate >= FLOOR
 
 
@@ -541,7 +538,7 @@ def main() -> None:
     parser.add_argument("-n", dest="workers", type=int, default=2, help="mutants at once")
     options = parser.parse_args()
     os.chdir(ROOT)
-    equivalent()
+    listed("Equivalent mutants"), listed("Survivors")  # before anything that takes long
     with tempfile.TemporaryDirectory() as folder:
         session = options.session or f"{folder}/session.sqlite"
         base = find_base() if options.changed else None
@@ -557,10 +554,9 @@ def main() -> None:
                 return
             items = [item for item in sample if item.job_id not in fates]
             reached = Path(session).with_suffix(".reach")
-            left = run(db, items, options.workers, options.minutes, reached)
-            if left:
-                print(f"time was up: {left} of {len(sample)} not tried (seed {options.seed})")
-            enough = report(db)
+            if items:
+                run(db, items, options.workers, options.minutes, reached)
+            enough = report(db, sample, len(all_items), options.seed)
     if not enough:
         sys.exit(f"fewer than {FLOOR:.0f} % died")
 

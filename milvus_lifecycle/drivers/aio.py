@@ -255,7 +255,9 @@ class AsyncDriver:
         try:
             await self.drive(recovery.fly(asyncio.current_task()))
         except asyncio.CancelledError as cancelled:
-            # asyncio keeps it with the task; its frames hold gRPC's call object.
+            # The flight keeps its task, and asyncio with the task this error, whose frames hold
+            # gRPC's call object; in Python 3.10 so do those of its context, the inner task's error.
+            cancelled.__context__ = None
             raise cancelled.with_traceback(None) from None
         except Exception as error:
             # The flight is settled as abandoned and on record; a traceback helps nobody.

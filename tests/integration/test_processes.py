@@ -183,6 +183,7 @@ def _recovering(proxy: TcpProxy, *how: str) -> Child:
     return child
 
 
+@pytest.mark.timeout(300)  # five programs, which import for 15 s each on a busy machine
 def test_no_callback_is_slow_in_debug_mode(proxy: TcpProxy) -> None:
     """Connect, outage and recovery in asyncio's debug mode: no callback takes over 50 ms.
 

@@ -163,7 +163,7 @@ def test_records_are_flushed_at_exit(case: str, tmp_path: Path) -> None:
     with FakeMilvusProcess(flaky=["ShowCollections"]) as server:
         command = [sys.executable, "-c", _LEAVE, case, server.uri, str(path)]
         done = subprocess.run(
-            command, cwd=REPOSITORY, capture_output=True, text=True, timeout=30, check=False
+            command, cwd=REPOSITORY, capture_output=True, text=True, timeout=100, check=False
         )
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
     records = [json.loads(line) for line in path.read_text().splitlines()]

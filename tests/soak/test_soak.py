@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.alone import run_alone
-from tests.soak.levels import GRAINS, grown, growth
+from tests.soak.channels import leave_nothing
+from tests.soak.levels import GRAINS, KEEP_NOTHING, grown, growth, malloced
 from tests.soak.soak import SECONDS, soak
 
 #: What the servers' last troubles, a slow machine and the verdict on the log may add (seconds).
@@ -23,7 +25,17 @@ def test_nothing_fails_and_nothing_grows(
 ) -> None:
     """Hours of it, if asked: both flavours in one process, with servers of their own."""
     limit = SECONDS + _MORE
-    record_property("figures", f"soak: {run_alone(soak, 'threads+asyncio', tmp_path, limit=limit)}")
+    figures = run_alone(soak, "threads+asyncio", tmp_path, limit=limit, environment=KEEP_NOTHING)
+    record_property("figures", f"soak: {figures}")
+
+
+@pytest.mark.soak
+def test_a_closed_channel_leaves_nothing(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """Fewer than 200 bytes, with the 12 to 38 that a thousand of them were measured to leave."""
+    figures = run_alone(leave_nothing, "threads", tmp_path, environment=KEEP_NOTHING)
+    record_property("figures", f"soak: {figures}")
 
 
 def _readings(count: int, leak: float = 0.0) -> list[dict[str, float]]:
@@ -59,3 +71,15 @@ def test_what_does_not_scatter_shows_each_grain(what: str) -> None:
         step = grains * GRAINS[what] / 5
         held = [{**dict.fromkeys(GRAINS, 7.0), what: 7.0 + step * at} for at in range(12)]
         assert [leak.split()[0] for leak in grown(held)[0]] == found
+
+
+@pytest.mark.soak
+def test_what_is_not_given_back_to_malloc_is_counted() -> None:
+    """However small the pieces are, which Python knows nothing of."""
+    malloc, free = ctypes.CDLL(None).malloc, ctypes.CDLL(None).free
+    malloc.restype, free.argtypes, before = ctypes.c_void_p, [ctypes.c_void_p], malloced()
+    leaked = [malloc(500) for _ in range(20_000)]
+    assert malloced() - before > 10e6
+    for piece in leaked:
+        free(piece)
+    assert malloced() - before < 5e6
