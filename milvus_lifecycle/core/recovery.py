@@ -202,9 +202,7 @@ class Recovery:
         now, policy = self.clock(), self.policy
         age = now - self._down_since()
         length = min(policy.connect_timeout, max(FIRST_SLICE, age))
-        if not wire.slow and age < policy.backoff_patience:
-            length = min(length, policy.backoff_patience - age)
-        return max(0.001, min(length, self.flight.deadline - now))
+        return max(0.001, min(length, wire.due - now, self.flight.deadline - now))
 
     def _down_since(self) -> float:
         outage = self.life.outage
@@ -218,19 +216,20 @@ class Recovery:
         address, secure = self.connection.config.address, None
         if located is not None:
             address, secure = located.address, located.secure
-        age = self.clock() - self._down_since()
-        late = self.flight.kind is FlightKind.RECOVERY and age >= self.policy.backoff_patience
+        now, since = self.clock(), self._down_since()
         outage = self.life.outage
         spent = outage is not None and outage.channels >= CHANNELS_PER_OUTAGE
         wire = self.flight.candidate
         if wire is not None:
-            fits = wire.address == address and (wire.slow or not late) and not wire.recalled
+            fits = wire.address == address and now < wire.due and not wire.recalled
             if fits and (spent or not self.flight.refresh):
                 return self._rightly(wire)
             self.pool.finish(self.connection, self.life.withdraw(self.flight))
-        window = self.policy.reconnect_window(age if late else 0.0, self.pool.seams.chance)
-        channel = yield Open(self.connection, address, secure, window)
-        wire = Wire(channel, address, self.clock(), slow=late)
+        if self.flight.kind is FlightKind.CONNECT:
+            since = now
+        pace = self.policy.pace(now - since, self.life.unit)
+        channel = yield Open(self.connection, address, secure, pace[:2])
+        wire = Wire(channel, address, self.clock(), due=since + pace.until)
         if not self.life.offer(self.flight, wire):
             wire.close_now(cut=False)  # nobody else knows this channel
             self.pool.close_channel(wire)
@@ -249,6 +248,9 @@ class Recovery:
         self.flight.refresh = failure.kind is Failure.DEADLINE
         age = now - self._down_since()
         gap = self.policy.gap(self.flight.attempts + 1, age, self.pool.seams.chance)
+        wire = self.flight.candidate
+        if wire is not None and now >= wire.due:
+            gap = 0.0  # it was ended for a channel of another pace
         self.flight.not_before = min(started + gap, self.flight.deadline)
         for trigger in (Trigger.RETRY, Trigger.STAND_DOWN, Trigger.GIVE_UP):
             if self.flight.outcome is not None or self._settle(trigger, failure=failure):
