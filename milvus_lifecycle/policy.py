@@ -137,9 +137,8 @@ class LifecyclePolicy:
         if not outage_age >= first:
             # The gap is not all of the delay that a call sees: gRPC's jitter (20 %), the connect
             # itself and the retry's own backoff come on top, and all of it is to fit backoff_max.
-            return Pace(
-                self.backoff_initial, max(self.backoff_initial, self.backoff_max * FAST_SHARE), first
-            )
+            longest = max(self.backoff_initial, self.backoff_max * FAST_SHARE)
+            return Pace(self.backoff_initial, longest, first)
         if first == 0.0:
             return Pace(self.backoff_max, self.backoff_ceiling, math.inf)
         opened = first * 2.0 ** math.floor(math.log2(min(outage_age, _YEAR) / first))

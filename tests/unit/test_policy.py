@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from decimal import Decimal
 from fractions import Fraction
@@ -165,24 +164,36 @@ def test_gap_is_total(
         assert 0.0 <= gap <= 86_400.0 * (1.0 + jitter)
 
 
-def test_reconnect_window() -> None:
-    """A young outage gets the fast channel; an old one a slow channel with its own start."""
+def test_pace() -> None:
+    """A young outage gets a fast channel; an old one gaps of 2 to 4 % of its age, till it has
+    doubled, and the ceiling in the end."""
     policy = LifecyclePolicy()
     for age in (0.0, 9.99, math.nan):
-        initial, longest = policy.reconnect_window(age, middle)
-        assert initial == policy.backoff_initial
+        initial, longest, until = policy.pace(age, 0.0)
+        assert (initial, until) == (policy.backoff_initial, policy.backoff_patience)
         assert longest * 1.2 <= policy.backoff_max  # gRPC's own jitter adds up to 20 %
-    assert policy.reconnect_window(10.0, lambda: 0.0) == (0.4, 10.0)
-    assert policy.reconnect_window(1e9, middle) == (5.2, 10.0)
+    assert policy.pace(15.0, 0.6).until == 10.0 * 2.0**0.6  # not all of a fleet at the same age
+    for age in (10.0, 19.9, 20.0, 100.0, 159.0):
+        initial, longest, until = policy.pace(age, 0.0)
+        assert 0.02 * age < initial * 1.2 <= 0.04 * age
+        assert initial == longest
+        assert age < until <= 2.0 * age
+    for age in (320.0, 1e9, math.inf):
+        assert policy.pace(age, 0.0) == (10.0, 10.0, math.inf)
+    policy = LifecyclePolicy(backoff_patience=0.0)
+    assert policy.pace(5.0, 0.5) == (0.4, 10.0, math.inf)
+    assert policy.gap(9, 1e-9, lambda: 0.5) == 10.0
 
 
-def test_reconnect_window_is_a_window() -> None:
-    """The initial backoff never exceeds the maximum, however the fields are set."""
-    policy = LifecyclePolicy(backoff_initial=0.4, backoff_max=0.4, backoff_ceiling=0.4)
-    for age in (0.0, 100.0):
-        for draw in (0.0, 0.999):
-            initial, maximum = policy.reconnect_window(age, itertools.repeat(draw).__next__)
-            assert 0.0 < initial <= maximum <= 0.4
+@given(st.floats(), st.floats(0.0, 0.999), st.floats(0.0, 86_400.0))
+def test_pace_is_total(age: float, unit: float, patience: float) -> None:
+    """A window of gRPC's, and an age that is yet to come, whatever the outage and the fields."""
+    policy = LifecyclePolicy(
+        backoff_patience=patience, backoff_initial=0.4, backoff_max=0.4, backoff_ceiling=0.4
+    )
+    initial, longest, until = policy.pace(age, unit)
+    assert 0.0 < initial <= longest <= 0.4
+    assert math.isnan(age) or until > age or until == math.inf
 
 
 def test_age() -> None:
