@@ -11,12 +11,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from milvus_lifecycle.errors import ConfigError
 
 #: share of `backoff_max` that gRPC is given as the longest gap of a fast channel
 FAST_SHARE = 0.625
+#: gRPC varies a gap by this share
+GRPC_JITTER = 0.2
 
 _DAY = 86_400.0
 _YEAR = 365 * _DAY
@@ -39,6 +41,16 @@ _LIMITS: dict[str, tuple[float, bool, float, bool]] = {
     "drain_timeout": (0.0, True, _YEAR, True),
     "topology_refresh": (0.0, False, _YEAR, True),
 }
+
+
+class Pace(NamedTuple):
+    """gRPC's reconnect backoff of a channel (seconds; it multiplies gaps by 1.6, varies them by
+    20 % and takes no less than 0.1 s), and the age of an outage from which on another one is due.
+    """
+
+    initial: float
+    longest: float
+    until: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,36 +118,34 @@ class LifecyclePolicy:
         if failures <= 0:
             return 0.0
         gap = self._grown(failures - 1)
-        overtime = outage_age - self.backoff_patience
-        if overtime > 0:
-            # Gaps that grow geometrically from backoff_max add up to `overtime` when the
-            # latest is backoff_max + (multiplier - 1) * overtime: the age alone says how far
-            # they have grown, however many attempts the first phase took.
-            late = self.backoff_max + (self.backoff_multiplier - 1.0) * overtime
-            gap = max(gap, min(late, self.backoff_ceiling))
+        if outage_age > self.backoff_patience:
+            gap = max(gap, self._late(outage_age))
         return gap * (1.0 + self.backoff_jitter * (2.0 * _unit(random) - 1.0))
 
-    def reconnect_window(
-        self, outage_age: float, random: Callable[[], float]
-    ) -> tuple[float, float]:
-        """Return gRPC's own (initial, maximum) reconnect backoff for a channel opened now.
+    def pace(self, outage_age: float, unit: float) -> Pace:
+        """Return how a channel opened now reconnects, and until which age of the outage it may.
 
-        Seconds; gRPC multiplies by 1.6, varies by 20 % and takes no less than 0.1 s. After
-        `backoff_patience` the initial backoff is drawn uniformly from `backoff_max` to what gaps
-        that grow by `backoff_multiplier` have reached at this age (at most `backoff_ceiling`):
-        clients that lost one server together open their slow channel at the same moment, and
-        must not go on in step. (10,000 clients, 45 s away: at most 1.5 % arrive in one 100 ms
-        window; a server away for 11 s is found 1.3 s late on average: docs/decisions.md.)
+        Within `backoff_patience` gaps grow to a share of `backoff_max`. After it they are in
+        proportion to the age of the outage, `backoff_max` for one of `backoff_patience`, up to
+        `backoff_ceiling`; a channel keeps its gap, so each serves until the outage is twice as
+        old. `unit` in [0, 1) is drawn once per connection: clients that lost one server together
+        change at different ages, and are out of step from then on.
+
+        Total for every int and float, also NaN and infinity.
         """
-        if not outage_age >= self.backoff_patience:
+        first = self.backoff_patience * 2.0**unit
+        if not outage_age >= first:
             # The gap is not all of the delay that a call sees: gRPC's jitter (20 %), the connect
             # itself and the retry's own backoff come on top, and all of it is to fit backoff_max.
             longest = max(self.backoff_initial, self.backoff_max * FAST_SHARE)
-            return self.backoff_initial, longest
-        grown = outage_age * (1.0 - 1.0 / self.backoff_multiplier)
-        most = min(max(grown, self.backoff_max), self.backoff_ceiling)
-        initial = self.backoff_max + (most - self.backoff_max) * _unit(random)
-        return initial, self.backoff_ceiling
+            return Pace(self.backoff_initial, longest, first)
+        if first == 0.0:
+            return Pace(self.backoff_max, self.backoff_ceiling, math.inf)
+        opened = first * 2.0 ** math.floor(math.log2(min(outage_age, _YEAR) / first))
+        gap = self._late(opened) / (1.0 + GRPC_JITTER)
+        if self._late(opened) >= self.backoff_ceiling:
+            return Pace(self.backoff_ceiling, self.backoff_ceiling, math.inf)
+        return Pace(gap, gap, 2.0 * opened)
 
     def aged(self, age: float, unit: float) -> bool:
         """Tell whether a channel `age` seconds old is due for replacement.
@@ -144,6 +154,12 @@ class LifecyclePolicy:
         `backoff_jitter`, so that channels opened together are not replaced together.
         """
         return self.max_age is not None and age > self.max_age * (1.0 - self.backoff_jitter * unit)
+
+    def _late(self, outage_age: float) -> float:
+        """Return the gap after `backoff_patience`: in proportion to the age of the outage."""
+        if self.backoff_patience <= 0.0:
+            return self.backoff_ceiling
+        return min(self.backoff_max * outage_age / self.backoff_patience, self.backoff_ceiling)
 
     def _grown(self, steps: int) -> float:
         """Return backoff_initial * multiplier ** steps, at most backoff_max, without overflow."""

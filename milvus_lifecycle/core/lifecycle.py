@@ -62,9 +62,9 @@ class StepResult:
 
 _NOTHING = StepResult()
 
-#: Channels that one outage may cost before attempts go on with the channel they have. A slow
-#: channel (see Wire.slow) may come on top, so that an outage stays under 12 in all.
-CHANNELS_PER_OUTAGE = 8
+#: Channels that one outage may cost before attempts go on with the channel they have. Those of a
+#: slower pace come on top (see LifecyclePolicy.pace), five in the first five minutes.
+CHANNELS_PER_OUTAGE = 6
 
 _OUTCOMES = {
     Trigger.PROBE_PASSED: Outcome.LANDED,

@@ -22,6 +22,8 @@ from .wire import Wire
 #: A first attempt of an outage lasts this long (seconds) before it counts as failed; later ones
 #: as long as the outage is old, up to ``connect_timeout``. The channel itself keeps connecting.
 FIRST_SLICE = 1.0
+#: No attempt is shorter because a channel of another pace is due (seconds).
+MOMENT = 0.05
 
 
 class Recovery:
@@ -161,7 +163,7 @@ class Recovery:
         standby = self.flight.standby
         stays = standby is not None and located is not None and located.address == standby.address
         if standby is not None and stays and not standby.recalled:
-            limit = self._slice(standby)
+            limit = self._slice()
             try:
                 yield Ping(self.connection, standby, min(self.policy.probe_timeout, limit))
             except Interrupted:
@@ -177,7 +179,7 @@ class Recovery:
     def _validate(self, wire: Wire) -> Procedure[str | FailureSummary]:
         """One attempt: ask at once, for the cause; then wait for the channel to come up."""
         started = self.clock()
-        whole = self._slice(wire)
+        whole = min(self._slice(), max(MOMENT, wire.due - started))
         try:
             identifier: str = yield Register(self.connection, wire, whole, False)
             return identifier
@@ -197,14 +199,15 @@ class Recovery:
             late = summarize(error)
         return cause if late.kind is Failure.DEADLINE else late
 
-    def _slice(self, wire: Wire) -> float:
+    def _slice(self) -> float:
         """How long an attempt may last that starts now (seconds)."""
-        now, policy = self.clock(), self.policy
-        age = now - self._down_since()
-        length = min(policy.connect_timeout, max(FIRST_SLICE, age))
-        if not wire.slow and age < policy.backoff_patience:
-            length = min(length, policy.backoff_patience - age)
+        now = self.clock()
+        length = min(self.policy.connect_timeout, max(FIRST_SLICE, now - self._down_since()))
         return max(0.001, min(length, self.flight.deadline - now))
+
+    def _too_old(self, wire: Wire) -> bool:
+        """Is the outage too old for its pace, or about to be?"""
+        return self.clock() + MOMENT > wire.due
 
     def _down_since(self) -> float:
         outage = self.life.outage
@@ -218,19 +221,20 @@ class Recovery:
         address, secure = self.connection.config.address, None
         if located is not None:
             address, secure = located.address, located.secure
-        age = self.clock() - self._down_since()
-        late = self.flight.kind is FlightKind.RECOVERY and age >= self.policy.backoff_patience
+        now, since = self.clock(), self._down_since()
         outage = self.life.outage
         spent = outage is not None and outage.channels >= CHANNELS_PER_OUTAGE
         wire = self.flight.candidate
         if wire is not None:
-            fits = wire.address == address and (wire.slow or not late) and not wire.recalled
+            fits = wire.address == address and not self._too_old(wire) and not wire.recalled
             if fits and (spent or not self.flight.refresh):
                 return self._rightly(wire)
             self.pool.finish(self.connection, self.life.withdraw(self.flight))
-        window = self.policy.reconnect_window(age if late else 0.0, self.pool.seams.chance)
-        channel = yield Open(self.connection, address, secure, window)
-        wire = Wire(channel, address, self.clock(), slow=late)
+        if self.flight.kind is FlightKind.CONNECT:
+            since = now
+        pace = self.policy.pace(now - since + MOMENT, self.life.unit)
+        channel = yield Open(self.connection, address, secure, pace[:2])
+        wire = Wire(channel, address, self.clock(), due=since + pace.until)
         if not self.life.offer(self.flight, wire):
             wire.close_now(cut=False)  # nobody else knows this channel
             self.pool.close_channel(wire)
@@ -249,6 +253,9 @@ class Recovery:
         self.flight.refresh = failure.kind is Failure.DEADLINE
         age = now - self._down_since()
         gap = self.policy.gap(self.flight.attempts + 1, age, self.pool.seams.chance)
+        wire = self.flight.candidate
+        if wire is not None and self._too_old(wire):
+            gap = 0.0  # the attempt was ended for a channel of another pace
         self.flight.not_before = min(started + gap, self.flight.deadline)
         for trigger in (Trigger.RETRY, Trigger.STAND_DOWN, Trigger.GIVE_UP):
             if self.flight.outcome is not None or self._settle(trigger, failure=failure):

@@ -54,8 +54,8 @@ class Wire:
     channel: Any
     address: str
     opened_at: float
-    #: opened after ``backoff_patience``: reconnects by itself at the pace of the ceiling
-    slow: bool = field(kw_only=True)
+    #: from then on, the outage is too old for the pace at which it reconnects by itself
+    due: float = field(kw_only=True)
     #: the channel was closed
     gone: bool = False
     #: closed under running RPCs because ``drain_timeout`` ran out

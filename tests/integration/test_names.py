@@ -47,8 +47,8 @@ def test_a_changed_address_is_found(
 ) -> None:
     """Within 5 s, early in an outage and late in it, by both flavours, by each resolver of gRPC's.
 
-    An outage has two channels; each asked for the address when it was opened, and the slow one, of
-    an outage older than ``backoff_patience``, again after 30 s.
+    A channel asks for the address when it is opened, and a slow one, of an outage older than
+    ``backoff_patience``, asked again after 30 s.
     """
     patience = 60.0 if channel == "fast" else 0.5
     program = [sys.executable, "-m", "tests.integration.renamed"]

@@ -49,8 +49,6 @@ CLIENTS = 10_000
 AWAY = 45.0
 #: seconds; what "at the same time" means to a server
 WINDOW = 0.1
-#: the greatest share of all clients that may come within one window
-LIMIT = 0.02
 SEED = 2030
 #: seconds after the server's return at which whoever has not come is lost
 PATIENCE = 120.0
@@ -433,7 +431,7 @@ def draw(storm: Storm) -> str:
     """The arrivals as an SVG picture. Equal storms give equal text."""
     counts, clients = storm.counts(), len(storm.arrivals)
     shares = [count / clients for count in counts]
-    top = max(LIMIT * 1.2, max(shares) * 1.1)
+    top = max(shares) * 1.1
     across = (_WIDE - _LEFT - _RIGHT) / len(counts)
     down = (_HIGH - _TOP - _BOTTOM) / top
     floor = _HIGH - _BOTTOM
@@ -453,22 +451,21 @@ def draw(storm: Storm) -> str:
             f'<rect class="bar" x="{_LEFT + n * across:.2f}" y="{floor - high:.2f}" '
             f'width="{max(0.5, across - 0.6):.2f}" height="{high:.2f}"/>'
         )
-    for percent in (1, 2):
+    for percent in range(2, int(top * 100) + 1, 2):
         y = floor - percent / 100 * down
-        kind = "limit" if percent / 100 == LIMIT else "axis"
         lines.append(
-            f'<line class="{kind}" x1="{_LEFT}" y1="{y:.2f}" x2="{_WIDE - _RIGHT}" y2="{y:.2f}"/>'
+            f'<line class="axis" x1="{_LEFT}" y1="{y:.2f}" x2="{_WIDE - _RIGHT}" y2="{y:.2f}"/>'
         )
         lines.append(f'<text x="{_LEFT - 8}" y="{y + 4:.2f}" text-anchor="end">{percent} %</text>')
     lines.append(
         f'<line class="axis" x1="{_LEFT}" y1="{floor}" x2="{_WIDE - _RIGHT}" y2="{floor}"/>'
     )
-    for second in range(0, int(len(counts) * WINDOW) + 1, 2):
+    for second in range(int(len(counts) * WINDOW) + 1):
         x = _LEFT + second / WINDOW * across
         lines.append(f'<text x="{x:.2f}" y="{floor + 18}" text-anchor="middle">{second}</text>')
     lines.append(
         f'<text x="{_WIDE - _RIGHT}" y="{_HIGH - 8}" text-anchor="end">'
-        "seconds since the server is back; dashed: the limit of 2 %</text>"
+        "seconds since the server is back</text>"
     )
     lines.append("</svg>")
     return "\n".join(lines) + "\n"

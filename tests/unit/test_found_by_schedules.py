@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator
+from math import inf
 from typing import Any
 from unittest import mock
 
@@ -62,7 +63,7 @@ class Scene:
             self.script.threads().open(Open(connection, "home:19530", None, (0.1, 0.4))),
             "home:19530",
             self.clock(),
-            slow=False,
+            due=inf,
         )
         flight = connection.lifecycle.flight
         connection.lifecycle.offer(flight, wire)

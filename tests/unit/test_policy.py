@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from decimal import Decimal
 from fractions import Fraction
@@ -119,12 +118,12 @@ def test_fields_must_fit_each_other(settings: dict[str, float], field: str) -> N
 
 
 def test_gap_grows_in_two_phases() -> None:
-    """Gaps grow to backoff_max, stay there while patience lasts, then grow to the ceiling."""
+    """Gaps grow to backoff_max, stay there while patience lasts, and then are 4 % of the outage."""
     policy = LifecyclePolicy()
     young = [round(policy.gap(n, 1.0, middle), 3) for n in range(8)]
     assert young == [0.0, 0.05, 0.08, 0.128, 0.205, 0.328, 0.4, 0.4]
-    late = [round(policy.gap(30, age, middle), 3) for age in (10.0, 11.0, 15.0, 26.0, 30.0, 1e9)]
-    assert late == [0.4, 1.0, 3.4, 10.0, 10.0, 10.0]
+    late = [round(policy.gap(30, age, middle), 3) for age in (10.0, 11.0, 20.0, 100.0, 250.0, 1e9)]
+    assert late == [0.4, 0.44, 0.8, 4.0, 10.0, 10.0]
 
 
 def test_gap_jitters_by_the_given_share() -> None:
@@ -135,10 +134,10 @@ def test_gap_jitters_by_the_given_share() -> None:
 
 
 def test_gap_without_growth() -> None:
-    """A multiplier of 1 keeps the gap constant for ever."""
+    """A multiplier of 1 keeps the gap constant while patience lasts."""
     policy = LifecyclePolicy(backoff_multiplier=1.0, backoff_jitter=0.0)
     assert policy.gap(10**6, 1.0, middle) == 0.05
-    assert policy.gap(10**6, math.inf, middle) == 0.05
+    assert policy.gap(10**6, 10.0, middle) == 0.05
 
 
 @given(
@@ -165,24 +164,36 @@ def test_gap_is_total(
         assert 0.0 <= gap <= 86_400.0 * (1.0 + jitter)
 
 
-def test_reconnect_window() -> None:
-    """A young outage gets the fast channel; an old one a slow channel with its own start."""
+def test_pace() -> None:
+    """A young outage gets a fast channel; an old one gaps of 2 to 4 % of its age, till it has
+    doubled, and the ceiling in the end."""
     policy = LifecyclePolicy()
     for age in (0.0, 9.99, math.nan):
-        initial, longest = policy.reconnect_window(age, middle)
-        assert initial == policy.backoff_initial
+        initial, longest, until = policy.pace(age, 0.0)
+        assert (initial, until) == (policy.backoff_initial, policy.backoff_patience)
         assert longest * 1.2 <= policy.backoff_max  # gRPC's own jitter adds up to 20 %
-    assert policy.reconnect_window(10.0, lambda: 0.0) == (0.4, 10.0)
-    assert policy.reconnect_window(1e9, middle) == (5.2, 10.0)
+    assert policy.pace(15.0, 0.6).until == 10.0 * 2.0**0.6  # not all of a fleet at the same age
+    for age in (10.0, 19.9, 20.0, 100.0, 159.0):
+        initial, longest, until = policy.pace(age, 0.0)
+        assert 0.02 * age < initial * 1.2 <= 0.04 * age
+        assert initial == longest
+        assert age < until <= 2.0 * age
+    for age in (320.0, 1e9, math.inf):
+        assert policy.pace(age, 0.0) == (10.0, 10.0, math.inf)
+    policy = LifecyclePolicy(backoff_patience=0.0)
+    assert policy.pace(5.0, 0.5) == (0.4, 10.0, math.inf)
+    assert policy.gap(9, 1e-9, lambda: 0.5) == 10.0
 
 
-def test_reconnect_window_is_a_window() -> None:
-    """The initial backoff never exceeds the maximum, however the fields are set."""
-    policy = LifecyclePolicy(backoff_initial=0.4, backoff_max=0.4, backoff_ceiling=0.4)
-    for age in (0.0, 100.0):
-        for draw in (0.0, 0.999):
-            initial, maximum = policy.reconnect_window(age, itertools.repeat(draw).__next__)
-            assert 0.0 < initial <= maximum <= 0.4
+@given(st.floats(), st.floats(0.0, 0.999), st.floats(0.0, 86_400.0))
+def test_pace_is_total(age: float, unit: float, patience: float) -> None:
+    """A window of gRPC's, and an age that is yet to come, whatever the outage and the fields."""
+    policy = LifecyclePolicy(
+        backoff_patience=patience, backoff_initial=0.4, backoff_max=0.4, backoff_ceiling=0.4
+    )
+    initial, longest, until = policy.pace(age, unit)
+    assert 0.0 < initial <= longest <= 0.4
+    assert math.isnan(age) or until > age or until == math.inf
 
 
 def test_age() -> None:

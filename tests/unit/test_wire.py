@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from math import inf
 
 import pytest
 
@@ -10,7 +11,7 @@ from milvus_lifecycle.core.wire import Rpc, Wire, WireState
 
 
 def wire(state: WireState = WireState.CURRENT) -> Wire:
-    made = Wire(object(), "home:19530", 0.0, slow=False)
+    made = Wire(object(), "home:19530", 0.0, due=inf)
     if state is not WireState.CANDIDATE:
         made.promote()
     return made
