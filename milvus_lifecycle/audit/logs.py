@@ -8,10 +8,9 @@ with nothing configured, nothing is printed and nothing is built.
 from __future__ import annotations
 
 import logging
+import sys
 from contextlib import suppress
 from typing import Any
-
-import structlog
 
 from .records import DEBUG, INFO, WARNING, Sink, TransitionRecord
 
@@ -22,6 +21,14 @@ _logger.addHandler(logging.NullHandler())
 _METHODS = {DEBUG: "debug", INFO: "info", WARNING: "warning"}
 #: attributes of logging.LogRecord that ``extra`` may not overwrite
 _RESERVED = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+
+
+def _structlog() -> Any:
+    """structlog, once the application has configured it. Who never imported it has not done so,
+    and importing it for nothing (rich and pygments with it) takes longer than all the rest."""
+    module: Any = sys.modules.get("structlog")
+    # Another thread may be importing it just now.
+    return module if hasattr(module, "is_configured") and module.is_configured() else None
 
 
 def _has_real_handler() -> bool:
@@ -40,14 +47,16 @@ class ApplicationLog(Sink):
 
     def wants(self) -> bool:
         """True once structlog is configured or a real handler of ``logging`` is reachable."""
-        return structlog.is_configured() or _has_real_handler()
+        return _structlog() is not None or _has_real_handler()
 
     def write(self, record: TransitionRecord, level: int) -> None:
         """One line, no traceback."""
         fields = record.as_dict()
         event = str(fields.pop("event"))
-        context = structlog.contextvars.get_contextvars()
-        if structlog.is_configured():
+        structlog = _structlog()
+        bound: Any = sys.modules.get("structlog.contextvars")
+        context = bound.get_contextvars() if hasattr(bound, "get_contextvars") else {}
+        if structlog is not None:
             # A fresh logger each time: a cached one would keep a configuration of yesterday.
             logger: Any = structlog.get_logger(LOGGER_NAME)
             # Merged here, so that a request id is there whatever processors were configured.
@@ -67,7 +76,8 @@ class ApplicationLog(Sink):
 def warn(message: str) -> None:
     """Say that something beside a call does not work."""
     with suppress(Exception):  # a log handler's failure is the application's business
-        if structlog.is_configured():
+        structlog = _structlog()
+        if structlog is not None:
             structlog.get_logger(LOGGER_NAME).warning("audit.trouble", detail=message)
         elif _has_real_handler():
             _logger.warning("audit.trouble %s", message)
