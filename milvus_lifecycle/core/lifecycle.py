@@ -27,7 +27,7 @@ from .leases import Leases
 from .machine import check_names, fire
 from .recording import record_creation, record_step, record_wait
 from .strategies import AnyLocator, Broken, ConnectionStrategy, Dispose
-from .wire import Binding, Rpc, Wire
+from .wire import Binding, Rpc, Wire, WireState
 
 
 @dataclass(slots=True)
@@ -186,15 +186,16 @@ class Lifecycle:
     @property
     def has_channel(self) -> bool:
         """Is there a current channel that takes RPCs?"""
-        return self.binding is not None and self.binding.wire.state.value == "current"
+        return self.binding is not None and self.binding.wire.state is WireState.CURRENT
 
     @property
     def in_flight(self) -> int:
         """RPCs running on any channel of this connection."""
-        wires = list(self.draining)
-        if self.binding is not None and self.binding.wire not in wires:
-            wires.append(self.binding.wire)  # in both places from its failure to the swap
-        return sum(wire.in_flight for wire in wires)
+        binding, draining = self.binding, self.draining
+        running = sum(wire.in_flight for wire in draining) if draining else 0
+        if binding is not None and binding.wire not in draining:
+            running += len(binding.wire.running)  # in both places from its failure to the swap
+        return running
 
     def generation_of(self, binding: Binding) -> int:
         """Generation of an RPC on ``binding``; -1, older than any, if a give_up replaced its
