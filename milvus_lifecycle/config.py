@@ -6,6 +6,8 @@ import hashlib
 import os
 import secrets
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from operator import attrgetter
 from typing import Any, Protocol
 
 from milvus_lifecycle.errors import ConfigError, for_callers
@@ -18,6 +20,8 @@ GLOBAL_CLUSTER_MARK = "global-cluster"
 
 _TEXT_FIELDS = ("user", "password", "server_name")
 _RESERVED_FIELDS = ("address", "channel")
+#: types of which equal values mean the same
+_PLAIN = frozenset({str, bool, int, type(None)})
 
 # Keys end up in stats and logs. With a key of its own for every process, nobody can try out
 # passwords against a digest that he has read there.
@@ -94,18 +98,17 @@ class ConnectionConfig:
             ConfigError: names the field, its value without credentials, and what is accepted;
                 where pymilvus is installed it is a ConnectionConfigException too.
         """
-        try:
-            token = _check_text("token", token)
-            db_name = _check_text("db_name", db_name)
-            handler_kwargs = _check_kwargs(kwargs)
-            parts = parse_uri(uri)
-        except ConfigError as error:
-            raise for_callers(error) from None
-        if parts.scheme == "https":
-            handler_kwargs.setdefault("secure", True)
-        parts.token = token or parts.token
-        parts.db_name = db_name or parts.db_name
-        return cls(parts, handler_kwargs)
+        plain = _PLAIN.issuperset(map(type, (token, db_name, *kwargs.values())))
+        if plain and type(uri) is str and not uri.endswith(".db"):
+            return _parsed(uri, token, db_name, **kwargs)._copy()
+        return _parse(uri, token, db_name, **kwargs)
+
+    def _copy(self) -> ConnectionConfig:
+        """``db_name`` may be assigned, so that each client has a config of its own."""
+        copy = object.__new__(ConnectionConfig)
+        for write, value in zip(_WRITE, _read(self), strict=True):
+            write(copy, value)
+        return copy
 
     @classmethod
     def coerce(cls, config: ConnectionConfig | ForeignConfig) -> ConnectionConfig:
@@ -148,6 +151,30 @@ class ConnectionConfig:
     def __reduce__(self) -> tuple[Any, ...]:
         # The key of another process differs, so that a copy is parsed again where it arrives.
         return _restore, (self.uri, self.token, self.db_name, self.get_handler_kwargs())
+
+
+_FIELDS = tuple(name for name in ConnectionConfig.__slots__ if name != "__weakref__")
+_read, _WRITE = attrgetter(*_FIELDS), [vars(ConnectionConfig)[n].__set__ for n in _FIELDS]
+
+
+def _parse(uri: str, token: str | None, db_name: str | None, **kwargs: Any) -> ConnectionConfig:
+    try:
+        token = _check_text("token", token)
+        db_name = _check_text("db_name", db_name)
+        handler_kwargs = _check_kwargs(kwargs)
+        parts = parse_uri(uri)
+    except ConfigError as error:
+        raise for_callers(error) from None
+    if parts.scheme == "https":
+        handler_kwargs.setdefault("secure", True)
+    parts.token = token or parts.token
+    parts.db_name = db_name or parts.db_name
+    return ConnectionConfig(parts, handler_kwargs)
+
+
+#: Clients of one endpoint are made with the same arguments again and again. A path is not
+#: remembered: what it means depends on the working directory.
+_parsed = lru_cache(maxsize=128, typed=True)(_parse)
 
 
 def _restore(uri: str, token: str, db_name: str, kwargs: dict[str, Any]) -> ConnectionConfig:

@@ -8,10 +8,9 @@ with nothing configured, nothing is printed and nothing is built.
 from __future__ import annotations
 
 import logging
+import sys
 from contextlib import suppress
 from typing import Any
-
-import structlog
 
 from .records import DEBUG, INFO, WARNING, Sink, TransitionRecord
 
@@ -22,6 +21,14 @@ _logger.addHandler(logging.NullHandler())
 _METHODS = {DEBUG: "debug", INFO: "info", WARNING: "warning"}
 #: attributes of logging.LogRecord that ``extra`` may not overwrite
 _RESERVED = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+
+
+def _structlog() -> Any:
+    """structlog, once the application has configured it. Who never imported it has not done so,
+    and importing it for nothing (rich and pygments with it) takes longer than all the rest."""
+    module: Any = sys.modules.get("structlog")
+    # Another thread may be importing it just now.
+    return module if hasattr(module, "is_configured") and module.is_configured() else None
 
 
 def _has_real_handler() -> bool:
@@ -38,16 +45,26 @@ def _has_real_handler() -> bool:
 class ApplicationLog(Sink):
     """One event per record through whatever the application has configured, asked each time."""
 
-    def wants(self) -> bool:
-        """True once structlog is configured or a real handler of ``logging`` is reachable."""
-        return structlog.is_configured() or _has_real_handler()
+    def wants(self, level: int = WARNING) -> bool:
+        """True once structlog is configured or a real handler of ``logging`` is reachable, and
+        neither is deaf to that level."""
+        structlog = _structlog()
+        if structlog is None:
+            return _logger.isEnabledFor(level) and _has_real_handler()
+        wrapper = structlog.get_config()["wrapper_class"]
+        # structlog's own filter knows before there is a logger; whatever else there is gets it all.
+        filtering = getattr(wrapper, "__module__", "") == "structlog._native"
+        ask = getattr(wrapper, "is_enabled_for", None) if filtering else None
+        return ask is None or bool(ask(None, level))
 
     def write(self, record: TransitionRecord, level: int) -> None:
         """One line, no traceback."""
         fields = record.as_dict()
         event = str(fields.pop("event"))
-        context = structlog.contextvars.get_contextvars()
-        if structlog.is_configured():
+        structlog = _structlog()
+        bound: Any = sys.modules.get("structlog.contextvars")
+        context = bound.get_contextvars() if hasattr(bound, "get_contextvars") else {}
+        if structlog is not None:
             # A fresh logger each time: a cached one would keep a configuration of yesterday.
             logger: Any = structlog.get_logger(LOGGER_NAME)
             # Merged here, so that a request id is there whatever processors were configured.
@@ -67,7 +84,8 @@ class ApplicationLog(Sink):
 def warn(message: str) -> None:
     """Say that something beside a call does not work."""
     with suppress(Exception):  # a log handler's failure is the application's business
-        if structlog.is_configured():
+        structlog = _structlog()
+        if structlog is not None:
             structlog.get_logger(LOGGER_NAME).warning("audit.trouble", detail=message)
         elif _has_real_handler():
             _logger.warning("audit.trouble %s", message)

@@ -1,19 +1,16 @@
 """From the table to ``transitions``: one rule book for every connection of the process.
 
-This is the only file that knows the library's ``EventData``. One plain ``Machine`` serves all
-connections of both flavours without registering them: a registered model costs 7 kB and a strong
-reference. The machine holds no data of a connection, so threads may fire it at the same time as
-long as each connection is stepped under its own mutex (see docs/decisions.md).
+This is the only file that knows the library. One ``Machine`` serves all connections of both
+flavours without registering them: a registered model costs 7 kB and a strong reference. The
+machine holds no data of a connection, so threads may fire it at the same time as long as each
+connection is stepped under its own mutex (see docs/decisions.md).
 """
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
-from transitions import EventData, Machine
+from transitions import Event, EventData, Machine, Transition
 from transitions import State as MachineState
 
 from ..errors import ConnectionClosed, IllegalTransition
@@ -22,6 +19,8 @@ from .facts import Facts
 from .strategies import ConnectionStrategy, View
 
 _STRATEGY = "strategy."
+#: entering one of these asks the strategy what the driver has to do
+_ASKED = (State.PROBING, State.RECOVERING, State.CLOSED)
 
 
 class Model(View, Protocol):
@@ -35,34 +34,57 @@ class Model(View, Protocol):
         """PROBING, RECOVERING or CLOSED was entered."""
 
 
-def _condition(name: str) -> Callable[[EventData], bool]:
-    """A guard by its name in the table: the strategy's, or the connection's own."""
-    method = name.removeprefix(_STRATEGY)
+class RowTransition(Transition):
+    """A row of the table. It is taken without the library's log: a step holds its connection's
+    mutex, and no log handler may run then."""
 
-    def ask(event: EventData) -> bool:
-        model, facts = cast(Model, event.model), event.kwargs["facts"]
-        if method != name:
-            return bool(getattr(model.strategy, method)(model, facts))
-        return bool(getattr(model, "guard_" + name)(facts))
+    def __init__(self, source: str, dest: str, *callbacks: Any, row: Row) -> None:
+        super().__init__(source, dest, *callbacks)
+        self.row = row
+        asked = [(name, True) for name in row.conditions] + [(name, False) for name in row.unless]
+        self.own = [("guard_" + n, want) for n, want in asked if not n.startswith(_STRATEGY)]
+        self.theirs = [(n[len(_STRATEGY) :], w) for n, w in asked if n.startswith(_STRATEGY)]
+        self.actions = ["action_" + name for name in row.actions]
 
-    return ask
+    def execute(self, event_data: EventData) -> bool:
+        """Ask the guards, the connection's own first; then act, move and enter.
+
+        Actions run before the state moves: if one raises, nothing has happened.
+        """
+        model, facts = cast(Any, event_data.model), event_data.kwargs["facts"]
+        for name, wanted in self.own:
+            if bool(getattr(model, name)(facts)) is not wanted:
+                return False
+        for name, wanted in self.theirs:
+            if bool(getattr(model.strategy, name)(model, facts)) is not wanted:
+                return False
+        model.row = self.row
+        for name in self.actions:
+            getattr(model, name)(self.row, facts)
+        model.state = self.row.dest
+        if model.state in _ASKED:
+            model.entered(facts)
+        return True
 
 
-def _taking(row: Row) -> Callable[[EventData], None]:
-    """Actions run before the state moves: if one raises, nothing has happened."""
+class TableEvent(Event):
+    """A trigger: the first row of the model's state whose guards agree is taken."""
 
-    def take(event: EventData) -> None:
-        model = cast(Model, event.model)
-        model.row = row
-        for name in row.actions:
-            getattr(model, "action_" + name)(row, event.kwargs["facts"])
+    def trigger(self, model: object, *args: Any, **kwargs: Any) -> bool:
+        """True if a row was taken."""
+        event = EventData(None, self, self.machine, model, args, kwargs)
+        # A State is a string that is its name. Not any(), which is slower.
+        for row in self.transitions[cast(Model, model).state]:  # noqa: SIM110
+            if row.execute(event):
+                return True
+        return False
 
-    return take
 
+class TableMachine(Machine):
+    """The library's machine, with rows and triggers of the table's own."""
 
-def _entering(event: EventData) -> None:
-    """Entering PROBING, RECOVERING or CLOSED asks the strategy what the driver has to do."""
-    cast(Model, event.model).entered(event.kwargs["facts"])
+    transition_cls = RowTransition
+    event_cls = TableEvent
 
 
 def check_names(model: type, strategy: type) -> None:
@@ -79,39 +101,17 @@ def check_names(model: type, strategy: type) -> None:
 
 def build_machine() -> Machine:
     """The ``transitions`` machine of the table, without models."""
-    asked = (State.PROBING, State.RECOVERING, State.CLOSED)
-    states = [MachineState(each, on_enter=_entering if each in asked else None) for each in State]
-    rows = [
-        {
-            "trigger": row.trigger.value,
-            "source": row.source,
-            "dest": row.dest,
-            "conditions": [_condition(name) for name in row.conditions],
-            "unless": [_condition(name) for name in row.unless],
-            "before": _taking(row),
-        }
-        for row in TRANSITIONS
-    ]
-    return Machine(
+    machine = TableMachine(
         model=None,
-        states=states,
-        transitions=rows,
+        states=[MachineState(each) for each in State],
         initial=State.IDLE,
         auto_transitions=False,
         send_event=True,
     )
+    for row in TRANSITIONS:
+        machine.add_transition(row.trigger.value, row.source, row.dest, row=row)
+    return machine
 
-
-_STEPPING = threading.local()
-
-
-def _filter(record: logging.LogRecord) -> bool:
-    """Drops what ``transitions`` logs of our steps: a step holds its connection's mutex, and no
-    log handler may run then. Other users of the library in this process are not touched."""
-    return not getattr(_STEPPING, "now", False)
-
-
-logging.getLogger("transitions.core").addFilter(_filter)
 
 _MACHINE = build_machine()
 _EVENTS = {trigger: _MACHINE.events[trigger.value] for trigger in Trigger}
@@ -130,8 +130,4 @@ def fire(model: Model, trigger: Trigger, facts: Facts) -> bool:
         if model.state is State.CLOSED:
             raise ConnectionClosed(address=model.address)
         raise IllegalTransition(f"{trigger} in {model.state}: {IMPOSSIBLE[cell]}")
-    outer, _STEPPING.now = getattr(_STEPPING, "now", False), True
-    try:
-        return bool(_EVENTS[trigger].trigger(model, facts=facts))
-    finally:
-        _STEPPING.now = outer  # a finalizer may step another connection inside of this step
+    return bool(_EVENTS[trigger].trigger(model, facts=facts))

@@ -267,3 +267,16 @@ def test_coerce_refuses_what_is_no_config(foreign: Any) -> None:
     """Something else than a config is a ConfigError."""
     with pytest.raises(ConfigError):
         ConnectionConfig.coerce(foreign)
+
+
+def test_a_config_that_was_made_before_is_remembered_and_not_shared() -> None:
+    """Each client's db_name is its own; equal values of other types are looked at anew."""
+    first = ConnectionConfig.from_uri("http://remembered:19530", secure=True)
+    first.db_name = "mine"
+    again = ConnectionConfig.from_uri("http://remembered:19530", secure=True)
+    assert again is not first
+    assert (again.key, again.db_name) == (first.key, "")
+    with pytest.raises(ConfigError, match="secure must be True or False, not int"):
+        ConnectionConfig.from_uri("http://remembered:19530", secure=1)
+    with pytest.raises(ConfigError, match="token must be a string, not list"):
+        ConnectionConfig.from_uri("http://remembered:19530", token=[])  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("resource", reason="memory is not measured on this system")
 
-from tests.benchmarks.replay_speed import make_log, measure
+from tests.benchmarks.logs import make_log, measure
 
 #: What the allocator may do differently; the longer log is 24 MB longer.
 GRACE_MB = 12
