@@ -39,6 +39,7 @@ from milvus_lifecycle.core.facts import Facts, Seams
 from milvus_lifecycle.core.flight import Outage
 from milvus_lifecycle.core.leases import Leases
 from milvus_lifecycle.core.lifecycle import Lifecycle, StepResult
+from milvus_lifecycle.core.machine import RowTransition, TableEvent
 from milvus_lifecycle.core.maintenance import Maintenance, Schedule
 from milvus_lifecycle.core.mutex import Section
 from milvus_lifecycle.core.registry import Registry
@@ -319,6 +320,8 @@ _FORMS: dict[type, Callable[[Canon, Any], Any]] = {
     ManagedConnection: Canon.of_connection,
     Lifecycle: lambda canon, value: ("lifecycle", canon.value(value.leases.home())),
     Leases: lambda canon, value: ("leases", canon.value(value.home())),
+    RowTransition: lambda canon, value: canon.value(value.row),
+    TableEvent: lambda canon, value: value.name,
     _Call: Canon.of_call,
     FakeHandler: lambda canon, value: canon.value(value.face),
     Rpc: lambda canon, value: (canon.name(value), value.severed, value.counted is None),
