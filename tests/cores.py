@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import inf
 from typing import Any
 
 from milvus_lifecycle import ConnectionConfig, LifecyclePolicy, ManagedConnection, RegularStrategy
@@ -77,7 +76,7 @@ class Core:
         return self.connection.lifecycle.step(trigger, Facts(now=self.clock(), **facts))
 
     def wire(self) -> Wire:
-        return Wire(object(), "home:19530", self.clock(), due=inf)
+        return Wire(object(), "home:19530", self.clock())
 
     def land(self, trigger: Trigger) -> Wire:
         """End the flight under way with a fresh channel."""

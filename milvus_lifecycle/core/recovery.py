@@ -6,9 +6,11 @@ flight that ends without an outcome of its own is settled as abandoned.
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 from ..errors import ConnectionClosed, Failure, FailureSummary, Interrupted, summarize
+from ..policy import Pace
 from ..table import Trigger
 from .connection import ManagedConnection
 from .facts import Located
@@ -179,7 +181,7 @@ class Recovery:
     def _validate(self, wire: Wire) -> Procedure[str | FailureSummary]:
         """One attempt: ask at once, for the cause; then wait for the channel to come up."""
         started = self.clock()
-        whole = min(self._slice(), max(MOMENT, wire.due - started))
+        whole = min(self._slice(), max(MOMENT, self._due(wire) - started))
         try:
             identifier: str = yield Register(self.connection, wire, whole, False)
             return identifier
@@ -205,9 +207,15 @@ class Recovery:
         length = min(self.policy.connect_timeout, max(FIRST_SLICE, now - self._down_since()))
         return max(0.001, min(length, self.flight.deadline - now))
 
-    def _too_old(self, wire: Wire) -> bool:
-        """Is the outage too old for its pace, or about to be?"""
-        return self.clock() + MOMENT > wire.due
+    def _due(self, wire: Wire) -> float:
+        """When the outage is too old for the pace at which ``wire`` reconnects."""
+        if self.flight.kind is FlightKind.CONNECT:
+            return inf
+        return self._down_since() + self._pace(wire.opened_at).until
+
+    def _pace(self, opened_at: float) -> Pace:
+        age = opened_at - self._down_since()
+        return self.policy.pace(age + MOMENT, self.life.unit)
 
     def _down_since(self) -> float:
         outage = self.life.outage
@@ -221,20 +229,17 @@ class Recovery:
         address, secure = self.connection.config.address, None
         if located is not None:
             address, secure = located.address, located.secure
-        now, since = self.clock(), self._down_since()
-        outage = self.life.outage
+        now, outage = self.clock(), self.life.outage
         spent = outage is not None and outage.channels >= CHANNELS_PER_OUTAGE
         wire = self.flight.candidate
         if wire is not None:
-            fits = wire.address == address and not self._too_old(wire) and not wire.recalled
-            if fits and (spent or not self.flight.refresh):
+            fits = wire.address == address and now + MOMENT <= self._due(wire)
+            if fits and not wire.recalled and (spent or not self.flight.refresh):
                 return self._rightly(wire)
             self.pool.finish(self.connection, self.life.withdraw(self.flight))
-        if self.flight.kind is FlightKind.CONNECT:
-            since = now
-        pace = self.policy.pace(now - since + MOMENT, self.life.unit)
+        pace = self._pace(now)
         channel = yield Open(self.connection, address, secure, pace[:2])
-        wire = Wire(channel, address, self.clock(), due=since + pace.until)
+        wire = Wire(channel, address, now)
         if not self.life.offer(self.flight, wire):
             wire.close_now(cut=False)  # nobody else knows this channel
             self.pool.close_channel(wire)
@@ -254,7 +259,7 @@ class Recovery:
         age = now - self._down_since()
         gap = self.policy.gap(self.flight.attempts + 1, age, self.pool.seams.chance)
         wire = self.flight.candidate
-        if wire is not None and self._too_old(wire):
+        if wire is not None and now + MOMENT > self._due(wire):
             gap = 0.0  # the attempt was ended for a channel of another pace
         self.flight.not_before = min(started + gap, self.flight.deadline)
         for trigger in (Trigger.RETRY, Trigger.STAND_DOWN, Trigger.GIVE_UP):

@@ -54,8 +54,6 @@ class Wire:
     channel: Any
     address: str
     opened_at: float
-    #: from then on, the outage is too old for the pace at which it reconnects by itself
-    due: float = field(kw_only=True)
     #: the channel was closed
     gone: bool = False
     #: closed under running RPCs because ``drain_timeout`` ran out

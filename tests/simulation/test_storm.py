@@ -100,12 +100,12 @@ def test_connections_of_one_process_are_simulated_too() -> None:
 #: one line of the engine changed, an outage (seconds), and what is wrong then
 BROKEN = {
     "recovery always has the pace of a young outage": (
-        Line(Recovery, "_candidate", "policy.pace(now - since + MOMENT,", "policy.pace(0.0,"),
+        Line(Recovery, "_pace", "age + MOMENT", "0.0"),
         30.0,
         "too many channels",
     ),
     "recovery always has the pace of an old outage": (
-        Line(Recovery, "_candidate", "pace(now - since + MOMENT,", "pace(now - since + 60.0,"),
+        Line(Recovery, "_pace", "age + MOMENT", "age + 60.0"),
         5.0,
         "somebody came late",
     ),
@@ -125,7 +125,7 @@ BROKEN = {
         "somebody came late",
     ),
     "an attempt goes on with a channel beyond its time": (
-        Line(Recovery, "_validate", "wire.due - started", "1e9"),
+        Line(Recovery, "_validate", "self._due(wire) - started", "1e9"),
         90.0,
         "too many at once",
     ),

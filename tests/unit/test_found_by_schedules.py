@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator
-from math import inf
 from typing import Any
 from unittest import mock
 
@@ -63,7 +62,6 @@ class Scene:
             self.script.threads().open(Open(connection, "home:19530", None, (0.1, 0.4))),
             "home:19530",
             self.clock(),
-            due=inf,
         )
         flight = connection.lifecycle.flight
         connection.lifecycle.offer(flight, wire)

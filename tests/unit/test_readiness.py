@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import inf
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +18,7 @@ DEMO = Collection("", "demo")
 def start(generation: int, at: float = 0.0, opened_at: float | None = None) -> Start:
     """A read that began ``at`` a time, on the channel of a generation."""
     opened = float(generation) if opened_at is None else opened_at
-    wire = Wire(None, "home:19530", opened, due=inf)
+    wire = Wire(None, "home:19530", opened)
     connection: Any = None
     return Start(connection, Binding(generation, wire, None), Rpc(), at, at, None, None)
 

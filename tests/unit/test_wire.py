@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from math import inf
 
 import pytest
 
@@ -11,7 +10,7 @@ from milvus_lifecycle.core.wire import Rpc, Wire, WireState
 
 
 def wire(state: WireState = WireState.CURRENT) -> Wire:
-    made = Wire(object(), "home:19530", 0.0, due=inf)
+    made = Wire(object(), "home:19530", 0.0)
     if state is not WireState.CANDIDATE:
         made.promote()
     return made
