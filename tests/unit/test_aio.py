@@ -219,8 +219,8 @@ async def test_a_status_belongs_to_the_call_that_it_ended() -> None:
 # -- flights --------------------------------------------------------------------------------------
 
 
-@pytest.mark.asyncio
 @pytest.mark.parametrize(("after", "doubtful"), [(2.0, False), (4.6, True)])
+@in_loop
 async def test_a_call_given_up_at_its_end_is_a_doubt(after: float, doubtful: bool) -> None:
     """pymilvus cancels a call whose time is over; whoever cancels earlier says nothing by it."""
     rig = Rig()
