@@ -516,19 +516,19 @@ def after_outage(bench: Bench, seconds: float) -> Measure:
     return once
 
 
-@row("engine pymilvus", judged=False, rounds=5)
+@row("engine pymilvus", judged=False, rounds=3)
 def outage_12(bench: Bench) -> Measure:
     """the slowest of 8 threads is served again, after 12 s (wall) | s | 0.3"""
     return after_outage(bench, bench.size(12, 1))
 
 
-@row("engine pymilvus", judged=False, rounds=3)
+@row("engine pymilvus", judged=False, rounds=2)
 def outage_30(bench: Bench) -> Measure:
     """... after 30 s (wall) | s | 0.6"""
     return after_outage(bench, bench.size(30, 1))
 
 
-@row("engine", judged=False, rounds=3)
+@row("engine", judged=False, rounds=2)
 def outage_45(bench: Bench) -> Measure:
     """... after 45 s (wall) | s | 0.9"""
     return after_outage(bench, bench.size(45, 1))
