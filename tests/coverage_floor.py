@@ -25,7 +25,14 @@ from tests.processes import REPOSITORY
 PACKAGE = "milvus_lifecycle"
 CORE = (
     "table",
-    *("core/checkout", "core/connection", "core/facts", "core/flight", "core/leases"),
+    *(
+        "core/admission",
+        "core/checkout",
+        "core/connection",
+        "core/facts",
+        "core/flight",
+        "core/leases",
+    ),
     *("core/lifecycle", "core/machine", "core/maintenance", "core/mutex", "core/pool"),
     *("core/readiness", "core/recording", "core/recovery", "core/registry", "core/requests"),
     *("core/retry", "core/strategies", "core/wire"),

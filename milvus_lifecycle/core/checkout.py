@@ -209,7 +209,7 @@ class Checkout:
     def _see_it_flown(self, connection: ManagedConnection, flight: Flight) -> None:
         """Launch a flight that nobody leads: whoever was to do it, or to lead it, was interrupted
         or had no memory."""
-        if flight.leader is None and self.clock() > flight.launched + STOPPED:
+        if flight.lost(self.clock()):
             self.pool.launch(connection, flight)
 
     def _next_flight(

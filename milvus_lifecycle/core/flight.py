@@ -80,7 +80,9 @@ class Flight:
     #: earliest start of the next attempt (backoff while flapping)
     not_before: float = field(init=False)
     #: when its driver was asked, last, for somebody who flies it
-    launched: float = float("-inf")
+    launched: float | None = None
+    #: is there a timer that launches it, once it may begin?
+    put_off: bool = False
     #: has its time been extended, because it ran out while the process did not run?
     thawed: bool = False
     #: the thread or task that flies it
@@ -109,6 +111,11 @@ class Flight:
         """When it is to end: a first connect, for the most patient who waits."""
         patient = self.kind is FlightKind.CONNECT and self.patience > self.began
         return self.patience if patient else self.deadline
+
+    def lost(self, now: float) -> bool:
+        """Does nobody lead it, nor is about to? Whoever was to do it was perhaps interrupted."""
+        asked = self.launched
+        return self.leader is None and (asked is None or now > asked + STOPPED)
 
     def thaw(self, now: float, extra: float) -> bool:
         """If its time ran out while the process was not run: ``extra`` seconds, once.

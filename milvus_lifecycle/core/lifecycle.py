@@ -44,8 +44,9 @@ class StepResult:
     #: its record, and whether that is the one of its outage that people should notice
     emission: Emission | None = None
     alarm: bool = False
-    #: a flight that somebody has to fly now
+    #: a flight that somebody has to fly now, and the one that is over
     launch: Flight | None = None
+    ended: Flight | None = None
     #: wake-up calls of the waiters of a flight that has ended
     wakes: list[Callable[[], None]] = field(default_factory=list)
     #: channels out of service: to be closed once nothing runs on them, or cut after a while
@@ -716,7 +717,7 @@ class Lifecycle:
     def _end(self, outcome: Outcome) -> None:
         flight, self.flight = self.flight, None
         assert flight is not None, "whoever ends a flight has seen it"
-        flight.outcome = outcome
+        flight.outcome, self.result.ended = outcome, flight
         self.last_failure = flight.failure or self.last_failure
         self.result.wakes.extend(flight.waiters)
         flight.waiters = []

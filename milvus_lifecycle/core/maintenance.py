@@ -21,6 +21,7 @@ from ..policy import LifecyclePolicy
 from ..table import State, Trigger
 from .connection import ManagedConnection
 from .facts import Seams
+from .flight import Flight
 from .lifecycle import StepResult
 from .registry import Registry
 from .requests import Procedure, locate
@@ -97,6 +98,9 @@ class Steps(Protocol):
 
     def close_channel(self, wire: Wire) -> None:
         """Close a channel that nothing uses any more."""
+
+    def launch(self, connection: ManagedConnection, flight: Flight) -> None:
+        """Have a flight flown."""
 
 
 class Maintenance:
@@ -202,6 +206,9 @@ class Maintenance:
                 self.pool.step(connection, Trigger.REROUTE)
             else:
                 self.pool.finish(connection, connection.lifecycle.redirect())
+                flight = connection.lifecycle.flight
+                if flight is not None and flight.put_off:
+                    self.pool.launch(connection, flight)
 
     def cut(self, connection: ManagedConnection, wire: Wire) -> None:
         """``drain_timeout`` is over: what still runs on the retired channel is cut."""

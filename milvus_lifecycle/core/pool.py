@@ -25,6 +25,7 @@ from ..errors import (
 )
 from ..policy import LifecyclePolicy
 from ..table import State, Trigger
+from .admission import ONE_MORE, Admission, Line, Turn
 from .connection import ManagedConnection
 from .facts import Facts, Seams
 from .flight import Flight, FlightKind
@@ -69,6 +70,7 @@ class Pool:
         self.strategy_for = strategy_for
         self.seams = seams if seams is not None else Seams()
         self.registry = Registry()
+        self.admission = Admission()
         self.audit = Audit(flavour, sinks)
         self.maintenance = Maintenance(self)
         self._on_lost = partial(_note_loss, weakref.ref(self))
@@ -226,6 +228,8 @@ class Pool:
         """Do what a step has left to do: its flight first, which others wait for."""
         if result.launch is not None:
             self.launch(connection, result.launch)
+        if result.ended is not None:
+            self._let_in(self.admission.ended(connection, result.ended, self.seams.clock()))
         if result.moved and connection.lifecycle.state is State.CLOSED:
             self.registry.remove(connection)
             if not len(self.registry):
@@ -258,7 +262,9 @@ class Pool:
         wire.gone = True
 
     def launch(self, connection: ManagedConnection, flight: Flight) -> None:
-        """Have a flight flown."""
+        """Have a flight flown: now, or once it is its turn among those of its address."""
+        if flight.kind is FlightKind.RECOVERY and not self._may_begin(connection, flight):
+            return
         try:
             self.driver.launch(connection, flight)
             flight.launched = self.seams.clock()
@@ -266,6 +272,51 @@ class Pool:
             # No thread to be had, or a loop that is closing.
             failure = summarize(error)
             self.step(connection, Trigger.ABANDONED, flight=flight.number, failure=failure)
+
+    def _may_begin(self, connection: ManagedConnection, flight: Flight) -> bool:
+        """May this recovery begin? If not, somebody launches it again in time."""
+        if flight.not_before > self.seams.clock():
+            if not flight.put_off:  # one entry a flight; twice is better than never
+                again = partial(self._take_turn, connection, flight)
+                self.maintenance.plan(flight.not_before, again)
+                flight.put_off = True
+            return False
+        line = self.admission.admit(connection, flight)
+        if line is not None:
+            self._watch(line)
+        return line is None
+
+    def _watch(self, line: Line) -> None:
+        """See to it that somebody looks at those who wait in ``line``."""
+        now = self.seams.clock()
+        if line.waiting and line.due <= now:
+            line.due = now + ONE_MORE
+            try:
+                self.maintenance.plan(line.due, partial(self._look_at_line, line))
+            except BaseException:  # a signal handler's: twice is better than never
+                line.due = now
+                raise
+
+    def _look_at_line(self, line: Line) -> None:
+        self._watch(line)
+        self._let_in(self.admission.look(line, self.seams.clock()))
+
+    def _let_in(self, turns: list[Turn]) -> None:
+        for connection, flight in turns:
+            self.driver.post(partial(self._take_turn, connection, flight))
+
+    def _take_turn(self, connection: ManagedConnection, flight: Flight) -> None:
+        """It may be the turn of a flight that nobody leads yet; or it is too late for it."""
+        flight.put_off = False
+        if flight.outcome is not None or not flight.lost(self.seams.clock()):
+            return
+        self.thaw(flight)
+        if self.seams.clock() < flight.deadline:
+            self.launch(connection, flight)
+            return
+        facts = {"flight": flight.number, "failure": flight.failure}
+        if not self.step(connection, Trigger.STAND_DOWN, **facts):
+            self.step(connection, Trigger.GIVE_UP, **facts)
 
     def _follow_up(
         self, connection: ManagedConnection, trigger: Trigger, facts: dict[str, Any]
@@ -376,6 +427,7 @@ class Pool:
     def fork_child(self) -> None:
         """In a forked child: new locks, then every connection is told."""
         self.registry.reset_after_fork()
+        self.admission.reset_after_fork()
         self.maintenance.schedule.reset_after_fork()
         self.audit.reset_after_fork()
         for connection in self.registry.all():

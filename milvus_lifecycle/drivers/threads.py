@@ -1,8 +1,8 @@
 """The threads driver: it blocks where a procedure asks it to, and no more.
 
 Callers never do the engine's I/O: a flight runs on a daemon thread of its own, so that every
-caller can leave at its own deadline. One more daemon thread keeps time for all connections of
-a pool; it ends when there are none.
+caller can leave at its own deadline; of the recoveries of one address a few run at a time. One
+more daemon thread keeps time for all connections of a pool; it ends when there are none.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from typing import Any
 
 from milvus_lifecycle import table
 from milvus_lifecycle.core import machine, mutex
+from milvus_lifecycle.core.admission import Admission
 from milvus_lifecycle.core.checkout import Checkout
 from milvus_lifecycle.core.lifecycle import Lifecycle
 from milvus_lifecycle.core.pool import Pool
@@ -156,6 +157,12 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
         "dead probe",
     ),
+    Mutant(
+        "all knock at once",
+        (2,),
+        Line(Admission, "admit", "if len(line.inside) >= line.most:", "if False:"),
+        "one address",
+    ),
     # -- law 3: CLOSED is absorbing, close wins at once
     Mutant(
         "CLOSED left: acquire re-opens",
@@ -222,13 +229,37 @@ MUTANTS: tuple[Mutant, ...] = (
             "flight.waiters.remove(wake)",
             "pass",
         ),
-        "nobody left",
+        "server away",
     ),
     Mutant(
         "joining misses a flight that has just ended",
         (4,),
         Line(Lifecycle, "join", "under_way = flight.outcome is None", "under_way = True"),
         "threads: dedicated",
+    ),
+    Mutant(
+        "who leaves a line gives nobody a turn",
+        (4,),
+        Line(Admission, "ended", "turns = _turns(line, now)", "turns = []"),
+        "one address",
+    ),
+    Mutant(
+        "a flight that is over keeps its place in line",
+        (4,),
+        Line(Admission, "ended", "line.inside.pop(flight, None)", "pass"),
+        "one address",
+    ),
+    Mutant(
+        "nobody looks at those in line",
+        (4,),
+        Line(Pool, "_may_begin", "self._watch(line)", "pass"),
+        "one address",
+    ),
+    Mutant(
+        "a flight that is put off is forgotten",
+        (4,),
+        Line(Pool, "_may_begin", "self.maintenance.plan(flight.not_before, again)", "pass"),
+        "server away",
     ),
     # -- law 5: generations
     Mutant(

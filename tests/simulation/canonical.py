@@ -33,6 +33,7 @@ from transitions import EventData
 
 from milvus_lifecycle import ConnectionConfig, LifecyclePolicy, TransitionRecord
 from milvus_lifecycle.audit.stream import Audit, Emission
+from milvus_lifecycle.core.admission import Admission, Line
 from milvus_lifecycle.core.connection import ManagedConnection
 from milvus_lifecycle.core.face import Face, _Call, _call, _status, stamp_of
 from milvus_lifecycle.core.facts import Facts, Seams
@@ -75,11 +76,23 @@ _AGING = {
     (Lifecycle, "last_used_at"): "idle_threshold",
     (Lifecycle, "last_rpc_ended"): "linger",
     (Wire, "opened_at"): "max_age",
+    (Line, "due"): None,
 }
 #: of these there is one in a run, or all there is in them counts elsewhere
 _KNOWN = (
-    *(Audit, ConnectionConfig, ConnectionStrategy, Emission, EventData, Kernel, LifecyclePolicy),
-    *(Maintenance, Method, Pause, Plan, Registry, Schedule, Seams, SearchDriver, SearchPool),
+    *(Admission, Audit, ConnectionConfig, ConnectionStrategy, Emission, EventData, Kernel),
+    *(
+        LifecyclePolicy,
+        Maintenance,
+        Method,
+        Pause,
+        Plan,
+        Registry,
+        Schedule,
+        Seams,
+        SearchDriver,
+        SearchPool,
+    ),
     *(Section, Setup, Signpost, TransitionRecord, World),
 )
 _PLAIN = frozenset({bool, bytes, int, str, type(None)})
@@ -131,6 +144,7 @@ class Canon:
             tuple((process.name, self.process(process)) for process in self.others),
             tuple(self.connection(connection) for connection in world.connections),
             self.value(pool.registry.all()),
+            self.value((*pool.admission.lines.values(), pool.admission._lock)),
             tuple((self.time(at), self.value(job)) for at, _, job in sorted(heap)),
             self.value(world.driver.mailbox),
             tuple((c.closed, c.rpcs, c in world.inherited) for c in world.channels),
@@ -301,7 +315,7 @@ _FORMS: dict[type, Callable[[Canon, Any], Any]] = {
     **dict.fromkeys((set, frozenset), Canon.bag),
     **dict.fromkeys((Client, Actor, Process, Face, object), Canon.name),
     # numbers are ids of what there is in the values
-    dict: lambda canon, value: canon.many(i if type(i[0]) is str else i[1] for i in value.items()),
+    dict: lambda canon, value: canon.many(i[1] if type(i[0]) is int else i for i in value.items()),
     float: Canon.time,
     type(iter([])): lambda canon, value: canon.many(value.__reduce__()[1:]),
     Enum: lambda canon, value: value,

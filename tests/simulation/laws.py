@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from milvus_lifecycle.core.admission import ONE_MORE
 from milvus_lifecycle.core.checkout import VERDICT_GRACE
 from milvus_lifecycle.core.flight import FlightKind
 from milvus_lifecycle.core.wire import WireState
@@ -332,6 +333,7 @@ def check(world: World) -> None:
     if not between:
         check_channels(world)
         check_leases(world)
+        check_lines(world.pool)
 
 
 def check_end(world: World) -> None:
@@ -362,7 +364,7 @@ def _check_flight(world: World, connection: Any) -> None:
     if len(deciding) > 1:
         raise Broken(1, f"{len(deciding)} leaders of one connection")
     flown = any(process.about[1] is flight for process in flying)
-    if flight is not None and not flown and not world.unread:
+    if flight is not None and not (flown or in_line(world.pool, flight) or world.unread):
         raise Broken(4, f"flight {flight.number} has no leader and no outcome")
     if flight is None and deciding:
         raise Broken(1, "a leader without a flight")
@@ -398,6 +400,28 @@ def _awaited(world: World, flight: Any) -> bool:
     """Does anybody besides its leader wait for it?"""
     pending = [actor.process.pending for actor in world.actors]
     return any(getattr(each, "about", None) is flight for each in pending)
+
+
+def in_line(pool: Any, flight: Any, slack: float = 0.0) -> bool:
+    """Does a timer, or whoever leaves the line, launch it?"""
+    put_off = flight.put_off and flight.not_before >= pool.seams.clock() - slack - 1e-6
+    return put_off or any(flight in line.waiting for line in pool.admission.lines.values())
+
+
+def check_lines(pool: Any, slack: float = 0.0) -> None:
+    """Laws 4 and 9: who stands in line has his turn, or the end of his budget, in time."""
+    now = pool.seams.clock() - slack - 1e-6
+    for line in pool.admission.lines.values():
+        if any(flight.outcome is not None for flight in (*line.inside, *line.waiting)):
+            raise Broken(4, "a flight that is over has a place in line")
+        if not line.inside or (line.waiting and len(line.inside) < line.most):
+            raise Broken(4, "a turn was lost")
+        if line.waiting and line.due < now:
+            raise Broken(4, "nobody looks at those in line")
+        if any(flight.deadline + ONE_MORE < now for flight in line.waiting):
+            raise Broken(9, "a flight stands in line though its budget is spent")
+        if len(line.inside) > line.most:
+            raise Broken(2, f"{len(line.inside)} knock at one address, {line.most} may")
 
 
 def _ripe(world: World, flight: Any) -> int:

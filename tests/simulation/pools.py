@@ -305,7 +305,9 @@ class Pools(RuleBasedStateMachine):
         spare = len([channel for channel in channels if channel not in used])
         flying = [row for row in rows if row["state"] in ("PROBING", "RECOVERING")]
         assert spare <= len(rows) + len(flying), f"{spare} channels for {rows}"
-        assert len(channels) >= len(rows) - len(flying), f"{channels} for {rows}"
+        # Who gave up in line, without an attempt, has no channel.
+        bare = [row for row in rows if self.trail.gave_up(row)]
+        assert len(channels) >= len(rows) - len(flying) - len(bare), f"{channels} for {rows}"
 
     # -- the end -----------------------------------------------------------------------------
 

@@ -326,13 +326,17 @@ class World:
                 raise laws.Broken(4, "somebody waits for a flight that nobody flies")
         laws.check_channels(self, self.slack)  # type: ignore[arg-type]
         laws.check_leases(self)  # type: ignore[arg-type]
+        laws.check_lines(self.pool, self.slack)
 
     def _check_connection(self, connection: Any) -> None:
         state, flight = connection.state, connection.lifecycle.flight
         if (state in _FLYING) is not (flight is not None):
             raise laws.Broken(1, f"{state} with flight {flight}")
         deciding = [f for c, f in self.leading if c is connection and f.outcome is None]
-        if flight is not None and deciding != [flight]:
+        flown = deciding == [flight]
+        if flight is not None and not deciding:
+            flown = laws.in_line(self.pool, flight, self.slack)
+        if flight is not None and not flown:
             raise laws.Broken(4, f"flight {flight.number} has no leader and no outcome")
         if flight is None and deciding:
             raise laws.Broken(1, "a leader without a flight")

@@ -12,6 +12,9 @@ from tests.simulation.setup import Plan, Setup
 CALLER = Plan(2, ("checkout", "call"))
 GUEST = Plan(3, ("checkout", "call", "release"))
 READY = Plan(1, ("call",), ready=True)
+#: two of them have a connection each to one address
+ALONE = Plan(1, ("rpc",), ready=True, dedicated=True)
+_PAIR = (ALONE, ALONE)
 LIMITED = Plan(2, ("call",), ready=True, limit=1.0)
 
 #: Switches between any two moves of I/O: what asyncio does, and threads that are lucky.
@@ -87,6 +90,10 @@ SETUPS: tuple[Setup, ...] = (
             )
         },
     ),
+    Setup(
+        "one address", (ALONE, replace(READY, dedicated=True)), faults=3, daily={"actors": _PAIR}
+    ),
+    Setup("one address, dead leader", _PAIR, faults=3, kinds=("unavailable", "dead")),
     Setup(
         "collected",
         (Plan(3, ("checkout", "call", "vanish")), CALLER),

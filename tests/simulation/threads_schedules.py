@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from grpc import RpcError
 
+from milvus_lifecycle.core import admission as admission_module
 from milvus_lifecycle.core import lifecycle as lifecycle_module
 from milvus_lifecycle.core import maintenance as maintenance_module
 from milvus_lifecycle.core import mutex as mutex_module
@@ -36,6 +37,7 @@ from tests.simulation.users import Call, Life, User
 from tests.simulation.weather import PENDING, Channel, Operation
 
 _MODULES = (
+    admission_module,
     maintenance_module,
     lifecycle_module,
     driver_module,

@@ -57,6 +57,10 @@ class Trail:
             self._last[record.connection_id] = record
         self._read = len(records)
 
+    def gave_up(self, row: dict[str, Any]) -> bool:
+        """Is that the last that was heard of it?"""
+        return self._last[row["id"]].trigger == "give_up"
+
     def check(self, row: dict[str, Any], *, calm: bool) -> None:
         """A row of ``get_stats`` tells the same; with a good server nothing is under way."""
         last, state = self._last[row["id"]], row["state"]

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from milvus_lifecycle.audit.records import CREATED, REFUSED, TransitionRecord
+from milvus_lifecycle.core import admission as admission_module
 from milvus_lifecycle.core import lifecycle as lifecycle_module
 from milvus_lifecycle.core import maintenance as maintenance_module
 from milvus_lifecycle.core import mutex as mutex_module
@@ -460,6 +461,7 @@ def simulated(setup: Setup) -> Iterator[None]:
     life = lifecycle_module.Lifecycle
     changes = (
         (lifecycle_module, "threading", SimThreading),
+        (admission_module, "threading", SimThreading),
         simulated_wires(),
         (mutex_module, "here", SimHere()),
         (SimLock, "grain", setup.preemptions is not None),
