@@ -202,7 +202,9 @@ class ConnectionManager(_Manager):
                 timeout = parse_timeout(timeout)
             if not dedicated and type(config) is ConnectionConfig:
                 pooled = self._find(config.key)
-                if pooled is not None and pooled.try_fast(client, self._clock()):
+                if pooled is not None and (
+                    pooled.try_fast(client, self._clock()) or self._pool.claim(pooled, client)
+                ):
                     return pooled.handler
             return self._driver.drive(
                 Checkout.within(self._pool, timeout).obtain(config, dedicated, client)
@@ -284,7 +286,9 @@ class AsyncConnectionManager(_Manager):
                 timeout = parse_timeout(timeout)
             if not dedicated and type(config) is ConnectionConfig:
                 pooled = self._find(config.key)
-                if pooled is not None and pooled.try_fast(client, self._clock()):
+                if pooled is not None and (
+                    pooled.try_fast(client, self._clock()) or self._pool.claim(pooled, client)
+                ):
                     return pooled.handler
             return await self._driver.drive(
                 Checkout.within(self._pool, timeout).obtain(config, dedicated, client)

@@ -28,7 +28,7 @@ class Tap:
         self.read = read
         self.outlet = self
 
-    def wants(self) -> bool:
+    def wants(self, level: int = 0) -> bool:
         return True
 
     def put(self, emission: Emission) -> None:

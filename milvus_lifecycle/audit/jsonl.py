@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
+from functools import cache
 
 from ..errors import ConfigError
 from ..fork import on_fork_in_child
@@ -16,6 +19,31 @@ ENVIRONMENT = "MILVUS_LIFECYCLE_AUDIT"
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 # Windows would write "\r\n" otherwise. Nowhere do children inherit the file: Python sees to that.
 _BINARY: int = getattr(os, "O_BINARY", 0)
+
+
+@cache
+def _quick() -> Callable[[TransitionRecord], bytes] | None:
+    """What encodes a record in a fifth of the time, if it is installed: msgspec by the extra
+    "audit", orjson by pymilvus."""
+    with suppress(ImportError):
+        from msgspec.json import Encoder
+
+        return Encoder().encode
+    with suppress(ImportError):
+        from orjson import dumps
+
+        return dumps
+    return None
+
+
+def encode_record(record: TransitionRecord) -> bytes:
+    """A record as JSON."""
+    quick = _quick()
+    if quick is not None:
+        # Half a character: the standard library escapes it.
+        with suppress(UnicodeEncodeError, TypeError):
+            return quick(record)
+    return _encode(record.as_dict()).encode()
 
 
 def audit_path(audit: object) -> str | None:
@@ -49,11 +77,12 @@ class JsonLines(Sink):
         self.lost = 0
         self._torn = False
         self._ended = False
+        _quick()  # imported here, not on a reader's thread
         on_fork_in_child(self)
 
     def write(self, record: TransitionRecord, level: int) -> None:
         """Append the record. Never raises: what could not be written is counted."""
-        self._put(_encode(record.as_dict()).encode() + b"\n")
+        self._put(encode_record(record) + b"\n")
 
     def note_lost(self, count: int) -> None:
         """Say so in the file, at this place in the order, or before the next record."""

@@ -45,9 +45,17 @@ def _has_real_handler() -> bool:
 class ApplicationLog(Sink):
     """One event per record through whatever the application has configured, asked each time."""
 
-    def wants(self) -> bool:
-        """True once structlog is configured or a real handler of ``logging`` is reachable."""
-        return _structlog() is not None or _has_real_handler()
+    def wants(self, level: int = WARNING) -> bool:
+        """True once structlog is configured or a real handler of ``logging`` is reachable, and
+        neither is deaf to that level."""
+        structlog = _structlog()
+        if structlog is None:
+            return _logger.isEnabledFor(level) and _has_real_handler()
+        wrapper = structlog.get_config()["wrapper_class"]
+        # structlog's own filter knows before there is a logger; whatever else there is gets it all.
+        filtering = getattr(wrapper, "__module__", "") == "structlog._native"
+        ask = getattr(wrapper, "is_enabled_for", None) if filtering else None
+        return ask is None or bool(ask(None, level))
 
     def write(self, record: TransitionRecord, level: int) -> None:
         """One line, no traceback."""

@@ -75,8 +75,8 @@ class RecordsLost:
 class Sink:
     """Where records go besides listeners. ``wants`` must cost well under a microsecond."""
 
-    def wants(self) -> bool:
-        """Would anything become of a record now?"""
+    def wants(self, level: int = WARNING) -> bool:
+        """Would anything become of a record of that level now?"""
         return True
 
     def write(self, record: TransitionRecord, level: int) -> None:

@@ -23,7 +23,7 @@ from typing import Any, Generic, TypeVar
 from ..errors import brief
 from ..fork import renew_in_child
 from .logs import warn
-from .records import Sink, TransitionRecord
+from .records import WARNING, Sink, TransitionRecord
 
 Item = TypeVar("Item")
 
@@ -203,7 +203,7 @@ class Reader:
         self._sink = sink
 
     def _read(self, emission: Emission) -> None:
-        if self not in emission.readers and self.wants():
+        if self not in emission.readers and self.wants(emission.level):
             emission.readers.append(self)
             run = emission.context.copy().run
             self._attempt(run, self._sink.write, emission.record, emission.level)
@@ -260,7 +260,7 @@ class Audit:
             self.readers = (*self.readers, reader)
 
         def unsubscribe() -> None:
-            reader.wants = lambda: False  # not even what waits is told
+            reader.wants = lambda level=0: False  # not even what waits is told
             with self._lock:
                 self.readers = tuple(known for known in self.readers if known is not reader)
 
@@ -270,11 +270,11 @@ class Audit:
         """In the child: another thread of the parent may have held the lock."""
         self._lock = threading.Lock()
 
-    def active(self) -> bool:
-        """Does anybody want records right now?"""
+    def active(self, level: int = WARNING) -> bool:
+        """Does anybody want records of that level right now?"""
         wanted = False
         for reader in self.readers:  # not any(): on the silent path its generator is half the cost
-            wanted = wanted or reader.wants()
+            wanted = wanted or reader.wants(level)
         return wanted
 
     # -- telling ---------------------------------------------------------------------------------
@@ -282,7 +282,7 @@ class Audit:
     def queue(self, emission: Emission) -> None:
         """Hand a record over, under the mutex of its connection: in the order of its ``seq``."""
         for reader in self.readers:
-            if reader.wants():
+            if reader.wants(emission.level):
                 reader.outlet.put(emission)
 
     def serve(self) -> None:

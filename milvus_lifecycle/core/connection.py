@@ -89,7 +89,7 @@ class ManagedConnection:
             f"generation={self.generation} clients={len(self.leases)}>"
         )
 
-    # -- leases, under the mutex -----------------------------------------------------------
+    # -- leases ----------------------------------------------------------------------------
 
     def lease(self, client: object | None) -> bool:
         """Add ``client`` to those who hold the connection. False if it is closed.
@@ -105,36 +105,36 @@ class ManagedConnection:
 
     def try_fast(self, client: object | None, now: float) -> bool:
         """The hit path: lease an ACTIVE connection that needs no probe, without a step."""
-        life = self.lifecycle
+        life, leases = self.lifecycle, self.leases
         if life.state is not _ACTIVE:
             return False
         if now - life.last_used_at > life.idle_limit and life.stale(now):
             return False
-        held = self.leases.held.get(0 if client is None else id(client), _NOBODY)
+        held = leases.held.get(0 if client is None else id(client), _NOBODY)
         if held is None or (held is not _NOBODY and held() is client):
             life.last_used_at = now  # a lease it has already: nothing to write under the mutex
             return True
-        locks = mutex.here.locks
-        with life.lock:
-            locks.append(life.lock)
-            if life.state is not _ACTIVE:
-                locks.pop()
-                return False
-            try:
-                self.leases.add(client)
-            except TypeError:
-                locks.pop()
-                return False  # the long way says what is wrong with it
-            locks.pop()
-            life.last_used_at = now
-            return True
-
-    def unlease(self, client: object | None) -> bool:
-        """Give a lease back. True if nobody holds the connection any more."""
-        mutex.check_outside()
-        lock, locks = self.lifecycle.lock, mutex.here.locks
+        try:
+            lease = leases.make(client)
+        except TypeError:
+            return False  # the long way says what is wrong with it
+        locks, lock = mutex.here.locks, life.lock
         with lock:
             locks.append(lock)
-            self.leases.drop(client)
+            active = life.state is _ACTIVE
+            if active:
+                leases.held[0 if client is None else id(client)] = lease
+                life.last_used_at = now
             locks.pop()
-            return not self.leases.held
+            return active
+
+    def unlease(self, client: object | None) -> bool:
+        """Give a lease back. True if nobody holds the connection any more.
+
+        Without the mutex: it is one step of a dictionary, as when a client is collected.
+        """
+        if mutex.here.locks:
+            mutex.check_outside()
+        leases = self.leases
+        leases.drop(client)
+        return not leases.held

@@ -40,7 +40,7 @@ def _lost(lease: weakref.ref[object]) -> None:
 
 
 class Leases:
-    """The leases of one connection; whoever changes them holds its mutex, the collector aside."""
+    """The leases of one connection. Whoever adds one holds its mutex."""
 
     __slots__ = ("clock", "held", "home", "loss_noted", "on_lost", "unheld_since")
 
@@ -74,21 +74,26 @@ class Leases:
         """Everybody alive who has a lease; None stands for the anonymous ones."""
         return [*self.clients(), *([None] if 0 in self.held else ())]
 
-    def add(self, client: object | None) -> None:
-        """Raises TypeError (from ``weakref``) for one that cannot be weakly referenced."""
+    def make(self, client: object | None) -> Lease | None:
+        """A lease of ``client`` that is not among those held yet.
+
+        Raises TypeError (from ``weakref``) for one that cannot be weakly referenced.
+        """
         if client is None:
-            self.held[0] = None
-            return
-        key = id(client)
-        known = self.held.get(key)
-        if known is None or known() is not client:
-            lease = Lease(client, _lost)
-            lease.home, lease.key = self.home, key
-            self.held[key] = lease
+            return None
+        lease = Lease(client, _lost)
+        lease.home, lease.key = self.home, id(client)
+        return lease
+
+    def add(self, client: object | None) -> None:
+        """Lease it to ``client``, unless it has it already. Raises as ``make``."""
+        if not self.is_held_by(client):
+            self.held[0 if client is None else id(client)] = self.make(client)
 
     def drop(self, client: object | None) -> None:
         """End the lease of ``client``, if there is one."""
-        if self.held.pop(0 if client is None else id(client), _NOBODY) is not _NOBODY:
+        key = 0 if client is None else id(client)
+        if self.held.pop(key, _NOBODY) is not _NOBODY and not self.held:
             self.unheld_since = self.clock()
 
 

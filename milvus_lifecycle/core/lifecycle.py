@@ -27,7 +27,7 @@ from .leases import Leases
 from .machine import check_names, fire
 from .recording import record_creation, record_step, record_wait
 from .strategies import AnyLocator, Broken, ConnectionStrategy, Dispose
-from .wire import Binding, Rpc, Wire
+from .wire import Binding, Rpc, Wire, WireState
 
 
 @dataclass(slots=True)
@@ -83,12 +83,10 @@ def _snapshot(life: Lifecycle) -> Callable[[], None]:
     Channels are not in it: retiring, promoting and demoting one twice is doing it once. Lists are
     replaced by steps, never changed in place. Returns what puts it all back.
     """
-    parts = (life, life.flight, life.outage)
-    saved = [
-        (part, names, read(part))
-        for part, (names, read) in zip(parts, _PARTS, strict=True)
-        if part is not None
-    ]
+    saved: list[tuple[object, tuple[str, ...], tuple[object, ...]]] = []
+    for part, (names, read) in zip((life, life.flight, life.outage), _PARTS, strict=True):
+        if part is not None:
+            saved.append((part, names, read(part)))
 
     def restore() -> None:
         for part, names, values in saved:
@@ -188,15 +186,16 @@ class Lifecycle:
     @property
     def has_channel(self) -> bool:
         """Is there a current channel that takes RPCs?"""
-        return self.binding is not None and self.binding.wire.state.value == "current"
+        return self.binding is not None and self.binding.wire.state is WireState.CURRENT
 
     @property
     def in_flight(self) -> int:
         """RPCs running on any channel of this connection."""
-        wires = list(self.draining)
-        if self.binding is not None and self.binding.wire not in wires:
-            wires.append(self.binding.wire)  # in both places from its failure to the swap
-        return sum(wire.in_flight for wire in wires)
+        binding, draining = self.binding, self.draining
+        running = sum(wire.in_flight for wire in draining) if draining else 0
+        if binding is not None and binding.wire not in draining:
+            running += len(binding.wire.running)  # in both places from its failure to the swap
+        return running
 
     def generation_of(self, binding: Binding) -> int:
         """Generation of an RPC on ``binding``; -1, older than any, if a give_up replaced its
@@ -422,28 +421,63 @@ class Lifecycle:
         result = StepResult() if result is None else result
         with self.lock:
             locks.append(self.lock)
-            restore = _snapshot(self)
             try:
-                self._decide(trigger, facts, result)
-                if result.emission is not None:
-                    self._tell(result.emission)
-            except BaseException as error:
-                if not result.decided:
-                    restore()
-                    result.clear()
-                    if isinstance(error, LifecycleError):
-                        raise  # the answer of the table or of a strategy
-                    try:  # what came from outside does not come again
-                        self._decide(trigger, facts, result)
-                    except BaseException:
-                        restore()
-                        result.clear()
-                        raise
-                self._tell(result.emission)
-                raise
+                self._step(trigger, facts, result)
             finally:
                 locks.pop()
         return result
+
+    def claim(self, client: object | None, facts: Facts, result: StepResult) -> bool:
+        """Lease an IDLE connection that needs no probe, and step it: ``acquire``, in one.
+
+        False if that is not how it is: then nothing has happened. Whoever has to wait needs a lease
+        of the call's own first (see Checkout).
+        """
+        locks = mutex.here.locks
+        if self.strict or self.state is not State.IDLE or (locks and mutex.inside()):
+            return False
+        with self.lock:
+            locks.append(self.lock)
+            try:
+                if self.leases.held or self.state is not State.IDLE:
+                    return False
+                if self.strategy.needs_probe(self, facts):
+                    return False
+                try:
+                    self.leases.add(client)
+                    self._step(Trigger.ACQUIRE, facts, result)
+                except TypeError:
+                    if result.decided:
+                        raise
+                    return False  # no client: the long way says what is wrong with it
+                finally:
+                    if not result.decided:
+                        self.leases.drop(client)
+                self.last_used_at = facts.now
+                return True
+            finally:
+                locks.pop()
+
+    def _step(self, trigger: Trigger, facts: Facts, result: StepResult) -> None:
+        restore = _snapshot(self)
+        try:
+            self._decide(trigger, facts, result)
+            if result.emission is not None:
+                self._tell(result.emission)
+        except BaseException as error:
+            if not result.decided:
+                restore()
+                result.clear()
+                if isinstance(error, LifecycleError):
+                    raise  # the answer of the table or of a strategy
+                try:  # what came from outside does not come again
+                    self._decide(trigger, facts, result)
+                except BaseException:
+                    restore()
+                    result.clear()
+                    raise
+            self._tell(result.emission)
+            raise
 
     def _tell(self, emission: Emission | None) -> None:
         if emission is not None:

@@ -135,6 +135,22 @@ class Pool:
             connection.owner = weakref.ref(client)
         return self.register(connection)
 
+    def claim(self, connection: ManagedConnection, client: object | None) -> bool:
+        """The short way to an IDLE connection that needs no probe. False: take the long one."""
+        result = StepResult()
+        try:
+            facts = Facts(self.seams.clock())
+            claimed = connection.lifecycle.claim(client, facts, result)
+            if claimed:
+                self._carry_out(connection, Trigger.ACQUIRE, {}, result)
+        except BaseException:  # a signal handler's: the caller gets no handler
+            if result.decided:
+                rest = partial(self._carry_out, connection, Trigger.ACQUIRE, {}, result)
+                self.leave_to_others(rest)
+                self.leave_to_others(partial(self.give_back, connection, client))
+            raise
+        return claimed
+
     def _lost(self, connection: ManagedConnection) -> None:
         connection.leases.loss_noted = False
         self.settle(connection, "its last client was collected")
@@ -158,7 +174,7 @@ class Pool:
 
     def release(self, connection: ManagedConnection, client: object | None) -> None:
         """A client is done with ``connection``; of a dedicated one, whoever says so."""
-        if connection.dedicated and client is None:
+        if client is None and connection.dedicated:
             for holder in (*connection.clients, None):
                 self.give_back(connection, holder)
         else:
@@ -322,8 +338,8 @@ class Pool:
 
     def face_of(self, handler: Any) -> Any:
         """The same, but raises UnknownHandler."""
-        face = self.find_face(handler)
-        if face is None:
+        face = getattr(handler, FACE, None)
+        if face is None or face.pool is not self:
             unknown = UnknownHandler(f"unknown handler of type {type(handler).__name__}")
             raise self.transport.translate(unknown)
         return face

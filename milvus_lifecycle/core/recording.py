@@ -59,30 +59,32 @@ def record_step(
     flight: Flight | None,
     moved: bool,
     alarm: bool,
-) -> Emission:
-    """The record of a step that was taken (or refused).
+) -> Emission | None:
+    """The record of a step that was taken (or refused). None if nobody wants one of its level.
 
     ``alarm``: of all steps of its outage, this is the one that people should notice.
     """
-    failure = facts.failure
+    failure, level = facts.failure, _level(connection, trigger, source, moved, alarm)
+    if level < WARNING and not connection.audit.active(level):
+        return None
     record = _record(
         connection,
         TRANSITION if moved else REFUSED,
         seq=connection.seq if moved else None,
-        trigger=trigger.value,
-        source=source.value,
+        trigger=trigger._value_,
+        source=source._value_,
         reason=_reason(connection, trigger, facts, moved),
         error_code=failure.code if failure is not None else None,
         attempt=flight.attempts if flight is not None else 0,
         dwell_s=facts.now - connection.state_since,
         topology_version=connection.topology,
     )
-    return Emission(record, _level(connection, trigger, source, moved, alarm))
+    return Emission(record, level)
 
 
 def record_creation(connection: Recorded) -> Emission | None:
     """The record of a new connection, seq 0."""
-    if not connection.audit.active():
+    if not connection.audit.active(DEBUG):
         return None
     reason = "dedicated" if connection.dedicated else "shared"
     return Emission(_record(connection, CREATED, seq=0, reason=reason), DEBUG)
@@ -95,14 +97,14 @@ def record_wait(
 
     ``news`` is what happened to the wait, ``seconds`` how long it has lasted.
     """
-    if not connection.audit.active():
+    if not connection.audit.active(INFO):
         return None
     record = _record(
         connection,
         WAITING,
         seq=None,
         trigger=news,
-        source=connection.state.value,
+        source=connection.state._value_,
         reason=reason,
         error_code=code,
         dwell_s=seconds,
@@ -133,7 +135,7 @@ def _record(
         flavour=connection.audit.flavour,
         trigger=trigger,
         source=source,
-        dest=connection.state.value,
+        dest=connection.state._value_,  # half the time of ``value``
         reason=reason,
         error_code=error_code,
         generation=connection.generation,

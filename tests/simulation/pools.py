@@ -85,7 +85,7 @@ class Pools(RuleBasedStateMachine):
         self.threads = set(threading.enumerate())
         self.driver: Any = ADAPTERS[self.flavour](self.fleet, self.clock)
         sink = Sink()
-        sink.wants = lambda: False  # type: ignore[method-assign]
+        sink.wants = lambda level=0: False  # type: ignore[method-assign]
         self.driver.start(policy, default_strategy, sink)
         self.audit = CapturedAudit(self.driver.manager)
         self.trail = Trail(self.audit)

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from milvus_lifecycle import ConnectionConfig, ConnectionManager
-from milvus_lifecycle.audit.jsonl import ENVIRONMENT, JsonLines, audit_path
+from milvus_lifecycle.audit.jsonl import ENVIRONMENT, JsonLines, _quick, audit_path, encode_record
 from milvus_lifecycle.audit.records import DEBUG, TransitionRecord
 from milvus_lifecycle.audit.stream import end
 from milvus_lifecycle.errors import ConfigError
@@ -172,3 +173,19 @@ def test_an_ended_sink_writes_late_records_and_stays_closed(tmp_path: Path) -> N
     sink.write(record, DEBUG)
     assert len(os.listdir("/proc/self/fd")) == before
     assert len(read(path)) == 2
+
+
+@pytest.mark.parametrize("missing", [(), ("msgspec.json",), ("msgspec.json", "orjson")])
+def test_every_encoder_writes_the_same(
+    missing: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is installed. What is no Unicode is escaped, and costs no record."""
+    _quick.cache_clear()
+    for name in missing:
+        monkeypatch.setitem(sys.modules, name, None)
+    record = a_record()
+    for reason in ("plain", "\u00fcber \u2028 \U0001f600", "half \ud83d a character"):
+        told = replace(record, reason=reason)
+        assert json.loads(encode_record(told)) == told.as_dict()
+    monkeypatch.undo()
+    _quick.cache_clear()

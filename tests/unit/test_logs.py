@@ -7,7 +7,7 @@ import json
 import logging
 import threading
 from collections.abc import Iterator, MutableMapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import structlog
@@ -16,6 +16,7 @@ from milvus_lifecycle import ConnectionConfig, ConnectionManager
 from milvus_lifecycle.audit.logs import LOGGER_NAME, ApplicationLog
 from milvus_lifecycle.audit.records import Sink, TransitionRecord
 from milvus_lifecycle.audit.stream import flush_all
+from milvus_lifecycle.core import recording
 from milvus_lifecycle.testing import FakeClock, Script, until
 
 CONFIG = ConnectionConfig.from_uri("http://127.0.0.1:19530", token="root:sesame")
@@ -104,6 +105,31 @@ def test_only_logging(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [line for line in text.getvalue().splitlines() if line.startswith("connection.")]
     assert len(lines) == len(TRIGGERS)
     assert "127.0.0.1:19530 PROBING -> ACTIVE (probe_passed)" in lines[2]
+
+
+@pytest.mark.parametrize("kind", ["logging", "structlog"])
+def test_no_record_is_built_for_a_log_that_is_deaf_to_it(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At INFO, what is told at DEBUG (every connect and release) costs no record."""
+    built: list[str] = []
+    make = recording._record
+
+    def counted(connection: recording.Recorded, event: str, **fields: Any) -> TransitionRecord:
+        built.append(event)
+        return make(connection, event, **fields)
+
+    monkeypatch.setattr(recording, "_record", counted)
+    if kind == "logging":
+        monkeypatch.setattr(logging.getLogger(), "handlers", [])
+        log_to(None, logging.INFO)
+    else:
+        structlog.configure(
+            wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+            logger_factory=structlog.ReturnLoggerFactory(),
+        )
+    live()
+    assert built == ["connection.transition"]  # the close
 
 
 def test_only_structlog() -> None:
