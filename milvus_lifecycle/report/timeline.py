@@ -26,7 +26,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from itertools import accumulate
+from itertools import accumulate, pairwise
+from operator import attrgetter
 
 from ..replay.outages import Life
 from ..replay.records import Created, Record, Transition
@@ -40,7 +41,7 @@ _WORST_LAST = (State.IDLE, State.ACTIVE, State.CLOSED, State.PROBING, State.RECO
 _RANK: dict[str, int] = {state: rank for rank, state in enumerate(_WORST_LAST)}
 
 
-@dataclass
+@dataclass(slots=True)
 class Stay:
     """``records`` changes of state, drawn as one stay in ``state`` from ``start`` on.
 
@@ -69,15 +70,16 @@ class Lane:
 
     def thin(self, grain: timedelta) -> None:
         """Merge stays shorter than ``grain`` into the ones before them."""
-        kept: list[Stay] = []
-        for stay, after in zip(self.stays, [*self.stays[1:], None], strict=True):
-            # The last stay shows what became of the connection; it is never merged away.
-            short = after is not None and after.start - stay.start < grain
-            if short and kept and stay.start - kept[-1].start < 2 * grain:
-                kept[-1].merge(stay)
+        last, twice = self.stays[0], 2 * grain
+        kept = [last]
+        for stay, after in pairwise(self.stays[1:]):
+            start = stay.start
+            if after.start - start < grain and start - last.start < twice:
+                last.merge(stay)
             else:
-                kept.append(stay)
-        self.stays = kept
+                kept.append(last := stay)
+        # The last stay shows what became of the connection; it is never merged away.
+        self.stays = [*kept, *self.stays[1:][-1:]]
 
 
 class TimelineFold:
@@ -166,7 +168,7 @@ def timeline_data(lanes: Sequence[Lane], since: datetime, until: datetime) -> di
     """The columns. Times are milliseconds, of stays since ``since``, and of that since 1970."""
     texts = {"": 0}
     lane_rows: list[dict[str, object]] = []
-    stay_rows: list[dict[str, object]] = []
+    stay_rows: list[tuple[object, ...]] = []
     for lane in lanes:
         lane_rows.append(
             {
@@ -188,7 +190,10 @@ def timeline_data(lanes: Sequence[Lane], since: datetime, until: datetime) -> di
         "states": STATES,
         "texts": list(texts),
         "lanes": _columns(lane_rows),
-        "stays": _columns(stay_rows),
+        "stays": {
+            name: list(column)
+            for name, column in zip(_COLUMNS, zip(*stay_rows, strict=True), strict=False)
+        },
     }
 
 
@@ -196,21 +201,28 @@ def _columns(rows: Sequence[Mapping[str, object]]) -> dict[str, list[object]]:
     return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
 
 
-def _stay_row(stay: Stay, since: datetime, texts: dict[str, int]) -> dict[str, object]:
+def _stay_row(stay: Stay, since: datetime, texts: dict[str, int]) -> tuple[object, ...]:
     record = stay.record
-    trigger = "created" if isinstance(record, Created) else getattr(record, "trigger", None)
-    row: dict[str, object] = {
-        "start": round((stay.start - since).total_seconds() * 1000, 3),
-        "state": STATES.index(stay.state) if stay.state in STATES else -1,
-        "merged": stay.records if record is not None else 0,
-        "trigger": _number(texts, trigger),
-    }
-    row |= {name: getattr(record, name, None) for name in _NUMBERS}
-    return row | {name: _number(texts, getattr(record, name, None)) for name in _TEXTS}
+    if isinstance(record, Transition):
+        trigger, *told = _READ(record)
+    else:
+        trigger = "created" if record is not None else None
+        told = [getattr(record, name, None) for name in (*_NUMBERS, *_TEXTS)]
+    return (
+        round((stay.start - since).total_seconds() * 1000, 3),
+        _INDEX.get(stay.state, -1),
+        stay.records if record is not None else 0,
+        _number(texts, trigger),
+        *told[: len(_NUMBERS)],
+        *[texts.setdefault(text or "", len(texts)) for text in told[len(_NUMBERS) :]],
+    )
 
 
+_INDEX: dict[str, int] = {state: number for number, state in enumerate(STATES)}
 _NUMBERS = ("seq", "generation", "attempt", "clients", "in_flight", "dwell_s", "topology_version")
 _TEXTS = ("source", "reason", "error_code", "address", "thread_name")
+_COLUMNS = ("start", "state", "merged", "trigger", *_NUMBERS, *_TEXTS)
+_READ = attrgetter("trigger", *_NUMBERS, *_TEXTS)
 
 
 def pack(data: object) -> str:
