@@ -139,7 +139,7 @@ class LifecyclePolicy:
             # itself and the retry's own backoff come on top, and all of it is to fit backoff_max.
             longest = max(self.backoff_initial, self.backoff_max * FAST_SHARE)
             return Pace(self.backoff_initial, longest, first)
-        if first == 0.0:
+        if first < 0.001:
             return Pace(self.backoff_max, self.backoff_ceiling, math.inf)
         opened = first * 2.0 ** math.floor(math.log2(min(outage_age, _YEAR) / first))
         gap = self._late(opened) / (1.0 + GRPC_JITTER)

@@ -618,8 +618,12 @@ def serve(side: str, uri: str, quick: bool, pipe: Any) -> None:
         import_module("milvus_lifecycle").install()
     while name := pipe.recv():
         with ExitStack() as stack:
+            bench = Bench(side, uri, quick, stack)
+            if side in ("engine", "pymilvus"):
+                # A channel of pymilvus's that is idle for a minute is told off by its server.
+                stack.callback(bench.managers()[0].get_instance().close_all)
             try:
-                once = ROWS[name].body(Bench(side, uri, quick, stack))
+                once = ROWS[name].body(bench)
             except ImportError as error:  # a pool that is not installed
                 pipe.send(str(error))
                 continue

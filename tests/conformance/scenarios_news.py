@@ -113,7 +113,7 @@ SCENARIOS: dict[str, Scenario] = {
             "recovered RECOVERING>ACTIVE g2",
         ],
         strategy="compass",
-        policy={"idle_threshold": None},
+        policy={"idle_threshold": None, "backoff_ceiling": 0.4},
         warnings=1,
     ),
     "news during a first connect": Scenario(

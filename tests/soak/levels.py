@@ -25,8 +25,8 @@ GRAINS = {
 _SURE = 2.6
 
 #: glibc keeps some of what was freed for the thread that freed it, and counts it as in use. That
-#: fills up for hours: bare channels of gRPC that 160 threads open and close show 600 bytes each, at
-#: first 4,600. With nothing kept they show next to none, and what grows is a leak.
+#: fills up for hours, by 1,400 bytes for each channel at first, bare ones of gRPC among them. With
+#: nothing kept they show next to none, and what grows is a leak.
 KEEP_NOTHING = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.arena_max=1"}
 
 

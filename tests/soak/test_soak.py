@@ -33,7 +33,7 @@ def test_nothing_fails_and_nothing_grows(
 def test_a_closed_channel_leaves_nothing(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """Fewer than 200 bytes, with the 12 to 38 that a thousand of them were measured to leave."""
+    """Fewer than 200 bytes; 1 to 38 were measured."""
     figures = run_alone(leave_nothing, "threads", tmp_path, environment=KEEP_NOTHING)
     record_property("figures", f"soak: {figures}")
 
