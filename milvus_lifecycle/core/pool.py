@@ -306,12 +306,15 @@ class Pool:
             self.driver.post(partial(self._take_turn, connection, flight))
 
     def _take_turn(self, connection: ManagedConnection, flight: Flight) -> None:
-        """It may be the turn of a flight that nobody leads yet; or it is too late for it."""
-        flight.put_off = False
+        """It may be the turn of a flight that nobody leads yet; or it is too late for it.
+
+        One that was put off makes an attempt, however late: it has not stood in line yet.
+        """
+        put_off, flight.put_off = flight.put_off, False
         if flight.outcome is not None or not flight.lost(self.seams.clock()):
             return
         self.thaw(flight)
-        if self.seams.clock() < flight.deadline:
+        if put_off or self.seams.clock() < flight.deadline:
             self.launch(connection, flight)
             return
         facts = {"flight": flight.number, "failure": flight.failure}
