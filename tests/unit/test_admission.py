@@ -238,9 +238,11 @@ def test_a_flight_that_is_over_is_in_no_line() -> None:
         assert crowd.lines == []
 
 
-def test_nobody_waits_in_a_thread_for_a_flapping_connection() -> None:
-    """It fails again before it has served: its gap is over before anybody flies it."""
-    with Rig(backoff_initial=5.0, backoff_max=5.0, recovery_budget=600.0) as rig:
+@pytest.mark.parametrize(("budget", "later"), [(600.0, 5.0 + STOPPED), (6.0, 6.5)])
+def test_nobody_waits_in_a_thread_for_a_flapping_connection(budget: float, later: float) -> None:
+    """It fails again before it has served: its gap is over before anybody flies it. One attempt is
+    made even if its budget has ended by then."""
+    with Rig(backoff_initial=5.0, backoff_max=5.0, recovery_budget=budget) as rig:
         crowd = Crowd(rig, 1)
         (connection,) = crowd.connections
         crowd.pool.step(connection, Trigger.FAIL, failure=_unavailable(), generation=1)
@@ -254,7 +256,7 @@ def test_nobody_waits_in_a_thread_for_a_flapping_connection() -> None:
         assert flight.put_off
         assert flight.leader is None
         assert crowd.lines == []
-        rig.clock.advance(5 + STOPPED)
+        rig.clock.advance(later)
         crowd.knocks(1)
         rig.script.let_go()
         rig.sees(lambda: connection.generation == 3, "it does not recover")
