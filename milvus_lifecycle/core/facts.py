@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import NamedTuple
 
 from ..errors import FailureSummary
 from .wire import Wire
@@ -25,10 +24,11 @@ class Located:
     detail: object = None
 
 
-class Facts(NamedTuple):
+@dataclass(slots=True)
+class Facts:
     """Everything a guard or an action may look at besides the connection itself.
 
-    Immutable; made four times as fast as a frozen dataclass, for every step.
+    Nobody changes one. It is not frozen, as that would take three times as long, in every step.
     """
 
     #: time.monotonic() of the step

@@ -47,7 +47,8 @@ def test_one_knocks_and_the_others_follow_a_few_at_a_time(
 ) -> None:
     """In an outage the engine has a worker for a few of 40 connections; each is validated."""
     calls = _lose(program, proxy)
-    assert len(program.workers()) <= AT_ONCE + 2  # who keeps time, and who tells listeners
+    # One keeps time; who tells listeners may be somebody else's.
+    assert len([name for name in program.workers() if "records" not in name]) <= AT_ONCE + 1
     together, before = _Together(), server.count("Connect")
     server.on("Connect", together)
 
