@@ -402,7 +402,8 @@ class Pool:
 
     def stats(self) -> dict[str, Any]:
         """Counts, and a row for each connection; no secret in any of it."""
-        now = self.seams.clock()
+        connections = self.registry.all()
+        now = self.seams.clock()  # after that: no connection is younger than nothing
         rows = [
             {
                 "id": connection.id,
@@ -417,7 +418,7 @@ class Pool:
                 "idle": connection.lifecycle.idle_for(now),
                 "in_flight": connection.lifecycle.in_flight,
             }
-            for connection in self.registry.all()
+            for connection in connections
         ]
         dedicated = sum(1 for row in rows if row["dedicated"])
         return {

@@ -290,8 +290,13 @@ def check_call(
 
 
 def check_silence(world: World, began: float, limit: float | None, error: Any) -> None:
-    """Law 9: if nobody answers, a first connect takes the time that its caller has."""
-    if not isinstance(error, ConnectFailed) or error.last_error is None:
+    """Law 9: if nobody answers, a first connect takes the time that its caller has.
+
+    Not between two locks: whoever joins after the leader has looked who waits, and before it says
+    that nobody answers, is told so at once.
+    """
+    told = isinstance(error, ConnectFailed) and error.last_error is not None
+    if not told or world.setup.preemptions is not None:
         return
     took, policy = world.kernel.now - began, world.pool.policy
     least = min(policy.connect_timeout if limit is None else limit, policy.recovery_budget)
