@@ -146,12 +146,13 @@ def test_an_unauthenticated_recovery_is_given_up_at_once(
 ) -> None:
     """A permanent error in recovery is the caller's at once, not after the whole budget."""
     client = program.connected(server.uri, token="root:old")
-    server.fail(grpc.StatusCode.UNAUTHENTICATED, spare=("ShowCollections",))
-    server.fail_next("ShowCollections")
+    server.fail(grpc.StatusCode.UNAUTHENTICATED, spare=())
+    server.fail_next("ShowCollections", 1000)
     call = Call(client.list_collections)
     assert all_done([call], 10)
     assert isinstance(call.error, MilvusException)
-    assert len(program.transitions("give_up")) == 1
+    # More than one, if a flight was over before the failed call asked about it.
+    assert program.transitions("give_up")
 
 
 @pytest.mark.slow

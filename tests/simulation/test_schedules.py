@@ -27,7 +27,7 @@ _SEED = os.environ.get("MILVUS_LIFECYCLE_SEED", "")
 _FLAVOURS: dict[str, type[World]] = {"threads": ThreadsWorld, "asyncio": AioWorld}
 #: seeds of each driver: in all, and in every run of the tests
 _EACH = max(1, _TOTAL // 2)
-_EVERYDAY = min(400, _EACH)
+_EVERYDAY = min(300, _EACH)
 _FRESH = 1000
 _FILE = "tests/simulation/test_schedules.py"
 

@@ -68,9 +68,11 @@ class Interrupt(BaseException):
 
 #: what is done, and what is raised meanwhile
 CASES: list[tuple[str, type[BaseException]]] = [
-    *((what, Interrupt) for what in ("connect", "call", "release", "close")),
-    ("call", MemoryError),
+    (what, Interrupt) for what in ("connect", "call", "release", "close")
 ]
+#: the same takes longer where whoever is hit goes on
+SLOW = pytest.mark.slow
+MEMORY = ("call", MemoryError)
 
 
 class Trap:
@@ -227,7 +229,11 @@ def _held(manager: ConnectionManager, client: Client) -> Any:
 
 @pytest.mark.parametrize(
     ("what", "kind", "trap_of"),
-    [*((*case, Trap) for case in CASES), ("call", MemoryError, FlightTrap)],
+    [
+        *((*case, Trap) for case in CASES),
+        pytest.param(*MEMORY, Trap, marks=SLOW),
+        pytest.param(*MEMORY, FlightTrap, marks=SLOW),
+    ],
 )
 def test_interrupted_anywhere_in_a_thread(
     what: str, kind: type[BaseException], trap_of: type[Trap]
@@ -287,7 +293,7 @@ async def _trapped(work: Coroutine[Any, Any, Any], trap: Trap) -> BaseException 
     return None if task.cancelled() else task.exception()
 
 
-@pytest.mark.parametrize(("what", "kind"), CASES)
+@pytest.mark.parametrize(("what", "kind"), [*CASES, pytest.param(*MEMORY, marks=SLOW)])
 def test_interrupted_anywhere_in_a_loop(what: str, kind: type[BaseException]) -> None:
     """The same in asyncio, where the flight itself may be hit, too."""
 
