@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from typing import Any, Protocol, cast
 
-from transitions import Event, EventData, Machine, Transition
+from transitions import Event, EventData, Machine
 from transitions import State as MachineState
+from transitions import Transition as MachineTransition
 
 from ..errors import ConnectionClosed, IllegalTransition
 from ..table import IGNORED, IMPOSSIBLE, TRANSITIONS, Row, State, Trigger
@@ -34,7 +35,7 @@ class Model(View, Protocol):
         """PROBING, RECOVERING or CLOSED was entered."""
 
 
-class RowTransition(Transition):
+class RowTransition(MachineTransition):
     """A row of the table. It is taken without the library's log: a step holds its connection's
     mutex, and no log handler may run then."""
 
