@@ -14,7 +14,7 @@ from milvus_lifecycle.errors import PermanentFailure, RecoveryExhausted, summari
 from milvus_lifecycle.table import State, Trigger
 from milvus_lifecycle.testing import rpc_error
 from tests.observe import Call
-from tests.rigs import Rig, Roamer
+from tests.rigs import Faithful, Rig, Roamer, Signpost
 
 CROWD = AT_ONCE + 3
 
@@ -260,6 +260,29 @@ def test_nobody_waits_in_a_thread_for_a_flapping_connection(budget: float, later
         crowd.knocks(1)
         rig.script.let_go()
         rig.sees(lambda: connection.generation == 3, "it does not recover")
+
+
+def test_news_of_a_move_end_the_gap_of_a_flapping_connection() -> None:
+    """What it was to ask once more is not where it should be: it connects elsewhere, and now."""
+
+    class Moved(Faithful):
+        def misdirected(self, address: str) -> bool:
+            return address != self.target
+
+    moved = Moved()
+    with Rig(moved, backoff_initial=5.0, backoff_max=5.0, recovery_budget=600.0) as rig:
+        moved.where = signpost = Signpost(rig.script)
+        connection = rig.connected().face.connection
+        pool = rig.manager._pool
+        rig.script.plan("ping", rpc_error("UNAVAILABLE"))
+        pool.step(connection, Trigger.FAIL, failure=_unavailable(), generation=1)
+        rig.sees(lambda: connection.generation == 2, "it does not recover")
+        pool.step(connection, Trigger.FAIL, failure=_unavailable(), generation=2)
+        assert connection.lifecycle.flight.put_off
+        moved.target = "elsewhere:19530"
+        signpost.target = moved.target
+        pool.maintenance.reroute_all()
+        rig.sees(lambda: connection.generation == 3, "it waits for its gap")
 
 
 def _unavailable() -> Any:
