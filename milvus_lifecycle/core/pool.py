@@ -392,8 +392,8 @@ class Pool:
 
     def face_of(self, handler: Any) -> Any:
         """The same, but raises UnknownHandler."""
-        face = getattr(handler, FACE, None)
-        if face is None or face.pool is not self:
+        face = self.find_face(handler)
+        if face is None:
             unknown = UnknownHandler(f"unknown handler of type {type(handler).__name__}")
             raise self.transport.translate(unknown)
         return face

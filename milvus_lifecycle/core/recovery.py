@@ -6,7 +6,6 @@ flight that ends without an outcome of its own is settled as abandoned.
 
 from __future__ import annotations
 
-from math import inf
 from typing import Any
 
 from ..errors import ConnectionClosed, Failure, FailureSummary, Interrupted, summarize
@@ -209,8 +208,6 @@ class Recovery:
 
     def _due(self, wire: Wire) -> float:
         """When the outage is too old for the pace at which ``wire`` reconnects."""
-        if self.flight.kind is FlightKind.CONNECT:
-            return inf
         return self._down_since() + self._pace(wire.opened_at).until
 
     def _pace(self, opened_at: float) -> Pace:

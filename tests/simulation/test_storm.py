@@ -130,6 +130,11 @@ BROKEN = {
         90.0,
         "too many at once",
     ),
+    "a channel of another pace waits for the gap of the one before": (
+        Line(Recovery, "_attempt_failed", "gap = 0.0", "pass"),
+        60.0,
+        "somebody came late",
+    ),
     "nobody waits for the channel": (
         Line(Recovery, "_validate", "wire, left, True)", "wire, left, False)"),
         30.0,

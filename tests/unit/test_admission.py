@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -42,8 +43,12 @@ class Crowd:
         return calls
 
     def knocks(self, number: int) -> None:
-        """Wait until so many knock; no more do."""
+        """Wait until so many knock; no more do, once whoever keeps time has looked."""
         self.rig.sees(lambda: len(self.rig.script.held("register")) >= number, "too few knock")
+        for _ in range(2):
+            looked = threading.Event()
+            self.rig.manager._driver.post(looked.set)
+            assert looked.wait(20)
         inside = [flight for line in self.lines for flight in line.inside]
         assert len(inside) == number
 
