@@ -132,8 +132,10 @@ def together(threads: int, count: int, work: Work) -> tuple[float]:
     """Microseconds of CPU time for each of ``count`` calls, by so many threads at once."""
     each = count // threads
     with ThreadPoolExecutor(threads) as crowd:
-        many = lambda number: timed(each, work)  # noqa: E731
-        (spent,) = timed(1, lambda: list(crowd.map(many, range(threads))), time.process_time)
+        share = [each] * threads
+        (spent,) = timed(
+            1, lambda: list(crowd.map(timed, share, [work] * threads)), time.process_time
+        )
     return (spent / (each * threads),)
 
 
@@ -167,10 +169,13 @@ def new_connection(bench: Bench) -> Measure:
     from pymilvus import MilvusClient
 
     host, _, port = bench.address.partition(":")
-    work = lambda: MilvusClient(bench.uri, dedicated=True).close()  # noqa: E731
-    if bench.side == "limit":
-        work = lambda: socket.create_connection((host, int(port))).close()  # noqa: E731
-    return lambda: timed(20, work, time.perf_counter)
+
+    def make() -> Any:
+        if bench.side == "limit":
+            return socket.create_connection((host, int(port)))
+        return MilvusClient(bench.uri, dedicated=True)
+
+    return lambda: timed(20, lambda: make().close(), time.perf_counter)
 
 
 POOLS = "engine pymilvus limit SQLAlchemy psycopg_pool"
@@ -229,7 +234,10 @@ def vanish(bench: Bench) -> Measure:
     """get_or_create, then the client vanishes | us | 1.5 x"""
     manager, bench.keep = bench.crowd(1)
     config = bench.managers()[1].from_uri("http://host0:19530", token="user:password")
-    work = lambda: manager.get_or_create(config, client=Client())  # noqa: E731
+
+    def work() -> None:
+        manager.get_or_create(config, client=Client())
+
     return lambda: timed(bench.size(20000, 3000), work)
 
 
@@ -395,7 +403,11 @@ def transition(bench: Bench, sink: str) -> Measure:
         machine = import_module("transitions").Machine(
             states=["a", "b"], transitions=moves, initial="a"
         )
-        work: Work = lambda: (machine.there(), machine.back())  # noqa: E731
+
+        def work() -> None:
+            machine.there()
+            machine.back()
+
     else:
         import structlog
 
