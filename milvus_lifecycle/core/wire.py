@@ -62,6 +62,8 @@ class Wire:
     validated: bool = False
     #: taken away before that, because the process forks or the target moved: no fault of it
     recalled: bool = False
+    #: a signal handler raised inside gRPC: perhaps a lock of the channel is held for good
+    interrupted: bool = False
     state: WireState = WireState.CANDIDATE
     methods: dict[Any, Any] = field(default_factory=dict)
     #: the RPCs under way. Each reference takes itself out when its RPC is gone, and the

@@ -156,7 +156,16 @@ class ThreadsDriver:
 
     def dispose(self, wire: Wire) -> None:
         wire.methods.clear()
-        wire.channel.close()
+        try:
+            if not wire.interrupted:
+                wire.channel.close()
+        except BaseException:
+            wire.interrupted = True
+            raise
+        finally:
+            if wire.interrupted:  # closing it may hang, and so may dropping it: not in this thread
+                self.post(_make_thread("close", wire.channel.close).start)
+                self.reschedule()
 
     # -- time ------------------------------------------------------------------------------
 

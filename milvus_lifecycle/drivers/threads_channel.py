@@ -105,6 +105,9 @@ class _UnaryUnary(Method[LifecycleChannel]):
             response, call = target.with_call(request, timeout=remaining, metadata=sent, **options)
         except (grpc.RpcError, ValueError) as error:
             raise face.failed(start, error) from None
+        except BaseException:
+            start.binding.wire.interrupted = True
+            raise
         finally:
             try:
                 face.left(start)
@@ -126,6 +129,7 @@ class _UnaryUnary(Method[LifecycleChannel]):
             face.left(start)
             if isinstance(error, (grpc.RpcError, ValueError)):
                 raise face.failed(start, error) from None
+            start.binding.wire.interrupted = True
             raise
         answered = partial(face.answered, start, self._method, request, metadata)
         return _Future(face, start, call, answered)
@@ -148,6 +152,7 @@ class _Streaming(Method[LifecycleChannel]):
             face.left(start)
             if isinstance(error, grpc.RpcError):
                 raise face.failed(start, error) from None
+            start.binding.wire.interrupted = True
             raise
         if isinstance(call, grpc.Call):
             if not call.add_callback(partial(face.left, start)):

@@ -32,7 +32,7 @@ from milvus_lifecycle.core.mutex import here, inside
 from milvus_lifecycle.endpoints import global_cluster, topology_fetch
 from milvus_lifecycle.endpoints.global_cluster import TopologyBook, TopologyLocator
 from milvus_lifecycle.endpoints.topology import Cluster, Topology
-from milvus_lifecycle.errors import LifecycleError
+from milvus_lifecycle.errors import LifecycleError, summarize
 from milvus_lifecycle.table import TRANSITIONS, State
 from milvus_lifecycle.testing import CapturedAudit, Script, rpc_error, until
 from tests.cores import CONFIG, Core
@@ -424,3 +424,55 @@ def test_comparing_that_was_interrupted_is_done_again() -> None:
     maintenance.run_due()
     maintenance.run_due()
     assert len(told) == 2
+
+
+class _HeldForGood:
+    """A channel whose lock this thread took and was interrupted with, as CPython may in gRPC."""
+
+    def __init__(self, where: str) -> None:
+        self.where, self.owner = where, threading.current_thread()
+        self.hangs = threading.Event()
+
+    def unary_unary(self, method: str) -> Any:
+        return self
+
+    def with_call(self, request: Any, timeout: float | None, **about: Any) -> Any:
+        if self.where == "rpc":
+            raise Interrupt
+        raise rpc_error("UNAVAILABLE")
+
+    def close(self) -> None:
+        if threading.current_thread() is not self.owner:
+            self.hangs.wait(LIMIT)
+        elif self.where == "close":
+            raise Interrupt
+
+
+@pytest.mark.parametrize("where", ["rpc", "close"])
+def test_a_channel_that_was_interrupted_in_grpc_holds_nobody_up(where: str) -> None:
+    """To close it hangs for good: no flight does that, and not who keeps time."""
+    manager = ConnectionManager(transport=Script().threads())
+    handler: Any = _held(manager, Client())
+    connection = handler.face.connection
+    life = connection.lifecycle
+    channel = life.binding.wire.channel = _HeldForGood(where)
+    with pytest.raises(Interrupt):
+        handler.rpc()
+    if where == "rpc":
+        failure = summarize(rpc_error("UNAVAILABLE"))
+        manager._pool.rpc_failed(connection, failure, 1, time.monotonic())
+    assert handler.call(timeout=LIMIT) is None
+    in_time = threading.Event()
+    manager._driver.post(in_time.set)
+    try:
+        assert in_time.wait(LIMIT / 2), "who keeps time hangs"
+        until(lambda: life.flight is None, LIMIT / 2, "the flight hangs")
+        until(lambda: not _named("recovery"), LIMIT / 2, "its thread hangs")
+        assert _named("close")
+    finally:
+        channel.hangs.set()
+    until(lambda: not _named("close"), LIMIT, "the channel is not closed")
+
+
+def _named(what: str) -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name.startswith(f"milvus-lifecycle-{what}")]
