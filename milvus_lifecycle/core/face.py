@@ -8,6 +8,7 @@ channels derive from it and add only how they call and wait.
 from __future__ import annotations
 
 import contextvars
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from ..errors import (
     FailureSummary,
     RpcSummary,
     error_code,
+    not_up,
     shown,
     summarize,
 )
@@ -44,6 +46,12 @@ STAMP = "_milvus_lifecycle_start"
 #: A retry decorator comes back within its own backoff (3 s at most). A later RPC with the
 #: same timeout is another call.
 RETRY_WINDOW = 3.5
+#: RPCs that change nothing.
+_HARMLESS = re.compile(
+    "/milvus.proto.milvus.MilvusService/(Search|HybridSearch|Query|Describe|Show|Has|Get|List)"
+)
+#: How a proxy says that it has not even looked at a request.
+NOTHING_DONE = "service not ready[proxy="
 #: With so little time left (seconds) a retry is pointless; the deadline is raised instead.
 DEADLINE_MARGIN = 0.02
 
@@ -74,6 +82,8 @@ class Status:
     reason: str
     #: what has to be loaded; None: the status is about something else
     collection: Collection | None
+    #: is it harmless to send the request again?
+    harmless: bool
 
 
 @dataclass(slots=True)
@@ -229,8 +239,10 @@ class Face:
         collection = None
         if code in NOT_READY_CODES:
             collection = self.readiness.lost(start.binding, start.at, metadata, request)
-        if collection is not None or REPLICATE_VIOLATION_MARK in reason:
-            self.note_status(Status(start, code, reason, collection))
+        later = not_up(code, reason, getattr(status, "retriable", False))
+        if later or collection is not None or REPLICATE_VIOLATION_MARK in reason:
+            harmless = _HARMLESS.match(method) is not None or NOTHING_DONE in reason
+            self.note_status(Status(start, code, reason, collection, harmless))
 
     def note_status(self, status: Status) -> None:
         """The retry decorator may ask about ``status``, and will not say which RPC it ended."""

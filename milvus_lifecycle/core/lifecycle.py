@@ -22,7 +22,7 @@ from ..policy import LifecyclePolicy
 from ..table import REFUSED, Row, State, Trigger
 from . import mutex
 from .facts import Facts, Seams
-from .flight import Flight, FlightKind, Outage, Outcome
+from .flight import FIRST_SLICE, Flight, FlightKind, Outage, Outcome
 from .leases import Leases
 from .machine import check_names, fire
 from .recording import record_creation, record_step, record_wait
@@ -224,6 +224,14 @@ class Lifecycle:
     def channel_age(self, now: float) -> float:
         """Seconds since the current channel was opened."""
         return now - self.binding.wire.opened_at if self.binding is not None else 0.0
+
+    def trouble(self, now: float) -> dict[str, float | int | None]:
+        """How old its outage is (seconds; None: there is none), and how many calls wait."""
+        outage, flight = self.outage, self.flight
+        return {
+            "outage": None if outage is None else max(0.0, now - outage.began),
+            "waiting": 0 if flight is None else len(flight.waiters),
+        }
 
     def linger_due(self) -> float | None:
         """When an unused connection may be closed (monotonic seconds); None: not as it is."""
@@ -577,6 +585,13 @@ class Lifecycle:
         first = flight is not None and flight.kind is FlightKind.CONNECT and not self.validated
         return first and not self.was_good
 
+    def budget(self) -> float:
+        """How long a caller who comes now waits for a recovery (seconds)."""
+        outage, whole = self.outage, self.policy.recovery_budget
+        if outage is None or not outage.given_up:
+            return whole
+        return max(whole * self.policy.give_up_share, min(whole, FIRST_SLICE))
+
     # -- actions ---------------------------------------------------------------------------
 
     def action_begin_probe(self, row: Row, facts: Facts) -> None:
@@ -640,6 +655,8 @@ class Lifecycle:
             if self.flight is not None and self.flight.candidate is facts.wire:
                 self.flight.candidate = None
         self.validated = True
+        if self.outage is not None:
+            self.outage.given_up = False
         if row.trigger is Trigger.RECOVERED:
             self.recoveries += 1
 
@@ -682,6 +699,8 @@ class Lifecycle:
         if self.outage is not None:
             self.outage.budget_from = None
         if row.trigger is Trigger.GIVE_UP:
+            if self.outage is not None:
+                self.outage.given_up = True
             self._alarm()
 
     def action_clear_suspicion(self, row: Row, facts: Facts) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol, TypeVar, cast
 
 import grpc
 import grpc.aio
 
-from ..core.checkout import Checkout
+from ..core.checkout import Checkout, hoping
 from ..core.connection import ManagedConnection
 from ..core.face import Face, Start, Status
 from ..core.pool import FACE, Pool
@@ -54,6 +56,20 @@ class _Interceptors(list[Any]):
             super().append(interceptor)
 
 
+@dataclass(frozen=True)
+class _Both:
+    """The interceptors of a handler, those to come included, and others nearer to the wire."""
+
+    outer: _Interceptors
+    inner: tuple[Any, ...]
+
+    def __iter__(self) -> Iterator[Any]:
+        return chain(self.outer, self.inner)
+
+    def __len__(self) -> int:
+        return len(self.outer) + len(self.inner)
+
+
 class AsyncLifecycleChannel(Face, grpc.aio.Channel):
     """What ``AsyncGrpcHandler`` takes for its channel, for as long as it lives."""
 
@@ -69,9 +85,11 @@ class AsyncLifecycleChannel(Face, grpc.aio.Channel):
             weakref.WeakKeyDictionary()
         )
 
-    def adopt(self, channel: Any) -> Any:
-        """Make a fresh channel use the handler's interceptors, those to come included."""
-        channel._unary_unary_interceptors = self._unary_unary_interceptors
+    def adopt(self, channel: Any, interceptors: tuple[Any, ...] = ()) -> Any:
+        """Make a fresh channel use the handler's interceptors, those to come included, and then
+        these."""
+        own = self._unary_unary_interceptors
+        channel._unary_unary_interceptors = _Both(own, interceptors) if interceptors else own
         return channel
 
     # -- RPCs ------------------------------------------------------------------------------
@@ -105,7 +123,7 @@ class AsyncLifecycleChannel(Face, grpc.aio.Channel):
             failure = summarize(overdue)
             self.pool.rpc_failed(start.connection, failure, generation, start.at)
 
-    async def here(self) -> AsyncLifecycleChannel:
+    async def here(self, timeout: float | None = None) -> AsyncLifecycleChannel:
         """This channel, or in another event loop the same client's channel there."""
         if self._driver.loop is asyncio.get_running_loop():
             return self
@@ -114,9 +132,13 @@ class AsyncLifecycleChannel(Face, grpc.aio.Channel):
         if face is None:
             connection = self.connection
             clients = list(connection.clients)
-            handler = await manager.get_or_create(
-                connection.config, connection.dedicated, clients[0] if clients else None
-            )
+            with hoping(self.pool.policy.recovery_budget):  # the client was connected before
+                handler = await manager.get_or_create(
+                    connection.config,
+                    connection.dedicated,
+                    clients[0] if clients else None,
+                    timeout,
+                )
             face = self._elsewhere[manager] = getattr(handler, FACE)
         return face
 
@@ -196,7 +218,7 @@ class _UnaryUnary(Method[AsyncLifecycleChannel]):
     async def __call__(
         self, request: Any, *, timeout: float | None = None, metadata: Any = None, **options: Any
     ) -> Any:
-        face = await self._face.here()
+        face = await self._face.here(timeout)
         start = await face.begin(timeout)
         wire = start.binding.wire
         rpc, failure = start.rpc, None

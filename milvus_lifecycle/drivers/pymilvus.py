@@ -99,6 +99,7 @@ class _PymilvusTransport:
 
     def __init__(self) -> None:
         require_supported()
+        self.interceptors: tuple[Any, ...] = ()
         self._calmed: WeakKeyDictionary[ManagedConnection, tuple[int, FailureSummary]] = (
             WeakKeyDictionary()
         )
@@ -182,6 +183,11 @@ class ThreadsTransport(_PymilvusTransport):
 
     factories = grpc
 
+    def open(self, request: Open) -> Any:
+        """A channel by grpc's own factories, with the interceptors of ``install``."""
+        channel = super().open(request)
+        return grpc.intercept_channel(channel, *self.interceptors) if self.interceptors else channel
+
     def make_handler(self, connection: ManagedConnection, channel: Any) -> Any:
         """A GrpcHandler; builds no connection."""
         from pymilvus.client.grpc_handler import GrpcHandler
@@ -235,8 +241,9 @@ class AsyncioTransport(_PymilvusTransport):
         return handler
 
     def open(self, request: Open) -> Any:
-        """A channel by grpc.aio's own factories, with the handler's interceptors."""
-        return request.connection.face.adopt(super().open(request))
+        """A channel by grpc.aio's own factories, with the handler's interceptors and, nearer to the
+        wire, those of ``install``."""
+        return request.connection.face.adopt(super().open(request), self.interceptors)
 
     async def register(
         self, connection: ManagedConnection, wire: Wire, timeout: float, patient: bool

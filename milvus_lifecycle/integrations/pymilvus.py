@@ -9,7 +9,16 @@ from ..audit import stream
 from ..audit.jsonl import audit_path
 from ..config import ConnectionConfig
 from ..drivers.pymilvus import require_supported
-from ..managers import AsyncConnectionManager, ConnectionManager, Settings, choose_policy, hand_on
+from ..managers import (
+    NO_HOOKS,
+    AsyncConnectionManager,
+    ConnectionManager,
+    Hooks,
+    Settings,
+    all_managers,
+    choose_policy,
+    hand_on,
+)
 from ..policy import LifecyclePolicy
 
 _lock = threading.RLock()
@@ -19,16 +28,19 @@ _by_run = False
 _originals: list[tuple[Any, str, Any]] = []
 
 
-def install(policy: LifecyclePolicy | None = None, audit: str | None = None) -> None:
+def install(
+    policy: LifecyclePolicy | None = None, audit: str | None = None, hooks: Hooks = NO_HOOKS
+) -> None:
     """Run every MilvusClient and AsyncMilvusClient of this process on the engine.
 
     ``audit``: path of a JSON lines file, by default what MILVUS_LIFECYCLE_AUDIT says; ``policy``
-    by default what MILVUS_LIFECYCLE_POLICY says, as a JSON object.
+    by default what MILVUS_LIFECYCLE_POLICY says, as a JSON object, with the fields that have a
+    variable of their own.
     Calling it again with equal arguments does nothing; with others it raises RuntimeError.
     Raises ImportError for an unsupported pymilvus and ConfigError for bad arguments.
     """
     global _installed, _by_run
-    wanted = what_to_install(policy, audit)
+    wanted = (*what_to_install(policy, audit), hooks)
     # Before the lock is taken: under `milvus-lifecycle run` this import installs the engine.
     from pymilvus.client import connection_manager  # noqa: F401
 
@@ -39,13 +51,14 @@ def install(policy: LifecyclePolicy | None = None, audit: str | None = None) -> 
         if _installed is None:
             settings = Settings.make(*wanted)
             Settings.use(settings)
+            settings.extend(all_managers())
             _patch(settings)
             _installed = wanted
         elif _installed != wanted:
             raise RuntimeError(
                 "milvus_lifecycle is installed with other arguments: call uninstall() first"
             )
-    hand_on(*wanted)
+    hand_on(*wanted[:2])
 
 
 def install_for_run() -> None:

@@ -258,6 +258,7 @@ class ScriptedTransport:
     _make_channel: type[FakeChannel]
     _make_handler: type[FakeHandler | AsyncFakeHandler]
     _wait: Callable[[Future[Any]], Any]
+    interceptors: tuple[Any, ...] = ()
 
     def check(self, config: ConnectionConfig) -> None:
         """Everything is usable."""
