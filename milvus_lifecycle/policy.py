@@ -69,8 +69,8 @@ class LifecyclePolicy:
         first_connect_patience: how long a first connect waits for a server that refuses it or says
             that it is not ready; 0: it fails with the first refusal.
         recovery_budget: how long one recovery may take, and the longest that a call waits.
-        give_up_share: share of `recovery_budget`, from 0 to 1, that a recovery and the calls that
-            begin with it get once one has given up, until something answers again.
+        give_up_share: share of `recovery_budget`, from 0 to 1, that a call waits once a recovery
+            has given up, until something answers; but at least for a probe and an attempt.
         max_waiting: how many calls may wait for one connection; one more fails at once. None: all.
         backoff_initial: first gap between two connection attempts.
         backoff_multiplier: growth of the gap, from 1 to 100.

@@ -59,7 +59,7 @@ GIVE_UPS: Lines = (
 
 def gave_up(flavour: str = "threads") -> list[Fields]:
     """One outage of 24.5 s in four flights, of which three gave up."""
-    return play(GIVE_UPS, 11, flavour, recovery_budget=6.0, give_up_share=1.0)
+    return play(GIVE_UPS, 11, flavour, recovery_budget=6.0)
 
 
 #: Seconds of the flights and, between them, of the time until the next call has failed.

@@ -160,7 +160,7 @@ class Checkout:
     def _no_worker(self, connection: ManagedConnection) -> Pause:
         """There is no channel, and nobody could be found to fly (no thread to be had): pause."""
         now = self.clock()
-        if now >= self.began + min(self.budget, connection.lifecycle.budget()):
+        if now >= self.began + min(self.budget, connection.lifecycle.budget(now)):
             raise RecoveryExhausted(
                 address=connection.address,
                 elapsed=now - self.began,
@@ -208,7 +208,7 @@ class Checkout:
         Raises what the caller is to see: closed, connect failed, permanent, deadline or budget.
         """
         life, began, until = connection.lifecycle, self.began, self.until
-        budget_end, thawed = began + min(self.budget, life.budget()), False
+        budget_end, thawed = began + min(self.budget, life.budget(self.clock())), False
         while True:
             flight, end = life.flight, budget_end
             if life.state is State.CLOSED:

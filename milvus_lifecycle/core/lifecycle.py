@@ -585,12 +585,20 @@ class Lifecycle:
         first = flight is not None and flight.kind is FlightKind.CONNECT and not self.validated
         return first and not self.was_good
 
-    def budget(self) -> float:
-        """How long a caller who comes now waits for a recovery (seconds)."""
+    def budget(self, now: float) -> float:
+        """How long a caller who comes now waits for a recovery (seconds).
+
+        After a give_up, or just before it, only a share of the budget, or what a probe and an
+        attempt may take.
+        """
         outage, whole = self.outage, self.policy.recovery_budget
-        if outage is None or not outage.given_up:
+        if outage is None:
             return whole
-        return max(whole * self.policy.give_up_share, min(whole, FIRST_SLICE))
+        spent = outage.given_up
+        if outage.budget_from is not None:
+            spent = spent or now > outage.budget_from + whole - FIRST_SLICE
+        one_try = self.policy.probe_timeout + FIRST_SLICE
+        return min(whole, max(whole * self.policy.give_up_share, one_try)) if spent else whole
 
     # -- actions ---------------------------------------------------------------------------
 

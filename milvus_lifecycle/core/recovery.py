@@ -88,8 +88,10 @@ class Recovery:
                 wire = yield from self._candidate(located)
                 if wire is None:
                     return
-                left = max(0.001, limit - self.clock())
-                again = self.flight.attempts > 0
+                again, end = self.flight.attempts > 0, limit
+                if again and not self._awaited():
+                    end = min(limit, self.flight.hope)  # no longer for one that refuses
+                left = max(0.001, end - self.clock())
                 identifier = yield Register(self.connection, wire, left, again)
             except Interrupted:
                 continue
@@ -97,7 +99,7 @@ class Recovery:
                 failure = summarize(error)
                 more = self._connect_again(failure, limit)
                 if not more and (thawed or not self.pool.thaw(self.flight)):
-                    self._settle(Trigger.PROBE_FAILED, failure=failure)
+                    self._settle(Trigger.PROBE_FAILED, failure=self.flight.failure or failure)
                     return
                 gap = self.policy.gap(self.flight.attempts, 0.0, self.pool.seams.chance)
                 yield Wait(self.connection, self.flight, self.clock() + gap, leads=True)
@@ -114,9 +116,12 @@ class Recovery:
             return False
         if kind is Failure.DEADLINE and self.flight.patience > limit:
             return True  # somebody more patient has joined
-        hopeful = self.life.was_good or self.connection.strategy.awaits_news()
-        hopeful = hopeful or self.clock() < self.flight.hope
+        hopeful = self._awaited() or self.clock() < self.flight.hope
         return hopeful and kind in (Failure.TRANSIENT, Failure.DEADLINE, Failure.NOT_UP)
+
+    def _awaited(self) -> bool:
+        """Is the server waited for, whoever hopes?"""
+        return self.life.was_good or self.connection.strategy.awaits_news()
 
     def _recover(self) -> Procedure[None]:
         while self.flight.outcome is None:
