@@ -7,6 +7,7 @@ from .audit.records import TransitionRecord
 from .config import ConnectionConfig
 from .core.checkout import budget
 from .core.connection import ManagedConnection
+from .core.facts import Located
 from .core.strategies import ConnectionStrategy, RegularStrategy
 from .endpoints.global_cluster import GlobalStrategy
 from .endpoints.local import LocalStrategy
@@ -25,6 +26,7 @@ __all__ = [
     "GlobalStrategy",
     "LifecyclePolicy",
     "LocalStrategy",
+    "Located",
     "ManagedConnection",
     "RegularStrategy",
     "State",

@@ -121,6 +121,7 @@ def test_a_client_in_a_new_event_loop_waits_as_in_a_recovery(
 # -- after a give_up, and budgets of one's own --------------------------------------------------
 
 
+@pytest.mark.slow
 def test_after_a_give_up_calls_wait_a_share_of_the_budget(
     install: Install, flavour: Flavour, server: FakeMilvus
 ) -> None:
@@ -200,7 +201,7 @@ def test_one_caller_too_many_is_told_at_once(
 
     def two_wait() -> bool:
         row.update(flavour.manager().get_stats()["connections"][0])
-        return row["waiting"] == 2
+        return bool(row["waiting"] == 2)
 
     wait_until(two_wait, 30)
     told = r"2 calls wait .*max_waiting=2.* RECOVERING since \d+\.\d s"
