@@ -11,7 +11,7 @@ from .core.facts import Located
 from .core.strategies import ConnectionStrategy, RegularStrategy
 from .endpoints.global_cluster import GlobalStrategy
 from .endpoints.local import LocalStrategy
-from .health import status, wait_ready, wait_ready_async
+from .integrations.health import status, wait_ready, wait_ready_async
 from .managers import AsyncConnectionManager, ConnectionManager, Hooks
 from .policy import LifecyclePolicy
 from .table import State, Trigger

@@ -247,7 +247,7 @@ class Checkout:
 
     def _check_room(self, connection: ManagedConnection, flight: Flight) -> None:
         """Raises if ``max_waiting`` calls wait already. One that races in is let in."""
-        most, waiting = self.pool.policy.max_waiting, len(flight.waiters)
+        most, waiting = self.pool.policy.max_waiting, flight.waiting
         if most is not None and waiting >= most:
             now, outage = self.clock(), connection.lifecycle.outage
             age = now - (flight.began if outage is None else outage.began)

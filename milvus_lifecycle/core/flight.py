@@ -119,6 +119,11 @@ class Flight:
         patient = self.kind is FlightKind.CONNECT and self.patience > self.began
         return self.patience if patient else self.deadline
 
+    @property
+    def waiting(self) -> int:
+        """How many calls wait with it; its leader, who may be pausing, is none of them."""
+        return sum(wake is not self.nudge for wake in self.waiters)
+
     def lost(self, now: float) -> bool:
         """Does nobody lead it, nor is about to? Whoever was to do it was perhaps interrupted."""
         asked = self.launched

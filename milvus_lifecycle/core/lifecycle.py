@@ -230,7 +230,7 @@ class Lifecycle:
         outage, flight = self.outage, self.flight
         return {
             "outage": None if outage is None else max(0.0, now - outage.began),
-            "waiting": 0 if flight is None else len(flight.waiters),
+            "waiting": 0 if flight is None else flight.waiting,
         }
 
     def linger_due(self) -> float | None:
@@ -334,8 +334,7 @@ class Lifecycle:
         with self.lock, self.section:
             if wake in flight.waiters:
                 flight.waiters.remove(wake)
-            deserted = all(each is flight.nudge for each in flight.waiters)
-            return flight.outcome is None and deserted
+            return flight.outcome is None and not flight.waiting
 
     def lead(self, flight: Flight, leader: object) -> bool:
         """Make ``leader`` lead ``flight``. False if it is over, or led by somebody else."""

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milvus_lifecycle.errors import ConfigError
+from milvus_lifecycle.managers import POLICY, choose_policy
 from milvus_lifecycle.policy import LifecyclePolicy, parse_timeout
 
 FIELDS = [field.name for field in dataclasses.fields(LifecyclePolicy)]
@@ -256,3 +257,23 @@ def test_timeouts_that_are_none(timeout: Any) -> None:
         parse_timeout(timeout)
     assert caught.value.field == "timeout"
     assert len(str(caught.value)) < 200
+
+
+def test_fields_have_variables_which_hold_over_the_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A policy that is given holds over all of them; a bad value names its variable."""
+    monkeypatch.setenv(POLICY, '{"linger": 5, "max_age": 60}')
+    monkeypatch.setenv("MILVUS_LIFECYCLE_LINGER", "null")
+    monkeypatch.setenv("MILVUS_LIFECYCLE_FIRST_CONNECT_PATIENCE", "60")
+    assert choose_policy(None) == LifecyclePolicy(
+        linger=None, max_age=60, first_connect_patience=60
+    )
+    assert choose_policy(LifecyclePolicy()) == LifecyclePolicy()
+    monkeypatch.delenv(POLICY)
+    assert choose_policy(None) == LifecyclePolicy(**patient)
+    for value, told in (
+        ("soon", "is not a number"),
+        ("-1", "linger=-1 is not a number of seconds"),
+    ):
+        monkeypatch.setenv("MILVUS_LIFECYCLE_LINGER", value)
+        with pytest.raises(ConfigError, match=f"MILVUS_LIFECYCLE_LINGER.*{told}"):
+            choose_policy(None)

@@ -6,12 +6,12 @@ import asyncio
 import time
 from typing import Any
 
-from .config import ConnectionConfig
-from .core.checkout import hoping
-from .errors import Failure, RecoveryExhausted, classify
-from .managers import AsyncConnectionManager, ConnectionManager, Settings, all_managers
-from .policy import parse_timeout
-from .table import State
+from ..config import ConnectionConfig
+from ..core.checkout import hoping
+from ..errors import Failure, RecoveryExhausted, classify
+from ..managers import AsyncConnectionManager, ConnectionManager, Settings, all_managers
+from ..policy import parse_timeout
+from ..table import State
 
 #: Gap (seconds) between two questions to a server that says that it is not ready.
 PAUSE = 0.25
