@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import socket
+from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -147,7 +148,13 @@ class _PymilvusTransport:
         return translate(error)
 
     def _build(self, connection: ManagedConnection, handler_class: Any, channel: Any) -> Any:
+        from pymilvus.client import connection_manager
+
         config = connection.config
+        # Newer than 3.0.2: what pymilvus's own manager says besides to a handler that is pooled.
+        options = getattr(
+            connection_manager, "_pooled_handler_kwargs", type(config).get_handler_kwargs
+        )
         try:
             handler = handler_class(
                 uri=config.uri,
@@ -155,7 +162,7 @@ class _PymilvusTransport:
                 address=config.address,
                 token=config.token,
                 db_name=config.db_name,
-                **config.get_handler_kwargs(),
+                **options(config),
             )
         except (TypeError, ValueError) as error:
             raise ConfigError(f"pymilvus refuses the connection's options: {error}") from error
@@ -170,10 +177,19 @@ class _PymilvusTransport:
         return Prepare.register_request(kwargs.get("user"), socket.gethostname(), **reserved)
 
 
-def _identifier(response: Any) -> str:
+def _registered(connection: ManagedConnection, response: Any) -> str:
+    """The identifier that a Connect call was answered. The handler's telemetry hears of it."""
     from pymilvus.client.utils import check_status
 
     check_status(response.status)
+    # Newer than 3.0.2. pymilvus calls it wherever a handler connects: an asyncio handler has no
+    # stub before, and what is still awaited of the server before this one counts no more.
+    rebind = getattr(connection.handler, "_rebind_telemetry_stub", None)
+    if rebind is not None:
+        from pymilvus.grpc_gen.milvus_pb2_grpc import ClientTelemetryServiceStub
+
+        with suppress(Exception):  # no connection fails because of its telemetry
+            rebind(ClientTelemetryServiceStub(connection.handler._final_channel))
     return str(response.identifier)
 
 
@@ -196,7 +212,8 @@ class ThreadsTransport(_PymilvusTransport):
         """A Connect call with the handler's own credentials of the moment."""
         call, _ = _raw(self._authorized(connection, wire.channel), "Connect")
         request = self._connect_request(connection)
-        return _identifier(call(request, timeout=timeout, wait_for_ready=patient))
+        response = call(request, timeout=timeout, wait_for_ready=patient)
+        return _registered(connection, response)
 
     def ping(self, connection: ManagedConnection, wire: Wire, timeout: float) -> None:
         """GetVersion, raw: no decorator, no retry. Any answer is a sign of life."""
@@ -244,7 +261,8 @@ class AsyncioTransport(_PymilvusTransport):
         """A Connect call; the interceptors add the credentials."""
         call, _ = _raw(wire.channel, "Connect")
         request = self._connect_request(connection)
-        return _identifier(await call(request, timeout=timeout, wait_for_ready=patient))
+        response = await call(request, timeout=timeout, wait_for_ready=patient)
+        return _registered(connection, response)
 
     async def ping(self, connection: ManagedConnection, wire: Wire, timeout: float) -> None:
         """GetVersion, raw: no decorator, no retry. Any answer is a sign of life."""
