@@ -24,6 +24,8 @@ from ..errors import ConfigError, FailureSummary, LifecycleError, error_code
 #: known to work until they were tested.
 OLDEST, NEWEST = (2, 6, 10), (3, 0)
 SUPPORTED = "2.6.10 and later, up to 3.0.x"
+#: the newest patch of each that was tested
+TESTED: dict[tuple[int, ...], int] = {(2, 6): 17, (3, 0): 2}
 
 
 def require_supported() -> str:
@@ -34,12 +36,29 @@ def require_supported() -> str:
         raise ImportError(
             f"milvus_lifecycle needs pymilvus {SUPPORTED}: pip install 'milvus_lifecycle[pymilvus]'"
         ) from None
-    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+    numbers = _numbers(version)
     if numbers < OLDEST or numbers[:2] > NEWEST:
         raise ImportError(
             f"pymilvus {version} is not supported; milvus_lifecycle works with pymilvus {SUPPORTED}"
         )
     return version
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+
+
+def untested() -> str | None:
+    """What is to be said of a supported pymilvus that is newer than any that was tested."""
+    version = require_supported()
+    numbers = _numbers(version)
+    if numbers[2:] <= (TESTED.get(numbers[:2], -1),):
+        return None
+    tested = " and ".join(".".join(map(str, (*minor, patch))) for minor, patch in TESTED.items())
+    return (
+        f"pymilvus {version} is newer than those that milvus_lifecycle was tested with, {tested}: "
+        "what it does with connections of its own accord may be missing"
+    )
 
 
 #: What gRPC says of a server that closed the connection because of its keepalive pings.

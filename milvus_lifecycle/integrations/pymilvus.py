@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import warnings
 from typing import Any
 
 from ..audit import stream
 from ..audit.jsonl import audit_path
 from ..config import ConnectionConfig
-from ..drivers.pymilvus import require_supported
+from ..drivers.pymilvus import require_supported, untested
 from ..managers import AsyncConnectionManager, ConnectionManager, Settings, choose_policy, hand_on
 from ..policy import LifecyclePolicy
 
@@ -18,6 +20,11 @@ _installed: tuple[object, ...] | None = None
 _by_run = False
 _originals: list[tuple[Any, str, Any]] = []
 
+_NO_GEVENT = """gevent has patched this process, but not gRPC: every call will stop all greenlets, \
+and a server that is away the whole program. Before install():
+    from grpc.experimental import gevent
+    gevent.init_gevent()"""
+
 
 def install(policy: LifecyclePolicy | None = None, audit: str | None = None) -> None:
     """Run every MilvusClient and AsyncMilvusClient of this process on the engine.
@@ -25,7 +32,8 @@ def install(policy: LifecyclePolicy | None = None, audit: str | None = None) -> 
     ``audit``: path of a JSON lines file, by default what MILVUS_LIFECYCLE_AUDIT says; ``policy``
     by default what MILVUS_LIFECYCLE_POLICY says, as a JSON object.
     Calling it again with equal arguments does nothing; with others it raises RuntimeError.
-    Raises ImportError for an unsupported pymilvus and ConfigError for bad arguments.
+    Raises ImportError for an unsupported pymilvus and ConfigError for bad arguments. Warns
+    (RuntimeWarning) of a pymilvus that is newer than those tested, and of gevent without gRPC's.
     """
     global _installed, _by_run
     wanted = what_to_install(policy, audit)
@@ -37,6 +45,7 @@ def install(policy: LifecyclePolicy | None = None, audit: str | None = None) -> 
             uninstall()
         _by_run = False
         if _installed is None:
+            _warn()
             settings = Settings.make(*wanted)
             Settings.use(settings)
             _patch(settings)
@@ -46,6 +55,17 @@ def install(policy: LifecyclePolicy | None = None, audit: str | None = None) -> 
                 "milvus_lifecycle is installed with other arguments: call uninstall() first"
             )
     hand_on(*wanted)
+
+
+def _warn() -> None:
+    monkey: Any = sys.modules.get("gevent.monkey")
+    greenlets = monkey is not None and monkey.is_module_patched("socket")
+    for complaint in (
+        untested(),
+        _NO_GEVENT if greenlets and "grpc.experimental.gevent" not in sys.modules else None,
+    ):
+        if complaint is not None:
+            warnings.warn(complaint, RuntimeWarning, stacklevel=4)  # of ml.install()
 
 
 def install_for_run() -> None:
