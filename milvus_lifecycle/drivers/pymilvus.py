@@ -119,9 +119,8 @@ class _PymilvusTransport:
 
     def __init__(self) -> None:
         require_supported()
-        self._calmed: WeakKeyDictionary[ManagedConnection, tuple[int, FailureSummary]] = (
-            WeakKeyDictionary()
-        )
+        # By permanent channel, which a connection has in common with the one that it was before.
+        self._calmed: WeakKeyDictionary[Any, tuple[int, FailureSummary]] = WeakKeyDictionary()
 
     def check(self, config: ConnectionConfig) -> None:
         """TLS files are looked at before anything is opened."""
@@ -151,13 +150,13 @@ class _PymilvusTransport:
         A server to which pings come too often cuts the connection, and with it the call that lasts
         so long. gRPC doubles the pause then, but a fresh channel would not know of it.
         """
-        calm, counted = self._calmed.get(connection, (1, None))
+        calm, counted = self._calmed.get(connection.face, (1, None))
         failure = connection.lifecycle.last_failure
         if failure is None or failure is counted:
             return calm
         if _TOO_MANY_PINGS.search(failure.text):
             calm *= 2
-            self._calmed[connection] = calm, failure
+            self._calmed[connection.face] = calm, failure
         return calm
 
     def translate(self, error: LifecycleError) -> Exception:
