@@ -161,7 +161,7 @@ class AsyncLifecycleChannel(Face, grpc.aio.Channel):
         of_kind: type[Method[AsyncLifecycleChannel]] = (
             _UnaryUnary if kind == "unary_unary" else _Streaming
         )
-        if name.startswith(TELEMETRY):
+        if TELEMETRY in name:
             of_kind = _Unnoticed
         return of_kind(self, kind, name, args, kwargs)
 

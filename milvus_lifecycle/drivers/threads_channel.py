@@ -49,7 +49,7 @@ class LifecycleChannel(Face, grpc.Channel):
         of_kind: type[Method[LifecycleChannel]] = (
             _UnaryUnary if kind == "unary_unary" else _Streaming
         )
-        if name.startswith(TELEMETRY):
+        if TELEMETRY in name:
             of_kind = _Unnoticed
         return of_kind(self, kind, name, args, kwargs)
 
