@@ -259,10 +259,7 @@ class _Unnoticed(Method[AsyncLifecycleChannel]):
             failure: grpc.RpcError = UnavailableError("the channel was closed")
         except grpc.RpcError as error:
             failure = error.with_traceback(None)
-        try:
-            raise failure  # here, for the reason that ``_UnaryUnary`` has
-        finally:
-            del failure
+        raise failure  # here, for the reason that ``_UnaryUnary`` has
 
 
 class _Streaming(Method[AsyncLifecycleChannel]):

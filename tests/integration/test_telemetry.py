@@ -12,7 +12,7 @@ from pymilvus.exceptions import MilvusException
 from pymilvus.grpc_gen import milvus_pb2_grpc
 
 from tests.flavours import Program
-from tests.network import TcpProxy
+from tests.network import TcpProxy, open_sockets_to
 from tests.observe import Call, came_true, held, wait_until
 from tests.servers import FakeMilvus, RpcFailure, ServedCall
 
@@ -84,7 +84,8 @@ def test_heartbeats_are_no_activity(program: Program, server: FakeMilvus) -> Non
 def test_heartbeats_hold_no_connection(program: Program, server: FakeMilvus) -> None:
     """One that nobody uses is closed under them: an error of theirs, in no flavour a cancellation.
 
-    pymilvus's asyncio heartbeat ends for good when it is cancelled.
+    pymilvus's asyncio heartbeat ends for good when it is cancelled. It keeps the error: no socket
+    with it.
     """
     client = program.connected(server.uri)
     pulse = Pulse(program, client)
@@ -93,6 +94,8 @@ def test_heartbeats_hold_no_connection(program: Program, server: FakeMilvus) -> 
     with pytest.raises(grpc.RpcError):
         held_back.value(10)
     assert program.stats()["total_connections"] == 0
+    assert came_true(lambda: open_sockets_to(server.port) == 0, 10)
+    assert held_back.error is not None
 
 
 def test_heartbeats_wait_for_nothing(program: Program, server: FakeMilvus, proxy: TcpProxy) -> None:
@@ -132,7 +135,7 @@ def test_a_heartbeat_in_another_loop_opens_nothing(program: Program, server: Fak
 
 
 def test_a_heartbeat_that_fails_is_no_failure(program: Program, server: FakeMilvus) -> None:
-    """It starts no recovery, whatever it fails with."""
+    """It starts no recovery, whatever it fails with, and whoever keeps the error no socket."""
 
     def refuse(call: ServedCall) -> None:
         raise RpcFailure(grpc.StatusCode.UNAVAILABLE)
@@ -140,9 +143,13 @@ def test_a_heartbeat_that_fails_is_no_failure(program: Program, server: FakeMilv
     client = program.connected(server.uri)
     server.on("ClientHeartbeat", refuse)
     before = program.path()
-    assert Pulse(program, client).refused()
+    with pytest.raises(grpc.RpcError) as kept:
+        Pulse(program, client).beat()
     client.list_collections()
     assert (program.path(), _only(program)["failures"]) == (before, 0)
+    program.close_all()
+    assert came_true(lambda: open_sockets_to(server.port) == 0, 10)
+    assert kept.value is not None
 
 
 @pytest.mark.policy(recovery_budget=0.5)
