@@ -212,7 +212,8 @@ class Face:
         """
         life = self.connection.lifecycle
         binding = life.binding
-        if binding is None or not life.has_channel or life.state is State.PROBING:
+        probing = life.state is State.PROBING
+        if binding is None or binding.wire.state is not WireState.CURRENT or probing:
             raise UnavailableError(f"no channel to {life.address} is in use now")
         return Start(self.connection, binding, _ENDED, 0.0, 0.0, timeout, timeout)
 
