@@ -54,6 +54,8 @@ _HARMLESS = re.compile(
 NOTHING_DONE = "service not ready[proxy="
 #: With so little time left (seconds) a retry is pointless; the deadline is raised instead.
 DEADLINE_MARGIN = 0.02
+#: Whatever pymilvus's telemetry does on a channel, its user has not asked for it.
+TELEMETRY = "/milvus.proto.milvus.ClientTelemetryService/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,18 +109,14 @@ _status: contextvars.ContextVar[Status | None] = contextvars.ContextVar(
 )
 
 
-class DrainedError(RpcSummary, grpc.Call, GrpcFuture):
-    """UNAVAILABLE for an RPC that ``drain_timeout`` cut: its retry runs on the new channel.
+class UnavailableError(RpcSummary, grpc.Call, GrpcFuture):
+    """UNAVAILABLE, as the engine says it itself.
 
     Also a call and a finished future, as the errors of grpc's interceptors have to be.
     """
 
-    def __init__(self, address: str, drain_timeout: float | None) -> None:
-        super().__init__(
-            "UNAVAILABLE",
-            f"the channel to {address} was replaced, and this call did not end within "
-            f"drain_timeout={drain_timeout} s",
-        )
+    def __init__(self, details: str) -> None:
+        super().__init__("UNAVAILABLE", details)
 
     def debug_error_string(self) -> str:
         return ""
@@ -149,6 +147,16 @@ class DrainedError(RpcSummary, grpc.Call, GrpcFuture):
 
     def add_done_callback(self, fn: Any) -> None:
         fn(self)
+
+
+class DrainedError(UnavailableError):
+    """For an RPC that ``drain_timeout`` cut: its retry runs on the new channel."""
+
+    def __init__(self, address: str, drain_timeout: float | None) -> None:
+        super().__init__(
+            f"the channel to {address} was replaced, and this call did not end within "
+            f"drain_timeout={drain_timeout} s",
+        )
 
 
 def _factory(kind: str) -> Any:
@@ -205,6 +213,19 @@ class Face:
             if binding is not None:
                 return Start(connection, binding, rpc, now, began, until, timeout), began, until
         return None, began, until
+
+    def unnoticed(self, timeout: float | None) -> Start:
+        """An RPC that leaves no trace: it runs on the channel in use now, or not at all.
+
+        It is no activity and no sign of life or death, waits for nothing, and is not counted: the
+        channel may be closed under it. Raises UnavailableError.
+        """
+        life = self.connection.lifecycle
+        binding = life.binding
+        probing = life.state is State.PROBING
+        if binding is None or binding.wire.state is not WireState.CURRENT or probing:
+            raise UnavailableError(f"no channel to {life.address} is in use now")
+        return Start(self.connection, binding, _ENDED, 0.0, 0.0, timeout, timeout)
 
     def expect_retry(self, start: Start) -> None:
         """The decorator will retry this call: its next RPC gets only what is left.

@@ -14,7 +14,7 @@ import grpc.aio
 
 from ..core.checkout import Checkout, hoping
 from ..core.connection import ManagedConnection
-from ..core.face import Face, Start, Status
+from ..core.face import TELEMETRY, Face, Start, Status, UnavailableError
 from ..core.pool import FACE, Pool
 from ..core.requests import Procedure
 from ..core.retry import Retry
@@ -180,7 +180,11 @@ class AsyncLifecycleChannel(Face, grpc.aio.Channel):
         return None
 
     def method(self, kind: str, name: str, args: Any, kwargs: Any) -> Any:
-        of_kind = _UnaryUnary if kind == "unary_unary" else _Streaming
+        of_kind: type[Method[AsyncLifecycleChannel]] = (
+            _UnaryUnary if kind == "unary_unary" else _Streaming
+        )
+        if TELEMETRY in name:
+            of_kind = _Unnoticed
         return of_kind(self, kind, name, args, kwargs)
 
     # -- the rest of grpc.aio.Channel ------------------------------------------------------
@@ -253,6 +257,31 @@ class _UnaryUnary(Method[AsyncLifecycleChannel]):
                 failure = None  # nor may this frame hold an error whose traceback holds it
         face.answered(start, self._method, request, metadata, response)
         return response
+
+
+class _Unnoticed(Method[AsyncLifecycleChannel]):
+    """Unary methods that leave no trace (see ``Face.unnoticed``)."""
+
+    __slots__ = ()
+
+    async def __call__(
+        self, request: Any, *, timeout: float | None = None, metadata: Any = None, **options: Any
+    ) -> Any:
+        face = self._face
+        start = face.unnoticed(timeout)
+        if face._driver.loop is not asyncio.get_running_loop():
+            raise UnavailableError("the connection belongs to another event loop")
+        try:
+            target, remaining, sent = self.prepare(start, metadata)
+            return await target(request, timeout=remaining, metadata=sent, **options)
+        except asyncio.CancelledError:
+            # Whoever waits on a channel that is closed is cancelled by gRPC: not his task's end.
+            if start.binding.wire.state is not WireState.CLOSED or _cancelling():
+                raise
+            failure: grpc.RpcError = UnavailableError("the channel was closed")
+        except grpc.RpcError as error:
+            failure = error.with_traceback(None)
+        raise failure  # here, for the reason that ``_UnaryUnary`` has
 
 
 class _Streaming(Method[AsyncLifecycleChannel]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import socket
+from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,6 +24,8 @@ from ..errors import ConfigError, FailureSummary, LifecycleError, error_code
 #: known to work until they were tested.
 OLDEST, NEWEST = (2, 6, 10), (3, 0)
 SUPPORTED = "2.6.10 and later, up to 3.0.x"
+#: the newest patch of each that was tested
+TESTED: dict[tuple[int, ...], int] = {(2, 6): 17, (3, 0): 2}
 
 
 def require_supported() -> str:
@@ -33,12 +36,29 @@ def require_supported() -> str:
         raise ImportError(
             f"milvus_lifecycle needs pymilvus {SUPPORTED}: pip install 'milvus_lifecycle[pymilvus]'"
         ) from None
-    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+    numbers = _numbers(version)
     if numbers < OLDEST or numbers[:2] > NEWEST:
         raise ImportError(
             f"pymilvus {version} is not supported; milvus_lifecycle works with pymilvus {SUPPORTED}"
         )
     return version
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+
+
+def untested() -> str | None:
+    """What is to be said of a supported pymilvus that is newer than any that was tested."""
+    version = require_supported()
+    numbers = _numbers(version)
+    if numbers[2:] <= (TESTED.get(numbers[:2], -1),):
+        return None
+    tested = " and ".join(".".join(map(str, (*minor, patch))) for minor, patch in TESTED.items())
+    return (
+        f"pymilvus {version} is newer than those that milvus_lifecycle was tested with, {tested}: "
+        "what it does with connections of its own accord may be missing"
+    )
 
 
 #: What gRPC says of a server that closed the connection because of its keepalive pings.
@@ -100,9 +120,8 @@ class _PymilvusTransport:
     def __init__(self) -> None:
         require_supported()
         self.interceptors: tuple[Any, ...] = ()
-        self._calmed: WeakKeyDictionary[ManagedConnection, tuple[int, FailureSummary]] = (
-            WeakKeyDictionary()
-        )
+        # By permanent channel, which a connection has in common with the one that it was before.
+        self._calmed: WeakKeyDictionary[Any, tuple[int, FailureSummary]] = WeakKeyDictionary()
 
     def check(self, config: ConnectionConfig) -> None:
         """TLS files are looked at before anything is opened."""
@@ -132,13 +151,13 @@ class _PymilvusTransport:
         A server to which pings come too often cuts the connection, and with it the call that lasts
         so long. gRPC doubles the pause then, but a fresh channel would not know of it.
         """
-        calm, counted = self._calmed.get(connection, (1, None))
+        calm, counted = self._calmed.get(connection.face, (1, None))
         failure = connection.lifecycle.last_failure
         if failure is None or failure is counted:
             return calm
         if _TOO_MANY_PINGS.search(failure.text):
             calm *= 2
-            self._calmed[connection] = calm, failure
+            self._calmed[connection.face] = calm, failure
         return calm
 
     def translate(self, error: LifecycleError) -> Exception:
@@ -148,7 +167,13 @@ class _PymilvusTransport:
         return translate(error)
 
     def _build(self, connection: ManagedConnection, handler_class: Any, channel: Any) -> Any:
+        from pymilvus.client import connection_manager
+
         config = connection.config
+        # Newer than 3.0.2: what pymilvus's own manager says besides to a handler that is pooled.
+        options = getattr(
+            connection_manager, "_pooled_handler_kwargs", type(config).get_handler_kwargs
+        )
         try:
             handler = handler_class(
                 uri=config.uri,
@@ -156,7 +181,7 @@ class _PymilvusTransport:
                 address=config.address,
                 token=config.token,
                 db_name=config.db_name,
-                **config.get_handler_kwargs(),
+                **options(config),
             )
         except (TypeError, ValueError) as error:
             raise ConfigError(f"pymilvus refuses the connection's options: {error}") from error
@@ -171,10 +196,19 @@ class _PymilvusTransport:
         return Prepare.register_request(kwargs.get("user"), socket.gethostname(), **reserved)
 
 
-def _identifier(response: Any) -> str:
+def _registered(connection: ManagedConnection, response: Any) -> str:
+    """The identifier that a Connect call was answered. The handler's telemetry hears of it."""
     from pymilvus.client.utils import check_status
 
     check_status(response.status)
+    # Newer than 3.0.2. pymilvus calls it wherever a handler connects: an asyncio handler has no
+    # stub before, and what is still awaited of the server before this one counts no more.
+    rebind = getattr(connection.handler, "_rebind_telemetry_stub", None)
+    if rebind is not None:
+        from pymilvus.grpc_gen.milvus_pb2_grpc import ClientTelemetryServiceStub
+
+        with suppress(Exception):  # no connection fails because of its telemetry
+            rebind(ClientTelemetryServiceStub(connection.handler._final_channel))
     return str(response.identifier)
 
 
@@ -202,7 +236,8 @@ class ThreadsTransport(_PymilvusTransport):
         """A Connect call with the handler's own credentials of the moment."""
         call, _ = _raw(self._authorized(connection, wire.channel), "Connect")
         request = self._connect_request(connection)
-        return _identifier(call(request, timeout=timeout, wait_for_ready=patient))
+        response = call(request, timeout=timeout, wait_for_ready=patient)
+        return _registered(connection, response)
 
     def ping(self, connection: ManagedConnection, wire: Wire, timeout: float) -> None:
         """GetVersion, raw: no decorator, no retry. Any answer is a sign of life."""
@@ -251,7 +286,8 @@ class AsyncioTransport(_PymilvusTransport):
         """A Connect call; the interceptors add the credentials."""
         call, _ = _raw(wire.channel, "Connect")
         request = self._connect_request(connection)
-        return _identifier(await call(request, timeout=timeout, wait_for_ready=patient))
+        response = await call(request, timeout=timeout, wait_for_ready=patient)
+        return _registered(connection, response)
 
     async def ping(self, connection: ManagedConnection, wire: Wire, timeout: float) -> None:
         """GetVersion, raw: no decorator, no retry. Any answer is a sign of life."""

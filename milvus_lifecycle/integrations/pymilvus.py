@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import warnings
 from typing import Any
 
 from ..audit import stream
 from ..audit.jsonl import audit_path
 from ..config import ConnectionConfig
-from ..drivers.pymilvus import require_supported
+from ..drivers.pymilvus import require_supported, untested
 from ..managers import (
     NO_HOOKS,
     AsyncConnectionManager,
@@ -27,6 +29,11 @@ _installed: tuple[object, ...] | None = None
 _by_run = False
 _originals: list[tuple[Any, str, Any]] = []
 
+_NO_GEVENT = """gevent has patched this process, but not gRPC: every call will stop all greenlets, \
+and a server that is away the whole program. Before install():
+    from grpc.experimental import gevent
+    gevent.init_gevent()"""
+
 
 def install(
     policy: LifecyclePolicy | None = None, audit: str | None = None, hooks: Hooks = NO_HOOKS
@@ -37,7 +44,8 @@ def install(
     by default what MILVUS_LIFECYCLE_POLICY says, as a JSON object, with the fields that have a
     variable of their own.
     Calling it again with equal arguments does nothing; with others it raises RuntimeError.
-    Raises ImportError for an unsupported pymilvus and ConfigError for bad arguments.
+    Raises ImportError for an unsupported pymilvus and ConfigError for bad arguments. Warns
+    (RuntimeWarning) of a pymilvus that is newer than those tested, and of gevent without gRPC's.
     """
     global _installed, _by_run
     wanted = (*what_to_install(policy, audit), hooks)
@@ -49,6 +57,7 @@ def install(
             uninstall()
         _by_run = False
         if _installed is None:
+            _warn()
             settings = Settings.make(*wanted)
             Settings.use(settings)
             settings.extend(all_managers())
@@ -59,6 +68,17 @@ def install(
                 "milvus_lifecycle is installed with other arguments: call uninstall() first"
             )
     hand_on(*wanted[:2])
+
+
+def _warn() -> None:
+    monkey: Any = sys.modules.get("gevent.monkey")
+    greenlets = monkey is not None and monkey.is_module_patched("socket")
+    for complaint in (
+        untested(),
+        _NO_GEVENT if greenlets and "grpc.experimental.gevent" not in sys.modules else None,
+    ):
+        if complaint is not None:
+            warnings.warn(complaint, RuntimeWarning, stacklevel=4)  # of ml.install()
 
 
 def install_for_run() -> None:

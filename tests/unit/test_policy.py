@@ -269,7 +269,7 @@ def test_fields_have_variables_which_hold_over_the_object(monkeypatch: pytest.Mo
     )
     assert choose_policy(LifecyclePolicy()) == LifecyclePolicy()
     monkeypatch.delenv(POLICY)
-    assert choose_policy(None) == LifecyclePolicy(**patient)
+    assert choose_policy(None) == LifecyclePolicy(linger=None, first_connect_patience=60)
     for value, told in (
         ("soon", "is not a number"),
         ("-1", "linger=-1 is not a number of seconds"),
