@@ -42,9 +42,10 @@ _LIMITS: dict[str, tuple[float, bool, float, bool]] = {
     "linger": (0.0, True, _YEAR, True),
     "max_age": (0.0, False, _YEAR, True),
     "drain_timeout": (0.0, True, _YEAR, True),
+    "channels": (1, True, 1000, False),
     "topology_refresh": (0.0, False, _YEAR, True),
 }
-_WHOLE = ("max_waiting",)
+_WHOLE = ("channels", "max_waiting")
 _UNITLESS = (*_WHOLE, "backoff_multiplier", "backoff_jitter", "give_up_share")
 
 
@@ -81,6 +82,8 @@ class LifecyclePolicy:
         linger: close a connection that nobody has held or used for this long; None: keep it.
         max_age: replace a channel older than this; None: never because of its age.
         drain_timeout: how long a retired channel may finish its RPCs; None: as long as they take.
+        channels: how many connections one endpoint gets, each with a channel and a life of its own;
+            a call takes the one with the fewest RPCs of those that are well.
         topology_refresh: gap between topology fetches of a global cluster; None: only on failure.
 
     Raises:
@@ -103,6 +106,7 @@ class LifecyclePolicy:
     linger: float | None = 300.0
     max_age: float | None = None
     drain_timeout: float | None = 30.0
+    channels: int = 1
     topology_refresh: float | None = 300.0
 
     def __post_init__(self) -> None:

@@ -148,7 +148,8 @@ class Checkout:
                     connection, Trigger.ACQUIRE, until=self.until, reason="an RPC wants to start"
                 )
                 yield from self.ride_out(connection)
-            connection, now = face.connection, self.clock()
+            now = self.clock()
+            connection = face.pick(now) if face.members else face.connection
             if self.until is not None and now >= self.until:
                 raise DeadlineExceeded(address=connection.address, elapsed=now - self.began)
             binding = connection.lifecycle.enter(rpc, now, trusted=True)
@@ -193,6 +194,7 @@ class Checkout:
             if connection.face is face:  # closed again: who came to it meanwhile moves on, too
                 closed.append(connection)
         face.connection = connection
+        self.pool.plan_fill(face, self.clock())
         self.pool.give_back(connection, caller)
         if not face.revivable:  # closed by its handler meanwhile, and that is for good
             if connection.face is face:
@@ -218,6 +220,8 @@ class Checkout:
             if flight is None or (flight.kind is FlightKind.RECOVERY and not flight.mandatory):
                 return
             self._see_it_flown(connection, flight)
+            if connection.face.has_other(connection):
+                return
             first = flight.kind is FlightKind.CONNECT and life.connecting()
             if first:
                 hope = began + min(self.budget, self.hope)

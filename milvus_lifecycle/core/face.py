@@ -170,6 +170,8 @@ class Face:
     def __init__(self, pool: Pool, connection: ManagedConnection) -> None:
         self.pool = pool
         self.connection = connection
+        #: more connections of this handler (``LifecyclePolicy.channels``)
+        self.members: tuple[ManagedConnection, ...] = ()
         #: False once the handler itself was closed: then CLOSED is the caller's answer
         self.revivable = True
         self.readiness = Readiness()
@@ -205,7 +207,7 @@ class Face:
         """Start ``rpc`` without waiting, if nothing stands in its way. (start, began, until)."""
         now = self.pool.seams.clock()
         began, until = self.call_window(timeout, now)
-        connection = self.connection
+        connection = self.pick(now) if self.members else self.connection
         # A timeout of 0 is for gRPC to judge, as it is without the engine: it often lets an answer
         # through that comes within a millisecond. Only a retry is not begun without time.
         if until is None or now < until or began == now:
@@ -213,6 +215,29 @@ class Face:
             if binding is not None:
                 return Start(connection, binding, rpc, now, began, until, timeout), began, until
         return None, began, until
+
+    def pick(self, now: float) -> ManagedConnection:
+        """Of the connections that are well, the one with the fewest RPCs; else the first of all.
+
+        A member that is not well and that nobody mends is mended in the background.
+        """
+        well = []
+        for connection in (self.connection, *self.members):
+            life = connection.lifecycle
+            stale = now - life.last_used_at > life.idle_limit and life.stale(now)
+            if life.state is State.ACTIVE and not stale:
+                well.append(connection)
+            elif life.flight is None and connection is not self.connection:
+                until = now + life.policy.connect_timeout
+                self.pool.step(
+                    connection, Trigger.ACQUIRE, until=until, reason="an RPC could use it"
+                )
+        return min(well, key=_load, default=self.connection)
+
+    def has_other(self, connection: ManagedConnection) -> bool:
+        """Is there another connection that takes RPCs while ``connection`` does not?"""
+        others = (self.connection, *self.members) if self.members else ()
+        return any(c is not connection and c.state is State.ACTIVE for c in others)
 
     def unnoticed(self, timeout: float | None) -> Start:
         """An RPC that leaves no trace: it runs on the channel in use now, or not at all.
@@ -310,7 +335,13 @@ class Face:
     def closed_by_handler(self) -> None:
         """The handler's own close(): for good."""
         self.revivable = False
-        self.pool.close(self.connection, "its handler was closed")
+        for connection in (self.connection, *self.members):
+            self.pool.close(connection, "its handler was closed")
+
+
+def _load(connection: ManagedConnection) -> tuple[int, float]:
+    """The least loaded first; of those, the one that was used longest ago."""
+    return connection.lifecycle.in_flight, connection.lifecycle.last_used_at
 
 
 def stamp_of(error: BaseException) -> Start | None:

@@ -232,6 +232,7 @@ class Pool:
             self._let_in(self.admission.ended(connection, result.ended, self.seams.clock()))
         if result.moved and connection.lifecycle.state is State.CLOSED:
             self.registry.remove(connection)
+            self._part(connection)
             if not len(self.registry):
                 self.driver.post(look)  # whoever keeps time may go
         self.finish(connection, result)
@@ -332,6 +333,8 @@ class Pool:
             self.step(connection, Trigger.RELEASE)
             return
         if trigger in _LANDINGS:
+            if connection.face is not None:
+                self.plan_fill(connection.face, self.seams.clock())
             if trigger is Trigger.STAND_DOWN and not facts.get("unchanged"):
                 self.maintenance.plan_second_try(connection)
             else:
@@ -340,6 +343,40 @@ class Pool:
             self.maintenance.plan_refresh(connection)
         if not held:
             self.maintenance.plan_expiry(connection)
+
+    # -- several connections of one handler ------------------------------------------------
+
+    def plan_fill(self, face: Any, due: float) -> None:
+        """See to it that the handler has its members, once it is ``due`` (monotonic seconds)."""
+        if self.policy.channels > 1:
+            self.maintenance.plan(due, partial(self._fill, weakref.ref(face)))
+
+    def _fill(self, face_ref: weakref.ref[Any]) -> None:
+        """Have as many connections behind a handler as the policy says. Whoever keeps time does."""
+        face = face_ref()
+        if face is None or face.connection.state is not State.ACTIVE:
+            return
+        for _ in range(len(face.members), self.policy.channels - 1):
+            member = self.renew(face.connection, face)
+            member.lease(face)  # it is held as long as the first one lives
+            life = member.lifecycle
+            with life.lock, life.section:
+                self.registry.add_member(member)
+                life.report_creation()
+            face.members = (*face.members, member)
+            until = self.seams.clock() + self.policy.connect_timeout
+            self.step(member, Trigger.ACQUIRE, until=until, reason="policy.channels")
+
+    def _part(self, connection: ManagedConnection) -> None:
+        """A closed connection has no members, and is none; it is replaced after a while."""
+        face = connection.face
+        if connection is face.connection:
+            members, face.members = face.members, ()
+            for member in members:
+                self.give_back(member, face)
+        elif connection in face.members:
+            face.members = tuple(each for each in face.members if each is not connection)
+            self.plan_fill(face, self.seams.clock() + self.policy.backoff_ceiling)
 
     # -- flights ---------------------------------------------------------------------------
 

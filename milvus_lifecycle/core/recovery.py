@@ -89,8 +89,8 @@ class Recovery:
                 if wire is None:
                     return
                 again, end = self.flight.attempts > 0, limit
-                if again and not self._awaited():
-                    end = min(limit, self.flight.hope)  # no longer for one that refuses
+                if self.flight.failure is not None and not self._awaited():
+                    end = min(limit, self.flight.hope)  # it refuses
                 left = max(0.001, end - self.clock())
                 identifier = yield Register(self.connection, wire, left, again)
             except Interrupted:

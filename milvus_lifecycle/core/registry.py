@@ -53,6 +53,11 @@ class Registry:
                 return connection
             return self._shared.setdefault(connection.config.key, connection)
 
+    def add_member(self, connection: ManagedConnection) -> None:
+        """Insert one that nobody looks up: its handler leads to it."""
+        with self._lock:
+            self._dedicated[id(connection)] = connection
+
     def remove(self, connection: ManagedConnection) -> None:
         """Forget a closed connection (and only this one: its key may be taken anew)."""
         with self._lock:

@@ -55,6 +55,7 @@ def test_defaults_are_those_of_the_design() -> None:
         "linger": 300.0,
         "max_age": None,
         "drain_timeout": 30.0,
+        "channels": 1,
         "topology_refresh": 300.0,
     }
 
