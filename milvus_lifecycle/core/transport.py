@@ -53,6 +53,9 @@ class Transport(Protocol):
     def open(self, request: Open) -> Any:
         """A channel, not connected yet."""
 
+    def outdated(self, connection: ManagedConnection, wire: Wire) -> bool:
+        """Have the TLS files changed since the channel was opened? No while they are unusable."""
+
     def register(
         self, connection: ManagedConnection, wire: Wire, timeout: float, patient: bool
     ) -> Any:

@@ -11,13 +11,14 @@ from weakref import WeakKeyDictionary
 import grpc
 import grpc.aio
 
-from ..config import ConnectionConfig, TlsMaterial, load_tls
+from ..config import ConnectionConfig
 from ..core.connection import ManagedConnection
 from ..core.readiness import Collection, LoadState
 from ..core.requests import Open
 from ..core.transport import Transport
 from ..core.wire import Wire
 from ..errors import ConfigError, FailureSummary, LifecycleError, error_code
+from ..tls import TlsMaterial, fingerprint, load_tls
 
 #: pymilvus has a connection manager to replace from 2.6.10 on; later minor versions are not
 #: known to work until they were tested.
@@ -102,6 +103,8 @@ class _PymilvusTransport:
         self._calmed: WeakKeyDictionary[ManagedConnection, tuple[int, FailureSummary]] = (
             WeakKeyDictionary()
         )
+        #: channel -> fingerprint of the TLS files that it was opened with, if it was with any
+        self._seen: WeakKeyDictionary[Any, object] = WeakKeyDictionary()
 
     def check(self, config: ConnectionConfig) -> None:
         """TLS files are looked at before anything is opened."""
@@ -110,20 +113,35 @@ class _PymilvusTransport:
     def open(self, request: Open) -> Any:
         """A channel by grpc's own factories. Raises ConfigError.
 
-        TLS files are read anew each time: a rotated certificate is picked up by a recovery.
+        TLS files are read anew each time; a change while they are read is one for `outdated`.
         """
         connection, config = request.connection, request.connection.config
         timeout = connection.lifecycle.policy.connect_timeout
         options = channel_options(config, request.window, timeout, self._calm(connection))
         if not (config.secure if request.secure is None else request.secure):
             return self.factories.insecure_channel(request.address, options=options)
+        seen = fingerprint(config)
         tls = load_tls(config) or TlsMaterial()
         if tls.server_name:
             options.append(("grpc.ssl_target_name_override", tls.server_name))
         credentials = grpc.ssl_channel_credentials(
             root_certificates=tls.root, private_key=tls.key, certificate_chain=tls.chain
         )
-        return self.factories.secure_channel(request.address, credentials, options=options)
+        channel = self.factories.secure_channel(request.address, credentials, options=options)
+        if seen:
+            self._seen[channel] = seen
+        return channel
+
+    def outdated(self, connection: ManagedConnection, wire: Wire) -> bool:
+        """Have the TLS files changed since the channel was opened? No while they are unusable."""
+        config, seen = connection.config, self._seen.get(wire.channel)
+        if seen is None or seen == fingerprint(config):
+            return False
+        try:
+            load_tls(config)
+        except ConfigError:
+            return False  # half written, or the key is not there yet
+        return True
 
     def _calm(self, connection: ManagedConnection) -> int:
         """How many times more seldom than configured to ping.

@@ -270,6 +270,10 @@ class ScriptedTransport:
         """A fake channel."""
         return self.script.open(self._make_channel, request.address, request.secure)
 
+    def outdated(self, connection: ManagedConnection, wire: Wire) -> bool:
+        """There are no TLS files."""
+        return False
+
     def register(
         self, connection: ManagedConnection, wire: Wire, timeout: float, patient: bool
     ) -> Any:

@@ -204,6 +204,9 @@ class World:
         """Is there something that the timekeeper has not read, or the collector not found?"""
         return bool(self.garbage)
 
+    def outdated(self, *about: object) -> bool:
+        return False
+
     def open(self, request: Open) -> Channel:
         laws.check_no_lock(self, "open")  # type: ignore[arg-type]
         channel = self.channel_class(self, len(self.channels) + 1, request.address)

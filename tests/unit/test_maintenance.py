@@ -35,6 +35,14 @@ def test_rotation_goes_by_the_channel_in_use() -> None:
         assert len(rig.audit.transitions(Trigger.RECYCLE)) == 1
 
 
+@pytest.mark.parametrize("uri", ["http://home:19530", "https://home:19530"])
+def test_without_tls_files_nobody_looks_at_any(uri: str) -> None:
+    """Nothing at all is planned for a connection that is held."""
+    with Rig(linger=None) as rig:
+        rig.manager.get_or_create(ConnectionConfig.from_uri(uri))
+        assert rig.manager._pool.maintenance.schedule.next_due() is None
+
+
 def roaming(manager: type[ConnectionManager] = ConnectionManager) -> tuple[Rig, Roamer, Any]:
     """A connection whose place is asked for anew each minute."""
     strategy = Roamer()
