@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from ..config import ConnectionConfig
 from ..errors import LifecycleError
 from .connection import ManagedConnection
 from .flight import Flight
@@ -44,11 +43,9 @@ class Transport(Protocol):
     """I/O and object construction. ``register``, ``ping`` and ``load_state`` wait; the rest must
     not. Closing a channel ends what waits on it, with any error."""
 
-    def check(self, config: ConnectionConfig) -> None:
-        """Raise ConfigError for what can be seen to be unusable before anything is opened."""
-
     def make_handler(self, connection: ManagedConnection, channel: Any) -> Any:
-        """The handler of a new connection, on its permanent channel."""
+        """The handler of a new connection, on its permanent channel. Raises ConfigError for what
+        can be seen to be unusable before anything is opened."""
 
     def open(self, request: Open) -> Any:
         """A channel, not connected yet."""

@@ -15,7 +15,6 @@ from typing import Any
 
 import grpc
 
-from ..config import ConnectionConfig
 from ..core.connection import ManagedConnection
 from ..core.facts import Located
 from ..core.readiness import Collection, LoadState
@@ -258,9 +257,6 @@ class ScriptedTransport:
     _make_channel: type[FakeChannel]
     _make_handler: type[FakeHandler | AsyncFakeHandler]
     _wait: Callable[[Future[Any]], Any]
-
-    def check(self, config: ConnectionConfig) -> None:
-        """Everything is usable."""
 
     def make_handler(self, connection: ManagedConnection, channel: Any) -> Any:
         """A fake handler."""

@@ -193,9 +193,6 @@ class World:
 
     channel_class: type[Channel]
 
-    def check(self, config: Any) -> None:
-        """Everything is usable."""
-
     def translate(self, error: LifecycleError) -> Exception:
         return error
 

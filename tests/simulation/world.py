@@ -371,9 +371,6 @@ class World:
 
     # -- what the engine meets --------------------------------------------------------------
 
-    def check(self, config: Any) -> None:
-        """Everything is usable."""
-
     def make_handler(self, connection: Any, channel: Any) -> FakeHandler:
         return FakeHandler(channel)
 
