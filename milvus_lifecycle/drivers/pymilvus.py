@@ -174,12 +174,11 @@ class _PymilvusTransport:
             )
         except (TypeError, ValueError) as error:
             raise ConfigError(f"pymilvus refuses the connection's options: {error}") from error
-        # Mocks have their own: in somebody's tests, pymilvus's class is replaced.
-        classes = type(handler).__mro__
-        channel.unused = not any(each.__module__.startswith("pymilvus.") for each in classes)
-        if not channel.unused:
+        if any(each.__module__.startswith("pymilvus.") for each in type(handler).__mro__):
             load_tls(config)
             handler._on_rpc_error = channel.on_rpc_error
+        else:
+            channel.unused = True  # a mock, in somebody's tests
         return handler
 
     def _connect_request(self, connection: ManagedConnection) -> Any:

@@ -150,7 +150,10 @@ def last_client(env: Env, flavour: Flavour) -> object:
 def after_close(env: Env, flavour: Flavour) -> object:
     client = flavour.connected(env.server().uri)
     client.close()
-    return seen(client.list_collections)
+    answer = seen(client.list_collections)
+    return (
+        answer if "demo" in answer else "an error"
+    )  # of which class depends on pymilvus's version
 
 
 @row("clients as context managers")
