@@ -81,6 +81,8 @@ class Script:
         #: every piece of I/O so far, and every channel opened, in order
         self.operations: list[Operation] = []
         self.channels: list[FakeChannel] = []
+        #: those whose TLS files have changed since
+        self.outdated: list[FakeChannel] = []
         self._held: set[str] = set()
         self._planned: dict[str, deque[object]] = {}
         self._identifiers = itertools.count(1)
@@ -267,8 +269,8 @@ class ScriptedTransport:
         return self.script.open(self._make_channel, request.address, request.secure)
 
     def outdated(self, connection: ManagedConnection, wire: Wire) -> bool:
-        """There are no TLS files."""
-        return False
+        """As the script says."""
+        return wire.channel in self.script.outdated
 
     def register(
         self, connection: ManagedConnection, wire: Wire, timeout: float, patient: bool

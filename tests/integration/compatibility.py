@@ -151,9 +151,8 @@ def after_close(env: Env, flavour: Flavour) -> object:
     client = flavour.connected(env.server().uri)
     client.close()
     answer = seen(client.list_collections)
-    return (
-        answer if "demo" in answer else "an error"
-    )  # of which class depends on pymilvus's version
+    # Of which class it is depends on pymilvus's version.
+    return answer if "demo" in answer else "an error"
 
 
 @row("clients as context managers")
