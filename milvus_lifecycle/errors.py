@@ -46,6 +46,11 @@ NOT_READY_CODES = frozenset({101})
 """Milvus status codes of a collection that is not loaded. Milvus 2.3.5 answers 101 from 9 to 35 s
 after a restart and loads by itself meanwhile, Milvus Lite 3.2.2 until somebody calls load()."""
 
+_RATE_LIMIT = 8
+#: Milvus 2.3.5, while it goes down, answers 65535 "failed to connect ..." where one of its parts
+#: is gone already; while it comes up, "service not ready". It knows no flag for that.
+_NOT_UP = re.compile(r"not ready|not healthy|failed to connect", re.IGNORECASE)
+
 # Order matters: userinfo first, because a password may look like anything.
 _SECRETS = (
     (re.compile(r"(?<=//)\S*@"), "***@"),
@@ -268,6 +273,7 @@ class Failure(enum.Enum):
     DEADLINE = "DEADLINE"  # an RPC ran out of time: maybe a black hole, worth a probe
     PERMANENT = "PERMANENT"  # waiting will not help
     REPLICATE_VIOLATION = "REPLICATE_VIOLATION"  # wrote to a secondary of a global cluster
+    NOT_UP = "NOT_UP"  # the server answers that it is not ready yet
     NOT_READY = "NOT_READY"  # not loaded: perhaps it is being loaded, see readiness
     OTHER = "OTHER"  # the caller's business
 
@@ -290,18 +296,31 @@ def classify(error: BaseException) -> Failure:
         permanent = isinstance(error, (ConfigError, PermanentFailure))
         return Failure.PERMANENT if permanent else Failure.OTHER
     if isinstance(error, grpc.RpcError):
-        return _kind_of(_status(error))
+        return _kind_of(error, _status(error))
     # pymilvus is not imported here: its exceptions are told by `code` and `message`.
     message = _read(error, "message")
     if isinstance(message, str) and REPLICATE_VIOLATION_MARK in message:
         return Failure.REPLICATE_VIOLATION
     code = _read(error, "code")
-    if isinstance(message, str) and isinstance(code, int) and code in NOT_READY_CODES:
-        return Failure.NOT_READY
+    if isinstance(message, str) and isinstance(code, int):
+        if code in NOT_READY_CODES:
+            return Failure.NOT_READY
+        if not_up(code, message, _read(error, "retriable")):
+            return Failure.NOT_UP
     return Failure.OTHER
 
 
-def _kind_of(status: grpc.StatusCode | None) -> Failure:
+def not_up(code: int, reason: str, retriable: object) -> bool:
+    """Does a status ask to try again later, by its flag or in words? Rate limits are another
+    matter: pymilvus waits itself."""
+    if code in (*NOT_READY_CODES, _RATE_LIMIT):
+        return False
+    return retriable is True or _NOT_UP.search(reason) is not None
+
+
+def _kind_of(error: grpc.RpcError, status: grpc.StatusCode | None) -> Failure:
+    if status is grpc.StatusCode.UNKNOWN and _NOT_UP.search(str(_read(error, "details"))):
+        return Failure.NOT_UP
     return Failure.OTHER if status is None else _GRPC_FAILURES.get(status, Failure.OTHER)
 
 
@@ -418,7 +437,7 @@ def summarize(error: BaseException) -> FailureSummary:
         status = _status(error)
         code = type(error).__name__ if status is None else status.name
         return FailureSummary(
-            _kind_of(status), code, _line(code, _read(error, "details"), True), None
+            _kind_of(error, status), code, _line(code, _read(error, "details"), True), None
         )
     return FailureSummary(classify(error), error_code(error), brief(error), _bare(error))
 

@@ -7,7 +7,7 @@ import json
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,21 +15,28 @@ from .audit.jsonl import ENVIRONMENT as AUDIT
 from .audit.jsonl import JsonLines
 from .audit.logs import ApplicationLog
 from .audit.records import Sink
-from .audit.stream import Listener
+from .audit.stream import Listener, Listening
 from .config import ConnectionConfig, ForeignConfig
 from .core.checkout import Checkout
 from .core.facts import Seams
 from .core.pool import Pool, StrategyFor
+from .core.strategies import ConnectionStrategy
 from .core.transport import Transport
 from .drivers.aio import AsyncDriver, running_loop
+from .drivers.rpc import INTERCEPTORS
 from .drivers.threads import ThreadsDriver
 from .endpoints.choose import default_strategy
-from .errors import ConfigError, LifecycleError, LoopMismatch, for_callers, translate_by
+from .errors import ConfigError, LifecycleError, LoopMismatch, brief, for_callers, translate_by
 from .fork import renew_in_child
 from .policy import LifecyclePolicy, parse_timeout
 
 #: The default of ``install(policy=...)``: fields of LifecyclePolicy, as a JSON object.
 POLICY = "MILVUS_LIFECYCLE_POLICY"
+#: The same, one field each: what is set here holds over that.
+_VARIABLES = {
+    f"MILVUS_LIFECYCLE_{field.name.upper()}": field.name
+    for field in dataclasses.fields(LifecyclePolicy)
+}
 #: Set by `milvus-lifecycle run`: the environment (sys.prefix) whose programs run on the engine.
 RUN = "MILVUS_LIFECYCLE_RUN"
 
@@ -37,7 +44,7 @@ RUN = "MILVUS_LIFECYCLE_RUN"
 def choose_policy(policy: object) -> LifecyclePolicy | None:
     """What ``install(policy=...)`` and the environment ask for. Raises ConfigError."""
     if policy is None:
-        return _read_policy(os.environ.get(POLICY, ""))
+        return _read_policy()
     if isinstance(policy, LifecyclePolicy):
         return policy
     raise ConfigError(
@@ -45,17 +52,20 @@ def choose_policy(policy: object) -> LifecyclePolicy | None:
     )
 
 
-def _read_policy(text: str) -> LifecyclePolicy | None:
-    if not text:
-        return None
+def _read_policy() -> LifecyclePolicy | None:
+    text, name = os.environ.get(POLICY, ""), POLICY
     try:
-        return LifecyclePolicy(**json.loads(text))
+        fields = dict(json.loads(text)) if text else {}
+        for name, field in _VARIABLES.items():
+            if os.environ.get(name):
+                fields[field] = json.loads(os.environ[name])
+        name = POLICY if text else " and ".join(n for n in _VARIABLES if os.environ.get(n))
+        return LifecyclePolicy(**fields) if fields or text else None
     except ConfigError as error:
-        raise ConfigError(f"{POLICY}: {error}", field=error.field) from None
+        raise ConfigError(f"{name}: {error}", field=error.field) from None
     except (ValueError, TypeError) as error:
-        raise ConfigError(
-            f"{POLICY} is not a JSON object of LifecyclePolicy's fields: {error}", field="policy"
-        ) from None
+        accepted = "a JSON object of LifecyclePolicy's fields" if name == POLICY else "a number"
+        raise ConfigError(f"{name} is not {accepted}: {error}", field="policy") from None
 
 
 def hand_on(policy: LifecyclePolicy | None, audit: str | None) -> None:
@@ -64,16 +74,76 @@ def hand_on(policy: LifecyclePolicy | None, audit: str | None) -> None:
         return
     if policy is not None:
         os.environ[POLICY] = json.dumps(dataclasses.asdict(policy))
+        for name in _VARIABLES:
+            os.environ.pop(name, None)
     if audit is not None:
         os.environ[AUDIT] = audit
 
 
 @dataclass(frozen=True)
+class Hooks:
+    """What ``install`` hooks into every manager. Raises ConfigError."""
+
+    listeners: Iterable[Listener] = ()
+    strategy_for: Callable[[ConnectionConfig], ConnectionStrategy | None] | None = None
+    interceptors: Iterable[Any] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("listeners", "interceptors"):
+            given = getattr(self, name)
+            if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
+                raise _unusable(name, "a list or tuple", given)
+            object.__setattr__(self, name, tuple(given))
+        for listener in self.listeners:
+            if not callable(listener):
+                raise _unusable("listeners", "callables that take a TransitionRecord", listener)
+        if self.strategy_for is not None and not callable(self.strategy_for):
+            raise _unusable("strategy_for", "a callable or None", self.strategy_for)
+        for interceptor in self.interceptors:
+            if not isinstance(interceptor, sum(INTERCEPTORS.values(), ())):
+                raise _unusable("interceptors", "gRPC's client interceptors", interceptor)
+
+    def strategy(self, config: ConnectionConfig) -> ConnectionStrategy:
+        """The strategy for a configuration: the hook's, or the engine's own choice."""
+        chosen = None
+        if self.strategy_for is not None:
+            try:
+                chosen = self.strategy_for(config)
+            except LifecycleError:
+                raise
+            except Exception as error:
+                raise ConfigError(
+                    f"strategy_for raised {brief(error)}",
+                    field="strategy_for",
+                    address=config.address,
+                ) from error
+        if chosen is None:
+            return default_strategy(config)
+        if not isinstance(chosen, ConnectionStrategy):
+            raise _unusable("strategy_for's result", "a ConnectionStrategy or None", chosen)
+        return chosen
+
+
+NO_HOOKS = Hooks()
+
+
+def _fitting(flavour: str, interceptors: Iterable[Any]) -> tuple[Any, ...]:
+    """Those of the flavour's kind: threads and asyncio have classes of their own in gRPC."""
+    return tuple(one for one in interceptors if isinstance(one, INTERCEPTORS[flavour]))
+
+
+def _unusable(name: str, accepted: str, given: object) -> ConfigError:
+    message = f"{name} must be {accepted}, not {type(given).__name__}"
+    return ConfigError(message, field=name)
+
+
+@dataclass(frozen=True)
 class Settings:
-    """Policy and sinks of new managers."""
+    """Policy, sinks and hooks of new managers."""
 
     policy: LifecyclePolicy | None = None
     sinks: tuple[Sink, ...] = (ApplicationLog(),)
+    hooks: Hooks = NO_HOOKS
 
     _current: ClassVar[Settings | None] = None
     #: Held while ``get_instance`` makes a manager with them, and while they change. Re-entrant:
@@ -81,17 +151,35 @@ class Settings:
     lock: ClassVar[threading.RLock] = threading.RLock()
 
     @classmethod
-    def make(cls, policy: LifecyclePolicy | None, audit: str | None) -> Settings:
-        """The application's own log, and JSON lines at the path ``audit`` if there is one."""
-        sinks: tuple[Sink, ...] = (ApplicationLog(),)
+    def make(
+        cls, policy: LifecyclePolicy | None, audit: str | None, hooks: Hooks = NO_HOOKS
+    ) -> Settings:
+        """The application's own log, JSON lines at the path ``audit`` if there is one, and the
+        listeners."""
+        sinks: tuple[Sink, ...] = (ApplicationLog(), *map(Listening, hooks.listeners))
         if audit is not None:
             sinks = (*sinks, JsonLines(audit))
-        return cls(policy, sinks)
+        return cls(policy, sinks, hooks)
+
+    def extend(self, managers: Iterable[_Manager]) -> None:
+        """Give the listeners, and what else is hooked in, to managers that exist already."""
+        for manager in managers:
+            for sink in self.sinks:
+                if not isinstance(sink, ApplicationLog):
+                    manager._pool.audit.add(sink)
+            manager._pool.strategy_for = self.hooks.strategy
+            fitting = _fitting(manager._flavour, self.hooks.interceptors)
+            manager._pool.transport.interceptors = fitting
 
     @classmethod
     def current(cls) -> Settings:
         """What was installed last, or the defaults."""
         return cls._current or cls()
+
+    @classmethod
+    def installed(cls) -> bool:
+        """Is pymilvus on the engine?"""
+        return cls._current is not None
 
     @classmethod
     def use(cls, settings: Settings | None) -> None:
@@ -107,6 +195,14 @@ class Settings:
 
 renew_in_child(Settings.renew_lock)
 
+#: every manager of the process
+_managers: weakref.WeakSet[_Manager] = weakref.WeakSet()
+
+
+def all_managers() -> list[_Manager]:
+    """Every manager that there is."""
+    return list(_managers)
+
 
 class _Manager:
     """A pool, and what both flavours do with it."""
@@ -120,12 +216,15 @@ class _Manager:
         transport: Transport | None = None,
         strategy_for: StrategyFor = default_strategy,
         sinks: tuple[Sink, ...] = (),
+        interceptors: Iterable[Any] = (),
         seams: Seams | None = None,
     ) -> None:
         if transport is None:
             from .drivers.pymilvus import TRANSPORTS
 
             transport = TRANSPORTS[self._flavour]()
+        if interceptors:
+            transport.interceptors = _fitting(self._flavour, interceptors)
         self._pool = Pool(
             self._flavour,
             policy,
@@ -136,6 +235,19 @@ class _Manager:
         )
         self._find, self._clock = self._pool.registry.find, self._pool.seams.clock
         self._begin()
+        _managers.add(self)
+
+    @classmethod
+    def _of_process(cls) -> Any:
+        """One as ``install`` wants them."""
+        now = Settings.current()
+        hooks = now.hooks
+        return cls(
+            now.policy,
+            sinks=now.sinks,
+            strategy_for=hooks.strategy,
+            interceptors=hooks.interceptors,
+        )
 
     def _begin(self) -> None:
         """Make the driver."""
@@ -170,8 +282,7 @@ class ConnectionManager(_Manager):
         if instance is None:
             with Settings.lock:
                 if cls._instance is None:
-                    settings = Settings.current()
-                    made = cls(settings.policy, sinks=settings.sinks)
+                    made = cls._of_process()
                     cls._instance = cls._instance or made
                 instance = cls._instance
         return instance
@@ -257,9 +368,7 @@ class AsyncConnectionManager(_Manager):
             over = [known for known in cls._instances.values() if known._driver.loop_is_over()]
             instance = cls._instances.get(id(loop))
             if instance is None or instance._driver.loop is not loop:
-                settings = Settings.current()
-                instance = cls(settings.policy, sinks=settings.sinks)
-                cls._instances[id(loop)] = instance
+                instance = cls._instances[id(loop)] = cls._of_process()
         for known in over:
             known._driver.loop_gone()  # outside the lock: closing calls listeners
         return instance

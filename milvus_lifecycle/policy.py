@@ -29,7 +29,10 @@ _LIMITS: dict[str, tuple[float, bool, float, bool]] = {
     "idle_threshold": (0.0, True, _YEAR, True),
     "probe_timeout": (0.0, False, _DAY, False),
     "connect_timeout": (0.0, False, _DAY, False),
+    "first_connect_patience": (0.0, True, _YEAR, False),
     "recovery_budget": (0.0, False, _YEAR, False),
+    "give_up_share": (0.0, True, 1.0, False),
+    "max_waiting": (0, True, 10**9, True),
     "backoff_initial": (0.001, True, _DAY, False),
     "backoff_multiplier": (1.0, True, 100.0, False),
     "backoff_max": (0.001, True, _DAY, False),
@@ -41,6 +44,8 @@ _LIMITS: dict[str, tuple[float, bool, float, bool]] = {
     "drain_timeout": (0.0, True, _YEAR, True),
     "topology_refresh": (0.0, False, _YEAR, True),
 }
+_WHOLE = ("max_waiting",)
+_UNITLESS = (*_WHOLE, "backoff_multiplier", "backoff_jitter", "give_up_share")
 
 
 class Pace(NamedTuple):
@@ -61,7 +66,12 @@ class LifecyclePolicy:
         idle_threshold: probe a connection idle longer than this; None: never because of idling.
         probe_timeout: how long one probe may take.
         connect_timeout: how long the first connect may take, unless the caller says otherwise.
+        first_connect_patience: how long a first connect waits for a server that refuses it or says
+            that it is not ready; 0: it fails with the first refusal.
         recovery_budget: how long one recovery may take, and the longest that a call waits.
+        give_up_share: share of `recovery_budget`, from 0 to 1, that a call waits once a recovery
+            has given up, until something answers; but at least for a probe and an attempt.
+        max_waiting: how many calls may wait for one connection; one more fails at once. None: all.
         backoff_initial: first gap between two connection attempts.
         backoff_multiplier: growth of the gap, from 1 to 100.
         backoff_max: longest gap while the outage is younger than `backoff_patience`.
@@ -80,7 +90,10 @@ class LifecyclePolicy:
     idle_threshold: float | None = 30.0
     probe_timeout: float = 5.0
     connect_timeout: float = 10.0
+    first_connect_patience: float = 0.0
     recovery_budget: float = 60.0
+    give_up_share: float = 0.1
+    max_waiting: int | None = None
     backoff_initial: float = 0.05
     backoff_multiplier: float = 1.6
     backoff_max: float = 0.4
@@ -176,8 +189,8 @@ class LifecyclePolicy:
 _ENDLESS = 100 * _YEAR
 
 
-def parse_timeout(timeout: Any) -> float | None:
-    """Return a caller's own timeout in seconds; None for no limit.
+def parse_timeout(timeout: Any, name: str = "timeout") -> float | None:
+    """Return a caller's own timeout (or what else ``name`` says) in seconds; None for no limit.
 
     Takes whatever `float` does, as pymilvus's users have it: numpy's numbers and fractions, True,
     "5". What goes on is a plain float: a float32 added to a clock is off by up to 64 seconds.
@@ -193,9 +206,9 @@ def parse_timeout(timeout: Any) -> float | None:
         seconds = math.nan
     if not seconds >= 0.0:
         raise ConfigError(
-            f"timeout={_shown(timeout)} is not a number of seconds from 0 up, or None for no limit "
+            f"{name}={_shown(timeout)} is not a number of seconds from 0 up, or None for no limit "
             "of the caller's own",
-            field="timeout",
+            field=name,
         )
     return None if seconds > _ENDLESS else seconds
 
@@ -207,6 +220,8 @@ def _check_range(name: str, value: object) -> None:
     # bool is an int to Python, and a mistake here.
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise _refusal(name, value)
+    if name in _WHOLE and not isinstance(value, int):
+        raise _refusal(name, value)
     # Written so that NaN fails, and an int too large for a float is compared as an int.
     if not least <= value <= greatest or (value == least and not inclusive):
         raise _refusal(name, value)
@@ -214,10 +229,13 @@ def _check_range(name: str, value: object) -> None:
 
 def _refusal(name: str, value: object) -> ConfigError:
     least, inclusive, greatest, optional = _LIMITS[name]
-    unit = "" if name in ("backoff_multiplier", "backoff_jitter") else " of seconds"
+    unit = "" if name in _UNITLESS else " of seconds"
     lower = f"from {least:g}" if inclusive else f"greater than {least:g}"
     upper = "below 1" if name == "backoff_jitter" else f"up to {greatest:,.10g}"
-    accepted = f"a number{unit} {lower} {upper}" + (", or None for never" if optional else "")
+    whole, never = ("whole ", "no limit") if name in _WHOLE else ("", "never")
+    accepted = f"a {whole}number{unit} {lower} {upper}" + (
+        f", or None for {never}" if optional else ""
+    )
     return ConfigError(f"LifecyclePolicy: {name}={_shown(value)} is not {accepted}", field=name)
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent import futures
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,13 +131,18 @@ def make_tls_files(directory: Path, *names: str) -> TlsFiles:
 
 
 class _Router(grpc.GenericRpcHandler):
-    """Serves every method of MilvusService by asking the fake for the answer."""
+    """Serves every method of MilvusService by asking the fake for the answer.
+
+    Telemetry, too: as bytes, since pymilvus before 3.0 does not know its messages.
+    """
 
     def __init__(self, answer: Callable[[str, Any, grpc.ServicerContext], Any]) -> None:
         self._answer = answer
 
     def service(self, handler_call_details: Any) -> grpc.RpcMethodHandler[Any, Any] | None:
         service, _, name = handler_call_details.method.lstrip("/").partition("/")
+        if service == "milvus.proto.milvus.ClientTelemetryService":
+            return grpc.unary_unary_rpc_method_handler(partial(self._answer, name))
         if service != SERVICE.full_name or name not in SERVICE.methods_by_name:
             return None
         method = SERVICE.methods_by_name[name]
@@ -318,6 +324,8 @@ class FakeMilvus:
                 identifier = next(self._next_identifier)
                 self.identifiers.append(identifier)
             return milvus_pb2.ConnectResponse(identifier=identifier)
+        if method not in SERVICE.methods_by_name:
+            return b""
         if method == "GetVersion":
             return milvus_pb2.GetVersionResponse(version="v2.6-fake")
         if method == "ShowCollections":

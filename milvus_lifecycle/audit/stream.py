@@ -217,7 +217,9 @@ class Reader:
                 complain(f"a reader of the audit raised {brief(error)}; more is only counted")
 
 
-class _Listening(Sink):
+class Listening(Sink):
+    """Calls a listener with every record."""
+
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
 
@@ -255,9 +257,7 @@ class Audit:
         """Call ``listener(record)`` for every record from now on. Returns the unsubscriber."""
         if not callable(listener):
             raise TypeError(f"listener must be callable, not {type(listener).__name__}")
-        reader = Reader(_Listening(listener))
-        with self._lock:
-            self.readers = (*self.readers, reader)
+        reader = self.add(Listening(listener))
 
         def unsubscribe() -> None:
             reader.wants = lambda level=0: False  # not even what waits is told
@@ -265,6 +265,13 @@ class Audit:
                 self.readers = tuple(known for known in self.readers if known is not reader)
 
         return unsubscribe
+
+    def add(self, sink: Sink) -> Reader:
+        """Have ``sink`` told of every record from now on."""
+        reader = reader_of(sink)
+        with self._lock:
+            self.readers = (*self.readers, reader)
+        return reader
 
     def reset_after_fork(self) -> None:
         """In the child: another thread of the parent may have held the lock."""

@@ -6,7 +6,11 @@ Each is a generator that decides in memory and yields what has to be waited for 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
+from math import inf
 from typing import Any
 
 from ..config import ConnectionConfig, ForeignConfig
@@ -22,6 +26,7 @@ from ..errors import (
     RecoveryExhausted,
     shown,
 )
+from ..policy import parse_timeout
 from ..table import State, Trigger
 from .connection import ManagedConnection
 from .face import Face, Start
@@ -40,6 +45,32 @@ SHORTEST_CHECKOUT = 0.2
 #: Gap (seconds) between two tries of a caller whose flights cannot even be started.
 NO_WORKER_PAUSE = 0.1
 
+_budget: ContextVar[float] = ContextVar("milvus_lifecycle_budget", default=inf)
+_hope: ContextVar[float] = ContextVar("milvus_lifecycle_hope", default=0.0)
+
+
+@contextmanager
+def budget(seconds: float) -> Iterator[None]:
+    """Have each call in the block wait for the engine no longer than that, whatever the policy
+    says: for services that have a fallback. It holds for this thread, or this task and those that
+    it makes. Raises ConfigError."""
+    limit = parse_timeout(seconds, "budget")
+    token = _budget.set(min(_budget.get(), inf if limit is None else limit))
+    try:
+        yield
+    finally:
+        _budget.reset(token)
+
+
+@contextmanager
+def hoping(seconds: float) -> Iterator[None]:
+    """Have first connects in the block wait that long for a server that refuses them."""
+    token = _hope.set(seconds)
+    try:
+        yield
+    finally:
+        _hope.reset(token)
+
 
 class Checkout:
     """One caller's wait: since when, and until when. Times are monotonic seconds."""
@@ -51,6 +82,10 @@ class Checkout:
         self.began = began
         #: its own deadline; None: it has none
         self.until = until
+        #: how long it waits for the engine, at most
+        self.budget = _budget.get()
+        #: how long it waits for a server that refuses a first connect
+        self.hope = max(pool.policy.first_connect_patience, _hope.get())
 
     @classmethod
     def within(cls, pool: Pool, timeout: float | None) -> Checkout:
@@ -125,7 +160,7 @@ class Checkout:
     def _no_worker(self, connection: ManagedConnection) -> Pause:
         """There is no channel, and nobody could be found to fly (no thread to be had): pause."""
         now = self.clock()
-        if now >= self.began + self.pool.policy.recovery_budget:
+        if now >= self.began + min(self.budget, connection.lifecycle.budget(now)):
             raise RecoveryExhausted(
                 address=connection.address,
                 elapsed=now - self.began,
@@ -173,10 +208,9 @@ class Checkout:
         Raises what the caller is to see: closed, connect failed, permanent, deadline or budget.
         """
         life, began, until = connection.lifecycle, self.began, self.until
-        budget_end, thawed = began + self.pool.policy.recovery_budget, False
+        budget_end, thawed = began + min(self.budget, life.budget(self.clock())), False
         while True:
-            limit = budget_end if until is None else min(until, budget_end)
-            flight = life.flight
+            flight, end = life.flight, budget_end
             if life.state is State.CLOSED:
                 if _deserted(connection):
                     return
@@ -185,26 +219,46 @@ class Checkout:
                 return
             self._see_it_flown(connection, flight)
             first = flight.kind is FlightKind.CONNECT and life.connecting()
-            patience = limit
-            if first and until is None:
-                patience = min(limit, began + self.pool.policy.connect_timeout)
+            if first:
+                hope = began + min(self.budget, self.hope)
+                if until is None:
+                    end = min(end, began + self.pool.policy.connect_timeout)
+                end, flight.hope = max(end, hope), max(flight.hope, hope)
+            else:
+                self._check_room(connection, flight)
+            limit = end if until is None else min(until, end)
             # Even if there is no time left: whoever leaves a first connect last ends it.
-            yield Wait(connection, flight, patience, VERDICT_GRACE if first else 0.0)
+            yield Wait(connection, flight, limit, VERDICT_GRACE if first else 0.0)
             if flight.outcome is Outcome.LANDED:
                 return
             now = self.clock()
-            stopped = now > patience + STOPPED and not thawed
+            stopped = now > limit + STOPPED and not thawed
             if flight.outcome is None and stopped and (until is None or now < until):
                 # The process did not run when its time ran out: the flight tries once more.
                 thawed, began = True, now
                 budget_end = now + self.pool.policy.connect_timeout
                 continue
-            left_last = flight.outcome is Outcome.ABANDONED and self.clock() >= patience
+            left_last = flight.outcome is Outcome.ABANDONED and self.clock() >= limit
             if flight.outcome is None or left_last:
                 self._see_it_flown(connection, flight)  # perhaps nobody else comes
-                own = until is not None and until < budget_end
+                own = until is not None and until < end
                 raise self._late(connection, flight, began, first, own)
             self._next_flight(connection, flight, began, limit)
+
+    def _check_room(self, connection: ManagedConnection, flight: Flight) -> None:
+        """Raises if ``max_waiting`` calls wait already. One that races in is let in."""
+        most, waiting = self.pool.policy.max_waiting, flight.waiting
+        if most is not None and waiting >= most:
+            now, outage = self.clock(), connection.lifecycle.outage
+            age = now - (flight.began if outage is None else outage.began)
+            raise RecoveryExhausted(
+                f"{waiting} calls wait for this connection already (max_waiting={most}); it is "
+                f"{connection.state.value} since {age:.1f} s",
+                address=connection.address,
+                attempts=flight.attempts,
+                elapsed=now - self.began,
+                last_error=shown(flight.failure or connection.lifecycle.last_failure),
+            )
 
     def _see_it_flown(self, connection: ManagedConnection, flight: Flight) -> None:
         """Launch a flight that nobody leads: whoever was to do it, or to lead it, was interrupted
@@ -220,8 +274,9 @@ class Checkout:
         spent = self.clock() - began
         permanent = failure is not None and failure.kind is Failure.PERMANENT
         kind: type[LifecycleError] | None = None
+        message = ""
         if outcome is Outcome.FAILED:
-            kind = ConnectFailed
+            kind, message = ConnectFailed, self._waited_for()
         elif connection.state is State.CLOSED:
             if _deserted(connection):
                 return
@@ -229,7 +284,7 @@ class Checkout:
         elif outcome is Outcome.GAVE_UP and (permanent or self.clock() >= limit):
             kind = RecoveryExhausted
         if kind is not None:
-            raise _verdict(kind, connection, max(1, flight.attempts), spent, failure)
+            raise _verdict(kind, connection, max(1, flight.attempts), spent, failure, message)
         if outcome is Outcome.GAVE_UP:
             self.pool.step(connection, Trigger.FAIL, reason="a caller has budget left")
         elif outcome is Outcome.ABANDONED:
@@ -247,14 +302,22 @@ class Checkout:
     ) -> LifecycleError:
         """What a caller sees whose time (``own``, or the budget) ends before the flight."""
         kind: type[LifecycleError] = DeadlineExceeded if own else RecoveryExhausted
+        message = ""
         if first:
-            kind = ConnectFailed
+            kind, message = ConnectFailed, self._waited_for()
         return kind(
+            message,
             address=connection.address,
             attempts=flight.attempts + 1,
             elapsed=self.clock() - began,
             last_error=shown(flight.failure or connection.lifecycle.last_failure),
         )
+
+    def _waited_for(self) -> str:
+        """What the error of a first connect begins with; "" for its own headline."""
+        if not self.hope:
+            return ""
+        return f"could not connect, and a server that is away was waited for up to {self.hope:g} s"
 
 
 class _Caller:
@@ -269,6 +332,7 @@ def _verdict(
     attempts: int,
     elapsed: float,
     failure: FailureSummary | None,
+    message: str = "",
 ) -> LifecycleError:
     """What the waiters of a flight see of its error: a permanent one is called so.
 
@@ -278,9 +342,9 @@ def _verdict(
     if kind is ConnectFailed and isinstance(error, ConfigError):
         return ConfigError(error.detail, field=error.field, address=connection.address)
     if failure is not None and failure.kind is Failure.PERMANENT:
-        kind = PermanentFailure
+        kind, message = PermanentFailure, ""
     address = connection.address
-    return kind(address=address, attempts=attempts, elapsed=elapsed, last_error=error)
+    return kind(message, address=address, attempts=attempts, elapsed=elapsed, last_error=error)
 
 
 def _deserted(connection: ManagedConnection) -> bool:

@@ -8,6 +8,7 @@ channels derive from it and add only how they call and wait.
 from __future__ import annotations
 
 import contextvars
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from ..errors import (
     FailureSummary,
     RpcSummary,
     error_code,
+    not_up,
     shown,
     summarize,
 )
@@ -44,8 +46,16 @@ STAMP = "_milvus_lifecycle_start"
 #: A retry decorator comes back within its own backoff (3 s at most). A later RPC with the
 #: same timeout is another call.
 RETRY_WINDOW = 3.5
+#: RPCs that change nothing.
+_HARMLESS = re.compile(
+    "/milvus.proto.milvus.MilvusService/(Search|HybridSearch|Query|Describe|Show|Has|Get|List)"
+)
+#: How a proxy says that it has not even looked at a request.
+NOTHING_DONE = "service not ready[proxy="
 #: With so little time left (seconds) a retry is pointless; the deadline is raised instead.
 DEADLINE_MARGIN = 0.02
+#: Whatever pymilvus's telemetry does on a channel, its user has not asked for it.
+TELEMETRY = "/milvus.proto.milvus.ClientTelemetryService/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +84,8 @@ class Status:
     reason: str
     #: what has to be loaded; None: the status is about something else
     collection: Collection | None
+    #: is it harmless to send the request again?
+    harmless: bool
 
 
 @dataclass(slots=True)
@@ -97,18 +109,14 @@ _status: contextvars.ContextVar[Status | None] = contextvars.ContextVar(
 )
 
 
-class DrainedError(RpcSummary, grpc.Call, GrpcFuture):
-    """UNAVAILABLE for an RPC that ``drain_timeout`` cut: its retry runs on the new channel.
+class UnavailableError(RpcSummary, grpc.Call, GrpcFuture):
+    """UNAVAILABLE, as the engine says it itself.
 
     Also a call and a finished future, as the errors of grpc's interceptors have to be.
     """
 
-    def __init__(self, address: str, drain_timeout: float | None) -> None:
-        super().__init__(
-            "UNAVAILABLE",
-            f"the channel to {address} was replaced, and this call did not end within "
-            f"drain_timeout={drain_timeout} s",
-        )
+    def __init__(self, details: str) -> None:
+        super().__init__("UNAVAILABLE", details)
 
     def debug_error_string(self) -> str:
         return ""
@@ -139,6 +147,16 @@ class DrainedError(RpcSummary, grpc.Call, GrpcFuture):
 
     def add_done_callback(self, fn: Any) -> None:
         fn(self)
+
+
+class DrainedError(UnavailableError):
+    """For an RPC that ``drain_timeout`` cut: its retry runs on the new channel."""
+
+    def __init__(self, address: str, drain_timeout: float | None) -> None:
+        super().__init__(
+            f"the channel to {address} was replaced, and this call did not end within "
+            f"drain_timeout={drain_timeout} s",
+        )
 
 
 def _factory(kind: str) -> Any:
@@ -199,6 +217,19 @@ class Face:
                 return Start(connection, binding, rpc, now, began, until, timeout), began, until
         return None, began, until
 
+    def unnoticed(self, timeout: float | None) -> Start:
+        """An RPC that leaves no trace: it runs on the channel in use now, or not at all.
+
+        It is no activity and no sign of life or death, waits for nothing, and is not counted: the
+        channel may be closed under it. Raises UnavailableError.
+        """
+        life = self.connection.lifecycle
+        binding = life.binding
+        probing = life.state is State.PROBING
+        if binding is None or binding.wire.state is not WireState.CURRENT or probing:
+            raise UnavailableError(f"no channel to {life.address} is in use now")
+        return Start(self.connection, binding, _ENDED, 0.0, 0.0, timeout, timeout)
+
     def expect_retry(self, start: Start) -> None:
         """The decorator will retry this call: its next RPC gets only what is left.
 
@@ -232,8 +263,10 @@ class Face:
         collection = None
         if code in NOT_READY_CODES:
             collection = self.readiness.lost(start.binding, start.at, metadata, request)
-        if collection is not None or REPLICATE_VIOLATION_MARK in reason:
-            self.note_status(Status(start, code, reason, collection))
+        later = not_up(code, reason, getattr(status, "retriable", False))
+        if later or collection is not None or REPLICATE_VIOLATION_MARK in reason:
+            harmless = _HARMLESS.match(method) is not None or NOTHING_DONE in reason
+            self.note_status(Status(start, code, reason, collection, harmless))
 
     def note_status(self, status: Status) -> None:
         """The retry decorator may ask about ``status``, and will not say which RPC it ended."""

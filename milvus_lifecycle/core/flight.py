@@ -16,6 +16,9 @@ from .wire import Wire
 #: Whoever wakes so much later (seconds) than he wanted was not run meanwhile: the process was
 #: stopped or the machine suspended, and its budgets ran out without a try.
 STOPPED = 1.0
+#: A first attempt of an outage lasts this long (seconds) before it counts as failed; later ones
+#: as long as the outage is old, up to ``connect_timeout``. The channel itself keeps connecting.
+FIRST_SLICE = 1.0
 
 
 class FlightKind(Enum):
@@ -59,6 +62,8 @@ class Outage:
     channels: int = 0
     #: recoveries that landed and then failed before any user's RPC succeeded
     flaps: int = 0
+    #: has a recovery of it given up, and nothing answered since?
+    given_up: bool = False
     #: was a step of it marked for people's notice? One is enough.
     noticed: bool = False
 
@@ -77,6 +82,8 @@ class Flight:
     deadline: float
     #: how long the most patient waiter waits (first connect)
     patience: float = field(init=False)
+    #: until when a first connect waits for a server that refuses it
+    hope: float = field(init=False)
     #: earliest start of the next attempt (backoff while flapping)
     not_before: float = field(init=False)
     #: when its driver was asked, last, for somebody who flies it
@@ -104,13 +111,18 @@ class Flight:
     waiters: list[Callable[[], None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.patience = self.not_before = self.began
+        self.patience = self.hope = self.not_before = self.began
 
     @property
     def limit(self) -> float:
         """When it is to end: a first connect, for the most patient who waits."""
         patient = self.kind is FlightKind.CONNECT and self.patience > self.began
         return self.patience if patient else self.deadline
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait with it; its leader, who may be pausing, is none of them."""
+        return sum(wake is not self.nudge for wake in self.waiters)
 
     def lost(self, now: float) -> bool:
         """Does nobody lead it, nor is about to? Whoever was to do it was perhaps interrupted."""

@@ -22,7 +22,7 @@ from ..policy import LifecyclePolicy
 from ..table import REFUSED, Row, State, Trigger
 from . import mutex
 from .facts import Facts, Seams
-from .flight import Flight, FlightKind, Outage, Outcome
+from .flight import FIRST_SLICE, Flight, FlightKind, Outage, Outcome
 from .leases import Leases
 from .machine import check_names, fire
 from .recording import record_creation, record_step, record_wait
@@ -225,6 +225,14 @@ class Lifecycle:
         """Seconds since the current channel was opened."""
         return now - self.binding.wire.opened_at if self.binding is not None else 0.0
 
+    def trouble(self, now: float) -> dict[str, float | int | None]:
+        """How old its outage is (seconds; None: there is none), and how many calls wait."""
+        outage, flight = self.outage, self.flight
+        return {
+            "outage": None if outage is None else max(0.0, now - outage.began),
+            "waiting": 0 if flight is None else flight.waiting,
+        }
+
     def linger_due(self) -> float | None:
         """When an unused connection may be closed (monotonic seconds); None: not as it is."""
         linger = self.policy.linger
@@ -326,8 +334,7 @@ class Lifecycle:
         with self.lock, self.section:
             if wake in flight.waiters:
                 flight.waiters.remove(wake)
-            deserted = all(each is flight.nudge for each in flight.waiters)
-            return flight.outcome is None and deserted
+            return flight.outcome is None and not flight.waiting
 
     def lead(self, flight: Flight, leader: object) -> bool:
         """Make ``leader`` lead ``flight``. False if it is over, or led by somebody else."""
@@ -577,6 +584,21 @@ class Lifecycle:
         first = flight is not None and flight.kind is FlightKind.CONNECT and not self.validated
         return first and not self.was_good
 
+    def budget(self, now: float) -> float:
+        """How long a caller who comes now waits for a recovery (seconds).
+
+        After a give_up, or just before it, only a share of the budget, or what a probe and an
+        attempt may take.
+        """
+        outage, whole = self.outage, self.policy.recovery_budget
+        if outage is None:
+            return whole
+        spent = outage.given_up
+        if outage.budget_from is not None:
+            spent = spent or now > outage.budget_from + whole - FIRST_SLICE
+        one_try = self.policy.probe_timeout + FIRST_SLICE
+        return min(whole, max(whole * self.policy.give_up_share, one_try)) if spent else whole
+
     # -- actions ---------------------------------------------------------------------------
 
     def action_begin_probe(self, row: Row, facts: Facts) -> None:
@@ -640,6 +662,8 @@ class Lifecycle:
             if self.flight is not None and self.flight.candidate is facts.wire:
                 self.flight.candidate = None
         self.validated = True
+        if self.outage is not None:
+            self.outage.given_up = False
         if row.trigger is Trigger.RECOVERED:
             self.recoveries += 1
 
@@ -682,6 +706,8 @@ class Lifecycle:
         if self.outage is not None:
             self.outage.budget_from = None
         if row.trigger is Trigger.GIVE_UP:
+            if self.outage is not None:
+                self.outage.given_up = True
             self._alarm()
 
     def action_clear_suspicion(self, row: Row, facts: Facts) -> None:

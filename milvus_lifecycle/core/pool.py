@@ -416,6 +416,7 @@ class Pool:
                 "age": now - connection.created_at,
                 "idle": connection.lifecycle.idle_for(now),
                 "in_flight": connection.lifecycle.in_flight,
+                **connection.lifecycle.trouble(now),
             }
             for connection in connections
         ]

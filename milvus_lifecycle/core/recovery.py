@@ -13,16 +13,13 @@ from ..policy import Pace
 from ..table import Trigger
 from .connection import ManagedConnection
 from .facts import Located
-from .flight import Flight, FlightKind
+from .flight import FIRST_SLICE, Flight, FlightKind
 from .lifecycle import CHANNELS_PER_OUTAGE
 from .pool import Pool
 from .requests import Open, Ping, Procedure, Register, Wait, locate
 from .strategies import Broken, Connect, Recover
 from .wire import Wire
 
-#: A first attempt of an outage lasts this long (seconds) before it counts as failed; later ones
-#: as long as the outage is old, up to ``connect_timeout``. The channel itself keeps connecting.
-FIRST_SLICE = 1.0
 #: No attempt is shorter because a channel of another pace is due (seconds).
 MOMENT = 0.05
 
@@ -79,9 +76,9 @@ class Recovery:
     def _connect(self) -> Procedure[None]:
         """The first connect: as long as the most patient of its waiters allows.
 
-        It fails with the first refusal, so that a wrong address is known at once; unless the
-        client had a good connection before (in a forked child, after close_all): then a server
-        that is away is waited for, as in a recovery.
+        It fails with the first refusal, so that a wrong address is known at once; unless somebody
+        waits who has hope for the server, or the client had a good connection before (in a forked
+        child, after close_all): then it is waited for, as in a recovery.
         """
         while True:
             limit, thawed = self.flight.limit, self.flight.thawed
@@ -91,8 +88,10 @@ class Recovery:
                 wire = yield from self._candidate(located)
                 if wire is None:
                     return
-                left = max(0.001, limit - self.clock())
-                again = self.flight.attempts > 0
+                again, end = self.flight.attempts > 0, limit
+                if again and not self._awaited():
+                    end = min(limit, self.flight.hope)  # no longer for one that refuses
+                left = max(0.001, end - self.clock())
                 identifier = yield Register(self.connection, wire, left, again)
             except Interrupted:
                 continue
@@ -100,7 +99,7 @@ class Recovery:
                 failure = summarize(error)
                 more = self._connect_again(failure, limit)
                 if not more and (thawed or not self.pool.thaw(self.flight)):
-                    self._settle(Trigger.PROBE_FAILED, failure=failure)
+                    self._settle(Trigger.PROBE_FAILED, failure=self.flight.failure or failure)
                     return
                 gap = self.policy.gap(self.flight.attempts, 0.0, self.pool.seams.chance)
                 yield Wait(self.connection, self.flight, self.clock() + gap, leads=True)
@@ -117,8 +116,12 @@ class Recovery:
             return False
         if kind is Failure.DEADLINE and self.flight.patience > limit:
             return True  # somebody more patient has joined
-        hopeful = self.life.was_good or self.connection.strategy.awaits_news()
-        return hopeful and kind in (Failure.TRANSIENT, Failure.DEADLINE)
+        hopeful = self._awaited() or self.clock() < self.flight.hope
+        return hopeful and kind in (Failure.TRANSIENT, Failure.DEADLINE, Failure.NOT_UP)
+
+    def _awaited(self) -> bool:
+        """Is the server waited for, whoever hopes?"""
+        return self.life.was_good or self.connection.strategy.awaits_news()
 
     def _recover(self) -> Procedure[None]:
         while self.flight.outcome is None:

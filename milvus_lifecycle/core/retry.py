@@ -42,6 +42,8 @@ class Retry:
                     return False
                 self.face.expect_retry(status.start)
                 return True
+            if kind is Failure.NOT_UP:
+                return self._later(status)
             if kind not in _MENDABLE:
                 return False  # nor is anything made of it: it is its caller's
             start, told = None if status is None else status.start, False
@@ -50,6 +52,16 @@ class Retry:
         if handled and start is not None:
             self.face.expect_retry(start)
         return handled
+
+    def _later(self, status: Status | None) -> bool:
+        """The server asks to try again later. The decorator pauses before it does that."""
+        if status is None or not status.harmless:
+            return False
+        start, budget = status.start, Checkout(self.pool, self.clock(), None).budget
+        if self.clock() >= start.began + min(budget, self.pool.policy.recovery_budget):
+            return False
+        self.face.expect_retry(start)
+        return True
 
     def _settle(self, start: Start | None, failure: FailureSummary, told: bool) -> Procedure[bool]:
         connection, generation, began, until = self.face.connection, None, self.clock(), None
@@ -76,7 +88,7 @@ class Retry:
         True: the call is to be tried again. Ends in time for the caller's own deadline.
         """
         start, now = status.start, self.clock()
-        budget = self.pool.policy.recovery_budget
+        budget = min(self.pool.policy.recovery_budget, Checkout(self.pool, now, None).budget)
         assert status.collection is not None, "noted because of its collection"
         reload = self.face.readiness.reload(start.binding, status.collection, now, budget)
         limit = min(reload.until, start.began + budget)

@@ -43,6 +43,9 @@ class Transport(Protocol):
     """I/O and object construction. ``register``, ``ping`` and ``load_state`` wait; the rest must
     not. Closing a channel ends what waits on it, with any error."""
 
+    #: gRPC's client interceptors, of its flavour, for every channel that it opens from now on
+    interceptors: tuple[Any, ...]
+
     def make_handler(self, connection: ManagedConnection, channel: Any) -> Any:
         """The handler of a new connection, on its permanent channel. Raises ConfigError for what
         can be seen to be unusable before anything is opened."""

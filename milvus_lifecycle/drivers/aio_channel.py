@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol, TypeVar, cast
 
 import grpc
 import grpc.aio
 
-from ..core.checkout import Checkout
+from ..core.checkout import Checkout, hoping
 from ..core.connection import ManagedConnection
-from ..core.face import Face, Start, Status
+from ..core.face import TELEMETRY, Face, Start, Status, UnavailableError
 from ..core.pool import FACE, Pool
 from ..core.requests import Procedure
 from ..core.retry import Retry
@@ -54,6 +56,20 @@ class _Interceptors(list[Any]):
             super().append(interceptor)
 
 
+@dataclass(frozen=True)
+class _Both:
+    """The interceptors of a handler, those to come included, and others nearer to the wire."""
+
+    outer: _Interceptors
+    inner: tuple[Any, ...]
+
+    def __iter__(self) -> Iterator[Any]:
+        return chain(self.outer, self.inner)
+
+    def __len__(self) -> int:
+        return len(self.outer) + len(self.inner)
+
+
 class AsyncLifecycleChannel(Face, grpc.aio.Channel):
     """What ``AsyncGrpcHandler`` takes for its channel, for as long as it lives."""
 
@@ -69,9 +85,11 @@ class AsyncLifecycleChannel(Face, grpc.aio.Channel):
             weakref.WeakKeyDictionary()
         )
 
-    def adopt(self, channel: Any) -> Any:
-        """Make a fresh channel use the handler's interceptors, those to come included."""
-        channel._unary_unary_interceptors = self._unary_unary_interceptors
+    def adopt(self, channel: Any, interceptors: tuple[Any, ...] = ()) -> Any:
+        """Make a fresh channel use the handler's interceptors, those to come included, and then
+        these."""
+        own = self._unary_unary_interceptors
+        channel._unary_unary_interceptors = _Both(own, interceptors) if interceptors else own
         return channel
 
     # -- RPCs ------------------------------------------------------------------------------
@@ -105,7 +123,7 @@ class AsyncLifecycleChannel(Face, grpc.aio.Channel):
             failure = summarize(overdue)
             self.pool.rpc_failed(start.connection, failure, generation, start.at)
 
-    async def here(self) -> AsyncLifecycleChannel:
+    async def here(self, timeout: float | None = None) -> AsyncLifecycleChannel:
         """This channel, or in another event loop the same client's channel there."""
         if self._driver.loop is asyncio.get_running_loop():
             return self
@@ -114,9 +132,13 @@ class AsyncLifecycleChannel(Face, grpc.aio.Channel):
         if face is None:
             connection = self.connection
             clients = list(connection.clients)
-            handler = await manager.get_or_create(
-                connection.config, connection.dedicated, clients[0] if clients else None
-            )
+            with hoping(self.pool.policy.recovery_budget):  # the client was connected before
+                handler = await manager.get_or_create(
+                    connection.config,
+                    connection.dedicated,
+                    clients[0] if clients else None,
+                    timeout,
+                )
             face = self._elsewhere[manager] = getattr(handler, FACE)
         return face
 
@@ -158,7 +180,11 @@ class AsyncLifecycleChannel(Face, grpc.aio.Channel):
         return None
 
     def method(self, kind: str, name: str, args: Any, kwargs: Any) -> Any:
-        of_kind = _UnaryUnary if kind == "unary_unary" else _Streaming
+        of_kind: type[Method[AsyncLifecycleChannel]] = (
+            _UnaryUnary if kind == "unary_unary" else _Streaming
+        )
+        if TELEMETRY in name:
+            of_kind = _Unnoticed
         return of_kind(self, kind, name, args, kwargs)
 
     # -- the rest of grpc.aio.Channel ------------------------------------------------------
@@ -196,7 +222,7 @@ class _UnaryUnary(Method[AsyncLifecycleChannel]):
     async def __call__(
         self, request: Any, *, timeout: float | None = None, metadata: Any = None, **options: Any
     ) -> Any:
-        face = await self._face.here()
+        face = await self._face.here(timeout)
         start = await face.begin(timeout)
         wire = start.binding.wire
         rpc, failure = start.rpc, None
@@ -231,6 +257,31 @@ class _UnaryUnary(Method[AsyncLifecycleChannel]):
                 failure = None  # nor may this frame hold an error whose traceback holds it
         face.answered(start, self._method, request, metadata, response)
         return response
+
+
+class _Unnoticed(Method[AsyncLifecycleChannel]):
+    """Unary methods that leave no trace (see ``Face.unnoticed``)."""
+
+    __slots__ = ()
+
+    async def __call__(
+        self, request: Any, *, timeout: float | None = None, metadata: Any = None, **options: Any
+    ) -> Any:
+        face = self._face
+        start = face.unnoticed(timeout)
+        if face._driver.loop is not asyncio.get_running_loop():
+            raise UnavailableError("the connection belongs to another event loop")
+        try:
+            target, remaining, sent = self.prepare(start, metadata)
+            return await target(request, timeout=remaining, metadata=sent, **options)
+        except asyncio.CancelledError:
+            # Whoever waits on a channel that is closed is cancelled by gRPC: not his task's end.
+            if start.binding.wire.state is not WireState.CLOSED or _cancelling():
+                raise
+            failure: grpc.RpcError = UnavailableError("the channel was closed")
+        except grpc.RpcError as error:
+            failure = error.with_traceback(None)
+        raise failure  # here, for the reason that ``_UnaryUnary`` has
 
 
 class _Streaming(Method[AsyncLifecycleChannel]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import socket
+from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -24,6 +25,8 @@ from ..tls import TlsMaterial, fingerprint, load_tls
 #: known to work until they were tested.
 OLDEST, NEWEST = (2, 6, 10), (3, 0)
 SUPPORTED = "2.6.10 and later, up to 3.0.x"
+#: the newest patch of each that was tested
+TESTED: dict[tuple[int, ...], int] = {(2, 6): 17, (3, 0): 2}
 
 
 def require_supported() -> str:
@@ -34,12 +37,29 @@ def require_supported() -> str:
         raise ImportError(
             f"milvus_lifecycle needs pymilvus {SUPPORTED}: pip install 'milvus_lifecycle[pymilvus]'"
         ) from None
-    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+    numbers = _numbers(version)
     if numbers < OLDEST or numbers[:2] > NEWEST:
         raise ImportError(
             f"pymilvus {version} is not supported; milvus_lifecycle works with pymilvus {SUPPORTED}"
         )
     return version
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+
+
+def untested() -> str | None:
+    """What is to be said of a supported pymilvus that is newer than any that was tested."""
+    version = require_supported()
+    numbers = _numbers(version)
+    if numbers[2:] <= (TESTED.get(numbers[:2], -1),):
+        return None
+    tested = " and ".join(".".join(map(str, (*minor, patch))) for minor, patch in TESTED.items())
+    return (
+        f"pymilvus {version} is newer than those that milvus_lifecycle was tested with, {tested}: "
+        "what it does with connections of its own accord may be missing"
+    )
 
 
 #: What gRPC says of a server that closed the connection because of its keepalive pings.
@@ -100,14 +120,14 @@ class _PymilvusTransport:
 
     def __init__(self) -> None:
         require_supported()
-        self._calmed: WeakKeyDictionary[ManagedConnection, tuple[int, FailureSummary]] = (
-            WeakKeyDictionary()
-        )
+        self.interceptors: tuple[Any, ...] = ()
+        # By permanent channel, which a connection has in common with the one that it was before.
+        self._calmed: WeakKeyDictionary[Any, tuple[int, FailureSummary]] = WeakKeyDictionary()
         #: channel -> fingerprint of the TLS files that it was opened with, if it was with any
         self._seen: WeakKeyDictionary[Any, object] = WeakKeyDictionary()
 
     def open(self, request: Open) -> Any:
-        """A channel by grpc's own factories. Raises ConfigError.
+        """A channel by grpc's own factories, with interceptors. Raises ConfigError.
 
         TLS files are read anew each time; a change while they are read is one for `outdated`.
         """
@@ -116,7 +136,8 @@ class _PymilvusTransport:
         options = channel_options(config, request.window, timeout, self._calm(connection))
         secure = config.secure if request.secure is None else request.secure
         if not secure or connection.face.unused:
-            return self.factories.insecure_channel(request.address, options=options)
+            channel = self.factories.insecure_channel(request.address, options=options)
+            return self._intercepted(channel, connection)
         seen = fingerprint(config)
         tls = load_tls(config) or TlsMaterial()
         if tls.server_name:
@@ -125,9 +146,14 @@ class _PymilvusTransport:
             root_certificates=tls.root, private_key=tls.key, certificate_chain=tls.chain
         )
         channel = self.factories.secure_channel(request.address, credentials, options=options)
+        channel = self._intercepted(channel, connection)
         if seen:
             self._seen[channel] = seen
         return channel
+
+    def _intercepted(self, channel: Any, connection: ManagedConnection) -> Any:
+        """The channel that is used."""
+        raise NotImplementedError
 
     def outdated(self, connection: ManagedConnection, wire: Wire) -> bool:
         """Have the TLS files changed since the channel was opened? No while they are unusable."""
@@ -146,13 +172,13 @@ class _PymilvusTransport:
         A server to which pings come too often cuts the connection, and with it the call that lasts
         so long. gRPC doubles the pause then, but a fresh channel would not know of it.
         """
-        calm, counted = self._calmed.get(connection, (1, None))
+        calm, counted = self._calmed.get(connection.face, (1, None))
         failure = connection.lifecycle.last_failure
         if failure is None or failure is counted:
             return calm
         if _TOO_MANY_PINGS.search(failure.text):
             calm *= 2
-            self._calmed[connection] = calm, failure
+            self._calmed[connection.face] = calm, failure
         return calm
 
     def translate(self, error: LifecycleError) -> Exception:
@@ -162,7 +188,13 @@ class _PymilvusTransport:
         return translate(error)
 
     def _build(self, connection: ManagedConnection, handler_class: Any, channel: Any) -> Any:
+        from pymilvus.client import connection_manager
+
         config = connection.config
+        # Newer than 3.0.2: what pymilvus's own manager says besides to a handler that is pooled.
+        options = getattr(
+            connection_manager, "_pooled_handler_kwargs", type(config).get_handler_kwargs
+        )
         try:
             handler = handler_class(
                 uri=config.uri,
@@ -170,7 +202,7 @@ class _PymilvusTransport:
                 address=config.address,
                 token=config.token,
                 db_name=config.db_name,
-                **config.get_handler_kwargs(),
+                **options(config),
             )
         except (TypeError, ValueError) as error:
             raise ConfigError(f"pymilvus refuses the connection's options: {error}") from error
@@ -189,10 +221,19 @@ class _PymilvusTransport:
         return Prepare.register_request(kwargs.get("user"), socket.gethostname(), **reserved)
 
 
-def _identifier(response: Any) -> str:
+def _registered(connection: ManagedConnection, response: Any) -> str:
+    """The identifier that a Connect call was answered. The handler's telemetry hears of it."""
     from pymilvus.client.utils import check_status
 
     check_status(response.status)
+    # Newer than 3.0.2. pymilvus calls it wherever a handler connects: an asyncio handler has no
+    # stub before, and what is still awaited of the server before this one counts no more.
+    rebind = getattr(connection.handler, "_rebind_telemetry_stub", None)
+    if rebind is not None:
+        from pymilvus.grpc_gen.milvus_pb2_grpc import ClientTelemetryServiceStub
+
+        with suppress(Exception):  # no connection fails because of its telemetry
+            rebind(ClientTelemetryServiceStub(connection.handler._final_channel))
     return str(response.identifier)
 
 
@@ -200,6 +241,10 @@ class ThreadsTransport(_PymilvusTransport):
     """GrpcHandler and grpc.Channel."""
 
     factories = grpc
+
+    def _intercepted(self, channel: Any, connection: ManagedConnection) -> Any:
+        """With the interceptors of ``install``."""
+        return grpc.intercept_channel(channel, *self.interceptors) if self.interceptors else channel
 
     def make_handler(self, connection: ManagedConnection, channel: Any) -> Any:
         """A GrpcHandler; builds no connection."""
@@ -219,7 +264,8 @@ class ThreadsTransport(_PymilvusTransport):
             return ""
         call, _ = _raw(self._authorized(connection, wire.channel), "Connect")
         request = self._connect_request(connection)
-        return _identifier(call(request, timeout=timeout, wait_for_ready=patient))
+        response = call(request, timeout=timeout, wait_for_ready=patient)
+        return _registered(connection, response)
 
     def ping(self, connection: ManagedConnection, wire: Wire, timeout: float) -> None:
         """GetVersion, raw: no decorator, no retry. Any answer is a sign of life."""
@@ -259,9 +305,9 @@ class AsyncioTransport(_PymilvusTransport):
         handler._is_channel_ready = True
         return handler
 
-    def open(self, request: Open) -> Any:
-        """A channel by grpc.aio's own factories, with the handler's interceptors."""
-        return request.connection.face.adopt(super().open(request))
+    def _intercepted(self, channel: Any, connection: ManagedConnection) -> Any:
+        """With the handler's interceptors and, nearer to the wire, those of ``install``."""
+        return connection.face.adopt(channel, self.interceptors)
 
     async def register(
         self, connection: ManagedConnection, wire: Wire, timeout: float, patient: bool
@@ -272,7 +318,8 @@ class AsyncioTransport(_PymilvusTransport):
             return ""
         call, _ = _raw(wire.channel, "Connect")
         request = self._connect_request(connection)
-        return _identifier(await call(request, timeout=timeout, wait_for_ready=patient))
+        response = await call(request, timeout=timeout, wait_for_ready=patient)
+        return _registered(connection, response)
 
     async def ping(self, connection: ManagedConnection, wire: Wire, timeout: float) -> None:
         """GetVersion, raw: no decorator, no retry. Any answer is a sign of life."""

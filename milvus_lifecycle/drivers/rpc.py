@@ -5,9 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import grpc
+import grpc.aio
+
 from ..core.face import Start
 
 AnyFace = TypeVar("AnyFace")
+
+#: gRPC's client interceptors, by flavour
+INTERCEPTORS: dict[str, tuple[type, ...]] = {
+    "threads": (
+        grpc.UnaryUnaryClientInterceptor,
+        grpc.UnaryStreamClientInterceptor,
+        grpc.StreamUnaryClientInterceptor,
+        grpc.StreamStreamClientInterceptor,
+    ),
+    "asyncio": (grpc.aio.ClientInterceptor,),
+}
 
 
 @dataclass(slots=True, eq=False, repr=False)

@@ -10,7 +10,7 @@ import grpc
 
 from ..core.checkout import Checkout
 from ..core.connection import ManagedConnection
-from ..core.face import DrainedError, Face, GrpcFuture, Start
+from ..core.face import TELEMETRY, DrainedError, Face, GrpcFuture, Start
 from ..core.pool import Pool
 from ..core.requests import Procedure
 from ..core.retry import Retry
@@ -46,7 +46,11 @@ class LifecycleChannel(Face, grpc.Channel):
             raise self.pool.transport.translate(error) from None
 
     def method(self, kind: str, name: str, args: Any, kwargs: Any) -> Any:
-        of_kind = _UnaryUnary if kind == "unary_unary" else _Streaming
+        of_kind: type[Method[LifecycleChannel]] = (
+            _UnaryUnary if kind == "unary_unary" else _Streaming
+        )
+        if TELEMETRY in name:
+            of_kind = _Unnoticed
         return of_kind(self, kind, name, args, kwargs)
 
     # -- errors: the retry decorator asks here ---------------------------------------------
@@ -133,6 +137,25 @@ class _UnaryUnary(Method[LifecycleChannel]):
             raise
         answered = partial(face.answered, start, self._method, request, metadata)
         return _Future(face, start, call, answered)
+
+
+class _Unnoticed(Method[LifecycleChannel]):
+    """Unary methods that leave no trace (see ``Face.unnoticed``)."""
+
+    __slots__ = ()
+
+    def __call__(
+        self, request: Any, timeout: float | None = None, metadata: Any = None, **options: Any
+    ) -> Any:
+        response, _ = self.with_call(request, timeout, metadata, **options)
+        return response
+
+    def with_call(
+        self, request: Any, timeout: float | None = None, metadata: Any = None, **options: Any
+    ) -> tuple[Any, grpc.Call]:
+        target, remaining, sent = self.prepare(self._face.unnoticed(timeout), metadata)
+        response, call = target.with_call(request, timeout=remaining, metadata=sent, **options)
+        return response, call
 
 
 class _Streaming(Method[LifecycleChannel]):

@@ -1,1 +1,1 @@
-"""Integrations with other packages; each is imported only when it is used."""
+"""Integrations with other packages, which are imported only when they are used."""

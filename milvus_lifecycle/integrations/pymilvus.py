@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import warnings
 from typing import Any
 
 from ..audit import stream
 from ..audit.jsonl import audit_path
 from ..config import ConnectionConfig
-from ..drivers.pymilvus import require_supported
-from ..managers import AsyncConnectionManager, ConnectionManager, Settings, choose_policy, hand_on
+from ..drivers.pymilvus import require_supported, untested
+from ..managers import (
+    NO_HOOKS,
+    AsyncConnectionManager,
+    ConnectionManager,
+    Hooks,
+    Settings,
+    all_managers,
+    choose_policy,
+    hand_on,
+)
 from ..policy import LifecyclePolicy
 
 _lock = threading.RLock()
@@ -18,17 +29,26 @@ _installed: tuple[object, ...] | None = None
 _by_run = False
 _originals: list[tuple[Any, str, Any]] = []
 
+_NO_GEVENT = """gevent has patched this process, but not gRPC: every call will stop all greenlets, \
+and a server that is away the whole program. Before install():
+    from grpc.experimental import gevent
+    gevent.init_gevent()"""
 
-def install(policy: LifecyclePolicy | None = None, audit: str | None = None) -> None:
+
+def install(
+    policy: LifecyclePolicy | None = None, audit: str | None = None, hooks: Hooks = NO_HOOKS
+) -> None:
     """Run every MilvusClient and AsyncMilvusClient of this process on the engine.
 
     ``audit``: path of a JSON lines file, by default what MILVUS_LIFECYCLE_AUDIT says; ``policy``
-    by default what MILVUS_LIFECYCLE_POLICY says, as a JSON object.
+    by default what MILVUS_LIFECYCLE_POLICY says, as a JSON object, with the fields that have a
+    variable of their own.
     Calling it again with equal arguments does nothing; with others it raises RuntimeError.
-    Raises ImportError for an unsupported pymilvus and ConfigError for bad arguments.
+    Raises ImportError for an unsupported pymilvus and ConfigError for bad arguments. Warns
+    (RuntimeWarning) of a pymilvus that is newer than those tested, and of gevent without gRPC's.
     """
     global _installed, _by_run
-    wanted = what_to_install(policy, audit)
+    wanted = (*what_to_install(policy, audit), hooks)
     # Before the lock is taken: under `milvus-lifecycle run` this import installs the engine.
     from pymilvus.client import connection_manager  # noqa: F401
 
@@ -37,15 +57,28 @@ def install(policy: LifecyclePolicy | None = None, audit: str | None = None) -> 
             uninstall()
         _by_run = False
         if _installed is None:
+            _warn()
             settings = Settings.make(*wanted)
             Settings.use(settings)
+            settings.extend(all_managers())
             _patch(settings)
             _installed = wanted
         elif _installed != wanted:
             raise RuntimeError(
                 "milvus_lifecycle is installed with other arguments: call uninstall() first"
             )
-    hand_on(*wanted)
+    hand_on(*wanted[:2])
+
+
+def _warn() -> None:
+    monkey: Any = sys.modules.get("gevent.monkey")
+    greenlets = monkey is not None and monkey.is_module_patched("socket")
+    for complaint in (
+        untested(),
+        _NO_GEVENT if greenlets and "grpc.experimental.gevent" not in sys.modules else None,
+    ):
+        if complaint is not None:
+            warnings.warn(complaint, RuntimeWarning, stacklevel=4)  # of ml.install()
 
 
 def install_for_run() -> None:

@@ -259,6 +259,7 @@ class ScriptedTransport:
     _make_channel: type[FakeChannel]
     _make_handler: type[FakeHandler | AsyncFakeHandler]
     _wait: Callable[[Future[Any]], Any]
+    interceptors: tuple[Any, ...] = ()
 
     def make_handler(self, connection: ManagedConnection, channel: Any) -> Any:
         """A fake handler."""

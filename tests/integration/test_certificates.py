@@ -7,11 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import grpc
+import grpc.aio
 import pytest
 import trustme
 from pymilvus.exceptions import MilvusException
 
-from tests.flavours import Program
+import milvus_lifecycle as ml
+from tests.flavours import Flavour, Program
 from tests.inside import looking_at_tls
 from tests.observe import Call, Load, held_rpc, wait_until
 from tests.servers import FakeMilvus, TlsFiles, make_tls_files
@@ -91,6 +94,29 @@ def test_rotated_certificates_are_taken_up_without_a_failed_call(
 
 def _both_connected_with(certificate: bytes, server: FakeMilvus) -> bool:
     return presented(server, "Connect").count(certificate) >= 2
+
+
+class _Passing(grpc.UnaryUnaryClientInterceptor):
+    def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+        return continuation(details, request)
+
+
+class _AsyncPassing(grpc.aio.UnaryUnaryClientInterceptor):
+    async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+        return await continuation(details, request)
+
+
+def test_interceptors_hide_no_change(flavour: Flavour, mutual: Mutual) -> None:
+    """Through a channel of gRPC's that others are wrapped around, too."""
+    ml.install(interceptors=[_Passing(), _AsyncPassing()])
+    try:
+        with FakeMilvus(tls=mutual.server) as server:
+            client = flavour.connected(f"https://localhost:{server.port}", **mutual.options)
+            new = mutual.rotate()
+            wait_until(lambda: new in presented(server, "Connect"), 30)
+            assert client.list_collections() == ["demo"]
+    finally:
+        ml.uninstall()
 
 
 def test_files_that_are_half_written_break_nothing(program: Program, mutual: Mutual) -> None:

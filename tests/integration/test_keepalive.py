@@ -52,6 +52,37 @@ def _refuse(call: ServedCall, text: str) -> None:
         raise RpcFailure(grpc.StatusCode.UNAVAILABLE, text)
 
 
+def test_a_connection_that_comes_back_remembers(program: Program, server: FakeMilvus) -> None:
+    """What brings it back after close_all, to its clients, pings as seldom as what was closed."""
+    server.on("ShowCollections", lambda call: _refuse(call, "Too many pings"))
+    with ChannelCount() as channels:
+        client = program.client(server.uri)
+        assert Call(client.list_collections).value(20) == ["demo"]
+        program.close_all()
+        assert Call(client.list_collections).value(20) == ["demo"]
+        assert _options(channels) == [10_000, 20_000, 20_000]
+
+
+@pytest.mark.slow
+def test_what_a_real_server_says_is_remembered(program: Program) -> None:
+    """gRPC's own GOAWAY in mid-call, and the channels after it: of a recovery, and of a revival."""
+    options = {"grpc.keepalive_time_ms": 1_000, "grpc.http2.max_pings_without_data": 0}
+    strict = {"max_ping_strikes": 1, "min_recv_ping_interval_without_data_ms": 60_000}
+
+    def answer(call: ServedCall) -> None:
+        if call.number == 1:
+            wait_until(lambda: not call.context.is_active(), 50)
+
+    said = [(f"grpc.http2.{name}", value) for name, value in strict.items()]
+    with FakeMilvus(options=said) as server, ChannelCount() as channels:
+        server.on("HasPartition", answer)
+        client = program.client(server.uri, grpc_options=options)
+        assert Call(client.has_partition, "demo", "part").value(60) is False
+        program.close_all()
+        client.list_collections()
+        assert _options(channels) == [1_000, 2_000, 2_000]
+
+
 @pytest.mark.long
 @pytest.mark.timeout(120)
 def test_a_long_call_gets_through(program: Program) -> None:

@@ -392,8 +392,8 @@ MUTANTS: tuple[Mutant, ...] = (
         Line(
             Checkout,
             "ride_out",
-            "limit = budget_end if until is None else min(until, budget_end)",
-            "limit = budget_end",
+            "limit = end if until is None else min(until, end)",
+            "limit = end",
         ),
         "linger after an outage",
     ),

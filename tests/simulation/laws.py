@@ -267,6 +267,8 @@ def check_call(
     # Without a limit of its own a call may run, fail and be waited for again and again.
     if limit is not None and took > limit + VERDICT_GRACE + slack + 1e-6:
         raise Broken(9, f"the {what} of {actor.name} took {took:g} s of {limit:g} s")
+    # Less of it where a recovery has given up.
+    budget = min((c.lifecycle.budget(world.kernel.now) for c in world.connections), default=budget)
     least = budget if limit is None else min(limit, budget)
     if isinstance(error, RecoveryExhausted) and took < least - 1e-6:
         raise Broken(9, f"RecoveryExhausted after {took:g} s of {least:g} s")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from milvus_lifecycle import LifecyclePolicy
+from milvus_lifecycle.core.flight import FIRST_SLICE
 from tests.simulation.fleet import Fleet, Mode
 
 #: the name of whoever holds an anonymous lease
@@ -237,7 +238,8 @@ class Reference:
             if waited >= call.timeout - EARLY:
                 codes |= {"DeadlineExceeded"}
                 codes |= {"DEADLINE_EXCEEDED"} if call.kind != "checkout" else set()
-        if trouble and waited >= limit - EARLY:
+        one_try = self.policy.probe_timeout + FIRST_SLICE  # enough where a recovery has given up
+        if trouble and waited >= min(limit, one_try) - EARLY:
             codes |= {"RecoveryExhausted"}
         if Mode.DENIES in modes:
             codes |= {"PermanentFailure"}

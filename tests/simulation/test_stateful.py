@@ -130,8 +130,8 @@ BUGS = {
     "a caller's own deadline is not looked at": Line(
         Checkout,
         "ride_out",
-        "limit = budget_end if until is None else min(until, budget_end)",
-        "limit = budget_end",
+        "limit = end if until is None else min(until, end)",
+        "limit = end",
     ),
 }
 

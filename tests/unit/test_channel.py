@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
-from milvus_lifecycle.core.face import DrainedError
+from milvus_lifecycle.core.face import TELEMETRY, DrainedError
 from milvus_lifecycle.core.wire import Rpc
 from milvus_lifecycle.errors import REPLICATE_VIOLATION_MARK, ConnectionClosed
 from milvus_lifecycle.table import State
@@ -72,6 +72,26 @@ def test_a_callable_of_grpcs_is_made_once() -> None:
         handler.rpc()
         handler.rpc()
         assert len(made) == 1
+
+
+def test_telemetry_leaves_no_trace() -> None:
+    """It uses the channel in use, or fails at once: no step, no activity, nothing in flight."""
+    with Rig(idle_threshold=10.0) as rig:
+        handler = rig.connected()
+        life, send = handler.face.connection.lifecycle, handler.face.unary_unary(TELEMETRY + "It")
+        rig.clock.advance(20.0)
+        rig.script.hold("rpc")
+        call = Call(send, b"", timeout=5.0)
+        operation = rig.script.wait_held("rpc")
+        assert (operation.timeout, operation.metadata) == (5.0, (("identifier", "identifier-1"),))
+        assert (life.in_flight, life.idle_for(rig.clock())) == (0, 20.0)
+        operation.fail(rpc_error("UNAVAILABLE"))
+        with pytest.raises(grpc.RpcError, match="scripted"):
+            call.value(10)
+        assert (rig.triggers(), life.failures) == (["acquire", "probe_passed"], 0)
+        rig.manager.close_all()
+        with pytest.raises(grpc.RpcError, match="no channel to"):
+            send(b"", timeout=5.0)
 
 
 def test_a_channel_is_a_context() -> None:

@@ -14,11 +14,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milvus_lifecycle.errors import ConfigError
+from milvus_lifecycle.managers import POLICY, choose_policy
 from milvus_lifecycle.policy import LifecyclePolicy, parse_timeout
 
 FIELDS = [field.name for field in dataclasses.fields(LifecyclePolicy)]
-OPTIONAL = {"idle_threshold", "linger", "max_age", "drain_timeout", "topology_refresh"}
-ZERO_ALLOWED = {"idle_threshold", "linger", "drain_timeout", "backoff_patience", "backoff_jitter"}
+OPTIONAL = {
+    "idle_threshold",
+    "linger",
+    "max_age",
+    "max_waiting",
+    "drain_timeout",
+    "topology_refresh",
+}
+ZERO_ALLOWED = {
+    *("idle_threshold", "linger", "drain_timeout", "backoff_patience", "backoff_jitter"),
+    *("first_connect_patience", "give_up_share", "max_waiting"),
+}
 
 
 def middle() -> float:
@@ -31,7 +42,10 @@ def test_defaults_are_those_of_the_design() -> None:
         "idle_threshold": 30.0,
         "probe_timeout": 5.0,
         "connect_timeout": 10.0,
+        "first_connect_patience": 0.0,
         "recovery_budget": 60.0,
+        "give_up_share": 0.1,
+        "max_waiting": None,
         "backoff_initial": 0.05,
         "backoff_multiplier": 1.6,
         "backoff_max": 0.4,
@@ -72,7 +86,7 @@ def test_policy_is_frozen_and_comparable() -> None:
 )
 def test_bad_values_name_the_field(name: str, value: Any) -> None:
     """A bad value is a ValueError that names the field and what is accepted."""
-    with pytest.raises(ValueError, match=f"{name}=.* is not a number") as caught:
+    with pytest.raises(ValueError, match=f"{name}=.* is not a (whole )?number") as caught:
         LifecyclePolicy(**{name: value})
     assert isinstance(caught.value, ConfigError)
     assert caught.value.field == name
@@ -110,7 +124,7 @@ def test_zero_means_at_once_where_that_makes_sense(name: str) -> None:
         ({"backoff_jitter": 1.0}, "backoff_jitter"),
     ],
 )
-def test_fields_must_fit_each_other(settings: dict[str, float], field: str) -> None:
+def test_fields_must_fit_each_other(settings: dict[str, Any], field: str) -> None:
     """Backoffs that contradict each other are refused, not silently reordered."""
     with pytest.raises(ConfigError, match=field) as caught:
         LifecyclePolicy(**settings)
@@ -243,3 +257,23 @@ def test_timeouts_that_are_none(timeout: Any) -> None:
         parse_timeout(timeout)
     assert caught.value.field == "timeout"
     assert len(str(caught.value)) < 200
+
+
+def test_fields_have_variables_which_hold_over_the_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A policy that is given holds over all of them; a bad value names its variable."""
+    monkeypatch.setenv(POLICY, '{"linger": 5, "max_age": 60}')
+    monkeypatch.setenv("MILVUS_LIFECYCLE_LINGER", "null")
+    monkeypatch.setenv("MILVUS_LIFECYCLE_FIRST_CONNECT_PATIENCE", "60")
+    assert choose_policy(None) == LifecyclePolicy(
+        linger=None, max_age=60, first_connect_patience=60
+    )
+    assert choose_policy(LifecyclePolicy()) == LifecyclePolicy()
+    monkeypatch.delenv(POLICY)
+    assert choose_policy(None) == LifecyclePolicy(linger=None, first_connect_patience=60)
+    for value, told in (
+        ("soon", "is not a number"),
+        ("-1", "linger=-1 is not a number of seconds"),
+    ):
+        monkeypatch.setenv("MILVUS_LIFECYCLE_LINGER", value)
+        with pytest.raises(ConfigError, match=f"MILVUS_LIFECYCLE_LINGER.*{told}"):
+            choose_policy(None)

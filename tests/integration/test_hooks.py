@@ -1,0 +1,209 @@
+"""What `install` hooks into every manager, and what a service asks: `status`, `wait_ready`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from pymilvus import AsyncMilvusClient
+from pymilvus.exceptions import MilvusException
+from pymilvus.grpc_gen import common_pb2, milvus_pb2
+
+import milvus_lifecycle as ml
+from milvus_lifecycle.errors import ConfigError, PermanentFailure
+from tests.flavours import Flavour
+from tests.observe import Call, wait_until
+from tests.servers import FakeMilvus, RpcFailure, ServedCall
+
+pytestmark = pytest.mark.timeout(90)
+
+
+@pytest.fixture(autouse=True)
+def uninstalled() -> Iterator[None]:
+    """Whatever a test installs is taken away again."""
+    yield
+    ml.uninstall()
+
+
+class Named(ml.RegularStrategy):
+    """A strategy that shows itself in records."""
+
+    name = "named"
+
+
+class Marking(grpc.UnaryUnaryClientInterceptor):
+    """Adds a header to every RPC."""
+
+    def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+        return continuation(_marked(details), request)
+
+
+class AsyncMarking(grpc.aio.UnaryUnaryClientInterceptor):
+    """The same in asyncio."""
+
+    async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+        return await continuation(_marked(details), request)
+
+
+def _marked(details: Any) -> Any:
+    return details._replace(metadata=(*(details.metadata or ()), ("marked", "yes")))
+
+
+def test_hooks_are_for_managers_that_exist_and_that_come(
+    flavour: Flavour, server: FakeMilvus, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of this loop and of the next; the engine's own RPCs pass the interceptors, too."""
+    heard: list[Any] = []
+
+    def deaf(record: Any) -> None:
+        raise ValueError("a listener's own trouble")
+
+    early: Any = ml.ConnectionManager if flavour.name == "threads" else ml.AsyncConnectionManager
+    flavour.inside(early.get_instance)  # its manager exists before `install`
+    hooks: dict[str, Any] = {
+        "listeners": [deaf, heard.append],
+        "strategy_for": lambda config: Named(config),
+        "interceptors": [Marking(), AsyncMarking()],
+    }
+    ml.install(**hooks)
+    ml.install(**{**hooks, "listeners": tuple(hooks["listeners"])})  # equal: nothing happens
+    flavour.connected(server.uri)
+    asyncio.run(AsyncMilvusClient(server.uri).list_collections())
+    wait_until(lambda: sum(record.dest == "ACTIVE" for record in heard) == 2, 30)
+    wait_until(lambda: "a listener's own trouble" in caplog.text, 30)
+    assert {record.strategy for record in heard} == {"named"}
+    assert {call.method for call in server.calls} >= {"Connect", "ShowCollections"}
+    assert all(call.metadata.get("marked") == "yes" for call in server.calls)
+
+
+def test_a_strategy_that_cannot_be_had_fails_its_client(
+    flavour: Flavour, server: FakeMilvus
+) -> None:
+    """With an error that names the hook; None leaves the choice to the engine."""
+    given: list[Any] = [ValueError("no such place"), "regular", None]
+
+    def strategy_for(config: ml.ConnectionConfig) -> Any:
+        answer = given.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    ml.install(strategy_for=strategy_for)
+    with pytest.raises(ConfigError, match="strategy_for raised ValueError: no such place"):
+        flavour.client(server.uri)
+    with pytest.raises(ConfigError, match="strategy_for's result must be a ConnectionStrategy"):
+        flavour.client(server.uri)
+    assert flavour.manager().get_stats()["total_connections"] == 0
+    assert flavour.connected(server.uri)
+
+
+@pytest.mark.parametrize(
+    ("hooks", "told"),
+    [
+        ({"listeners": print}, "listeners must be a list or tuple, not builtin_function"),
+        ({"listeners": ["print"]}, "listeners must be callables .*, not str"),
+        ({"strategy_for": "regular"}, "strategy_for must be a callable or None, not str"),
+        ({"interceptors": [print]}, "interceptors must be gRPC's client interceptors, not builtin"),
+    ],
+)
+def test_a_hook_that_is_none_is_refused(hooks: dict[str, Any], told: str) -> None:
+    """By its name, before anything is installed."""
+    with pytest.raises(ConfigError, match=told):
+        ml.install(**hooks)
+    assert not ml.status()["installed"]
+
+
+def test_status_tells_of_all_managers(flavour: Flavour, server: FakeMilvus) -> None:
+    """JSON, without a secret; not ready while a connection is down."""
+    ml.install()
+    client = flavour.client(server.uri, token="root:secret-word")
+    client.list_collections()
+    status = ml.status()
+    assert (status["installed"], status["ready"], status["waiting"]) == (True, True, 0)
+    assert [row["state"] for row in _rows(status)] == ["ACTIVE"]
+    assert "secret-word" not in json.dumps(status)
+    server.stop()
+    waiting = Call(client.list_collections)
+    wait_until(lambda: ml.status()["waiting"] == 1, 30)
+    status = ml.status()
+    assert (status["ready"], status["unusable"]) == (False, 1)
+    assert _rows(status)[0]["outage"] >= 0
+    server.start()
+    waiting.value(60)
+    assert ml.status()["ready"]
+
+
+def _rows(status: dict[str, Any]) -> list[dict[str, Any]]:
+    return [row for manager in status["managers"] for row in manager["connections"]]
+
+
+Ready = Callable[..., Any]
+
+
+@pytest.fixture
+def ready(flavour: Flavour) -> Ready:
+    """`wait_ready` of the flavour, blocking."""
+    if flavour.name == "threads":
+        return ml.wait_ready
+
+    def blocking(target: Any, timeout: float | None = None) -> Any:
+        waited: Awaitable[None] = ml.wait_ready_async(getattr(target, "inner", target), timeout)
+        return flavour.wait(waited)
+
+    return blocking
+
+
+def test_wait_ready_waits_for_a_server(flavour: Flavour, server: FakeMilvus, ready: Ready) -> None:
+    """Not there yet, then not ready, then there; and no connection is left held."""
+    ml.install()
+    server.stop()
+    waiting = Call(ready, server.uri, 60)
+    time.sleep(0.3)
+    assert not waiting.done
+    left = iter(range(2))
+    said = common_pb2.Status(code=2, reason="service not ready")
+
+    def later(call: ServedCall) -> Any:
+        return None if next(left, None) is None else milvus_pb2.GetVersionResponse(status=said)
+
+    server.on("GetVersion", later)
+    server.start()
+    waiting.value(60)
+    assert next(left, None) is None
+    (row,) = flavour.manager().get_stats()["connections"]
+    assert row["clients"] == 0
+
+
+def test_wait_ready_of_a_client(flavour: Flavour, server: FakeMilvus, ready: Ready) -> None:
+    """In an outage it waits, and fails at its timeout."""
+    ml.install()
+    client = flavour.connected(server.uri)
+    ready(client, 30)
+    server.stop()
+    with pytest.raises(MilvusException):
+        ready(client, 0.5)
+    waiting = Call(ready, client, 60)
+    server.start()
+    waiting.value(60)
+
+
+def test_wait_ready_does_not_wait_for_what_waiting_does_not_mend(
+    flavour: Flavour, server: FakeMilvus, ready: Ready
+) -> None:
+    """Wrong credentials are told at once; so is a timeout that is none."""
+    ml.install()
+
+    def denied(call: ServedCall) -> None:
+        raise RpcFailure(grpc.StatusCode.UNAUTHENTICATED, "auth check failure")
+
+    server.on("Connect", denied)
+    with pytest.raises(PermanentFailure):
+        ready(server.uri, 60)
+    with pytest.raises(ConfigError, match="timeout='soon'"):
+        ready(server.uri, "soon")
