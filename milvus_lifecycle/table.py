@@ -198,7 +198,8 @@ TRANSITIONS: tuple[Row, ...] = (
         actions=("end_flight", "begin_recovery"),
         guard="may_recover",
     ),
-    # -- reroute, recycle: move before anything fails; the current channel goes on serving.
+    # -- reroute, recycle: move before anything fails; the current channel goes on serving. TLS
+    # files that have changed make a channel old, and its record says so.
     *_each(
         T.REROUTE,
         (_IDLE, _ACTIVE),

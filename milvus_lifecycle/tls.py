@@ -43,8 +43,9 @@ class Configured(Protocol):
 def load_tls(config: Configured) -> TlsMaterial | None:
     """Read the PEM files that pymilvus's handler would read; None without TLS. Does file I/O.
 
-    As in pymilvus 3.0.2 `server_pem_path` wins, and client certificate, key and CA count only
-    all three together; without either, the system's root certificates hold.
+    As in pymilvus 3.0.2 `server_pem_path` wins over all others. `ca_pem_path` verifies the server,
+    with a client's certificate and key or alone (pymilvus takes it only with both); without
+    either, the system's root certificates do.
 
     Raises:
         ConfigError: names the field and the path of a file that is missing, unreadable or not
@@ -57,16 +58,40 @@ def load_tls(config: Configured) -> TlsMaterial | None:
     server_name = given.get("server_name", "")
     if root:
         return TlsMaterial(root=_read_roots("server_pem_path", root), server_name=server_name)
-    if not (chain and key and authority):
-        return TlsMaterial(server_name=server_name)
+    if bool(chain) != bool(key):
+        missing, alone = "client_key_path", "client_pem_path"
+        if key:
+            missing, alone = alone, missing
+        raise ConfigError(f"{missing} is missing: {alone} is of no use without it", field=missing)
     material = TlsMaterial(
-        root=_read_roots("ca_pem_path", authority),
-        key=_read_file("client_key_path", key),
-        chain=_read_file("client_pem_path", chain),
+        root=_read_roots("ca_pem_path", authority) if authority else None,
+        key=_read_file("client_key_path", key) if key else None,
+        chain=_read_file("client_pem_path", chain) if chain else None,
         server_name=server_name,
     )
-    _check_pair(chain, key)
+    if chain:
+        _check_pair(chain, key)
     return material
+
+
+def tls_files(config: Configured) -> list[str]:
+    """The paths of the files that `load_tls` reads."""
+    given = config.get_handler_kwargs() if config.secure else {}
+    root, *others = (given.get(name) for name in PATH_FIELDS)
+    return [path for path in ([root] if root else others) if path]
+
+
+def fingerprint(config: Configured) -> list[tuple[int, int, int] | None]:
+    """What differs once one of `tls_files` was replaced or written to. Reads none of them."""
+    return [_status(path) for path in tls_files(config)]
+
+
+def _status(path: str) -> tuple[int, int, int] | None:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 @functools.lru_cache(maxsize=16)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from milvus_lifecycle.audit import stream
+from milvus_lifecycle.core import maintenance
 from milvus_lifecycle.core.flight import STOPPED, Flight
 from milvus_lifecycle.core.recovery import Recovery
 from milvus_lifecycle.endpoints import global_cluster
@@ -16,6 +17,7 @@ __all__ = [
     "fetch_spacing",
     "flush_records",
     "flying",
+    "looking_at_tls",
     "opening",
     "records_that_may_wait",
     "waiting",
@@ -53,6 +55,11 @@ def fetch_spacing(seconds: float) -> tuple[object, str, float]:
 def fetch_limit(seconds: float) -> tuple[object, str, float]:
     """For monkeypatch.setattr: the longest time that a fetch of a topology may take."""
     return global_cluster, "FETCH_LIMIT", seconds
+
+
+def looking_at_tls(seconds: float) -> tuple[object, str, float]:
+    """For monkeypatch.setattr: how often TLS files are looked at."""
+    return maintenance, "TLS_LOOK", seconds
 
 
 def flying() -> tuple[object, str]:

@@ -101,11 +101,15 @@ class Hold:
 
 @dataclass(frozen=True)
 class TlsFiles:
-    """Paths of a self-made authority's certificate, and of a server's certificate and key."""
+    """Paths of a self-made authority's certificate, and of a server's certificate and key.
+
+    `mutual`: a server that has them asks clients for a certificate of the same authority.
+    """
 
     ca: str
     certificate: str
     key: str
+    mutual: bool = False
 
     def configure_cert(self, context: ssl.SSLContext) -> None:
         """Have a server use it, as trustme's certificates do it."""
@@ -118,7 +122,8 @@ def make_tls_files(directory: Path, *names: str) -> TlsFiles:
 
     authority = trustme.CA()
     issued = authority.issue_cert(*(names or ("localhost", "127.0.0.1")))
-    files = TlsFiles(*(str(directory / name) for name in ("ca.pem", "server.pem", "server.key")))
+    ca, certificate, key = (str(directory / f) for f in ("ca.pem", "server.pem", "server.key"))
+    files = TlsFiles(ca, certificate, key)
     authority.cert_pem.write_to_path(files.ca)
     Path(files.certificate).write_bytes(b"".join(pem.bytes() for pem in issued.cert_chain_pems))
     issued.private_key_pem.write_to_path(files.key)
@@ -221,8 +226,17 @@ class FakeMilvus:
         if self._tls is None:
             server.add_insecure_port(self.address)
             return
+        credentials = grpc.dynamic_ssl_server_credentials(
+            self._certificates(), self._certificates, self._tls.mutual
+        )
+        server.add_secure_port(self.address, credentials)
+
+    def _certificates(self) -> Any:
+        """Those of its files now: each handshake asks anew."""
+        assert self._tls is not None
         pair = (Path(self._tls.key).read_bytes(), Path(self._tls.certificate).read_bytes())
-        server.add_secure_port(self.address, grpc.ssl_server_credentials([pair]))
+        root = Path(self._tls.ca).read_bytes() if self._tls.mutual else None
+        return grpc.ssl_server_certificate_configuration([pair], root_certificates=root)
 
     def stop(self, grace: float | None = None) -> None:
         """Stop listening; running RPCs are cut at once, or after `grace` seconds."""

@@ -48,6 +48,8 @@ class Facts:
     located: Located | None = None
     #: the strategy found that there is nothing to change
     unchanged: bool = False
+    #: the TLS files are not those any more with which the current channel was opened
+    outdated: bool = False
     reason: str = ""
 
 

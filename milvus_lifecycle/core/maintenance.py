@@ -19,19 +19,22 @@ from ..audit.stream import complain
 from ..errors import LifecycleError, brief
 from ..policy import LifecyclePolicy
 from ..table import State, Trigger
+from ..tls import tls_files
 from .connection import ManagedConnection
 from .facts import Seams
 from .flight import Flight
 from .lifecycle import StepResult
 from .registry import Registry
 from .requests import Procedure, locate
-from .transport import Driver
+from .transport import Driver, Transport
 from .wire import Wire
 
 Job = Callable[[], object]
 
 #: How long (seconds) a refresh in the background may take.
 REFRESH_LIMIT = 10.0
+#: How often (seconds) TLS files are looked at while a connection is held.
+TLS_LOOK = 10.0
 
 
 class Schedule:
@@ -89,6 +92,7 @@ class Steps(Protocol):
     seams: Seams
     registry: Registry
     driver: Driver
+    transport: Transport
 
     def step(self, connection: ManagedConnection, trigger: Trigger, **facts: Any) -> bool:
         """Step the machine and do what the step leaves to do. True if a row was taken."""
@@ -141,23 +145,29 @@ class Maintenance:
             self.plan_expiry(connection)
 
     def plan_recycle(self, connection: ManagedConnection, not_before: float = 0.0) -> None:
-        """Look at the channel's age once it is due; one entry a generation."""
+        """Look at the channel's age once it is due, and at TLS files; one entry a generation."""
         life, policy = connection.lifecycle, self.pool.policy
         binding, generation = life.binding, life.generation
-        if policy.max_age is None or binding is None or life.recycle_planned == generation:
+        if binding is None or life.recycle_planned == generation:
             return
-        life.recycle_planned = generation
-        age = policy.max_age * (1.0 - policy.backoff_jitter * life.unit)
-        # A moment later than due: the guard wants "older than", not "as old as".
-        due = max(binding.wire.opened_at + age + 0.001, not_before)
-        self._look_at(connection, due, self._recycle, generation)
+        looks = [self.pool.seams.clock() + TLS_LOOK] if tls_files(life.config) else []
+        if policy.max_age is not None:
+            age = policy.max_age * (1.0 - policy.backoff_jitter * life.unit)
+            # A moment later than due: the guard wants "older than", not "as old as".
+            looks.append(max(binding.wire.opened_at + age + 0.001, not_before))
+        if looks:
+            life.recycle_planned = generation
+            self._look_at(connection, min(looks), self._recycle, generation)
 
     def _recycle(self, connection: ManagedConnection, generation: int) -> None:
         if connection.lifecycle.recycle_planned == generation:
             connection.lifecycle.recycle_planned = 0
         if connection.generation != generation or connection.state is State.CLOSED:
             return
-        if not self.pool.step(connection, Trigger.RECYCLE):
+        binding, facts = connection.lifecycle.binding, dict[str, Any]()
+        if binding is not None and self.pool.transport.outdated(connection, binding.wire):
+            facts = {"outdated": True, "reason": "the TLS files have changed"}
+        if not self.pool.step(connection, Trigger.RECYCLE, **facts):
             # Not held, suspect or in a flight just now.
             self.plan_recycle(connection, self._not_too_soon())
 

@@ -79,7 +79,6 @@ class Pool:
 
     def create(self, config: ConnectionConfig, *, dedicated: bool) -> ManagedConnection:
         """A new connection with its handler, in no registry yet; it holds nothing to close."""
-        self.transport.check(config)
         connection = self._bare(config, dedicated=dedicated)
         face = connection.face = self.driver.permanent_channel(connection)
         connection.handler = self.transport.make_handler(connection, face)

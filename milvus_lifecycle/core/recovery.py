@@ -234,7 +234,8 @@ class Recovery:
         wire = self.flight.candidate
         if wire is not None:
             fits = wire.address == address and now + MOMENT <= self._due(wire)
-            if fits and not wire.recalled and (spent or not self.flight.refresh):
+            fits = fits and not wire.recalled and (spent or not self.flight.refresh)
+            if fits and not self.pool.transport.outdated(self.connection, wire):
                 return self._rightly(wire)
             self.pool.finish(self.connection, self.life.withdraw(self.flight))
         pace = self._pace(now)

@@ -171,8 +171,9 @@ class ConnectionStrategy:
         return False
 
     def aged(self, connection: View, facts: Facts) -> bool:
-        """Is the current channel older than ``max_age`` (shortened by jitter)?"""
-        return connection.policy.aged(connection.channel_age(facts.now), connection.unit)
+        """Is the current channel older than ``max_age`` (shortened by jitter), or its TLS files?"""
+        age = connection.channel_age(facts.now)
+        return facts.outdated or connection.policy.aged(age, connection.unit)
 
     def expired(self, connection: View, facts: Facts) -> bool:
         """Has nobody held or used the connection for ``linger``?"""

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from ..config import ConnectionConfig
 from ..errors import LifecycleError
 from .connection import ManagedConnection
 from .flight import Flight
@@ -47,14 +46,15 @@ class Transport(Protocol):
     #: gRPC's client interceptors, of its flavour, for every channel that it opens from now on
     interceptors: tuple[Any, ...]
 
-    def check(self, config: ConnectionConfig) -> None:
-        """Raise ConfigError for what can be seen to be unusable before anything is opened."""
-
     def make_handler(self, connection: ManagedConnection, channel: Any) -> Any:
-        """The handler of a new connection, on its permanent channel."""
+        """The handler of a new connection, on its permanent channel. Raises ConfigError for what
+        can be seen to be unusable before anything is opened."""
 
     def open(self, request: Open) -> Any:
         """A channel, not connected yet."""
+
+    def outdated(self, connection: ManagedConnection, wire: Wire) -> bool:
+        """Have the TLS files changed since the channel was opened? No while they are unusable."""
 
     def register(
         self, connection: ManagedConnection, wire: Wire, timeout: float, patient: bool

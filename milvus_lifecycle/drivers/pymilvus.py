@@ -12,13 +12,14 @@ from weakref import WeakKeyDictionary
 import grpc
 import grpc.aio
 
-from ..config import ConnectionConfig, TlsMaterial, load_tls
+from ..config import ConnectionConfig
 from ..core.connection import ManagedConnection
 from ..core.readiness import Collection, LoadState
 from ..core.requests import Open
 from ..core.transport import Transport
 from ..core.wire import Wire
 from ..errors import ConfigError, FailureSummary, LifecycleError, error_code
+from ..tls import TlsMaterial, fingerprint, load_tls
 
 #: pymilvus has a connection manager to replace from 2.6.10 on; later minor versions are not
 #: known to work until they were tested.
@@ -122,28 +123,48 @@ class _PymilvusTransport:
         self.interceptors: tuple[Any, ...] = ()
         # By permanent channel, which a connection has in common with the one that it was before.
         self._calmed: WeakKeyDictionary[Any, tuple[int, FailureSummary]] = WeakKeyDictionary()
-
-    def check(self, config: ConnectionConfig) -> None:
-        """TLS files are looked at before anything is opened."""
-        load_tls(config)
+        #: channel -> fingerprint of the TLS files that it was opened with, if it was with any
+        self._seen: WeakKeyDictionary[Any, object] = WeakKeyDictionary()
 
     def open(self, request: Open) -> Any:
-        """A channel by grpc's own factories. Raises ConfigError.
+        """A channel by grpc's own factories, with interceptors. Raises ConfigError.
 
-        TLS files are read anew each time: a rotated certificate is picked up by a recovery.
+        TLS files are read anew each time; a change while they are read is one for `outdated`.
         """
         connection, config = request.connection, request.connection.config
         timeout = connection.lifecycle.policy.connect_timeout
         options = channel_options(config, request.window, timeout, self._calm(connection))
-        if not (config.secure if request.secure is None else request.secure):
-            return self.factories.insecure_channel(request.address, options=options)
+        secure = config.secure if request.secure is None else request.secure
+        if not secure or connection.face.unused:
+            channel = self.factories.insecure_channel(request.address, options=options)
+            return self._intercepted(channel, connection)
+        seen = fingerprint(config)
         tls = load_tls(config) or TlsMaterial()
         if tls.server_name:
             options.append(("grpc.ssl_target_name_override", tls.server_name))
         credentials = grpc.ssl_channel_credentials(
             root_certificates=tls.root, private_key=tls.key, certificate_chain=tls.chain
         )
-        return self.factories.secure_channel(request.address, credentials, options=options)
+        channel = self.factories.secure_channel(request.address, credentials, options=options)
+        channel = self._intercepted(channel, connection)
+        if seen:
+            self._seen[channel] = seen
+        return channel
+
+    def _intercepted(self, channel: Any, connection: ManagedConnection) -> Any:
+        """The channel that is used."""
+        raise NotImplementedError
+
+    def outdated(self, connection: ManagedConnection, wire: Wire) -> bool:
+        """Have the TLS files changed since the channel was opened? No while they are unusable."""
+        config, seen = connection.config, self._seen.get(wire.channel)
+        if seen is None or seen == fingerprint(config):
+            return False
+        try:
+            load_tls(config)
+        except ConfigError:
+            return False  # half written, or the key is not there yet
+        return True
 
     def _calm(self, connection: ManagedConnection) -> int:
         """How many times more seldom than configured to ping.
@@ -185,7 +206,11 @@ class _PymilvusTransport:
             )
         except (TypeError, ValueError) as error:
             raise ConfigError(f"pymilvus refuses the connection's options: {error}") from error
-        handler._on_rpc_error = channel.on_rpc_error
+        if any(each.__module__.startswith("pymilvus.") for each in type(handler).__mro__):
+            load_tls(config)
+            handler._on_rpc_error = channel.on_rpc_error
+        else:
+            channel.unused = True  # a mock, in somebody's tests
         return handler
 
     def _connect_request(self, connection: ManagedConnection) -> Any:
@@ -217,9 +242,8 @@ class ThreadsTransport(_PymilvusTransport):
 
     factories = grpc
 
-    def open(self, request: Open) -> Any:
-        """A channel by grpc's own factories, with the interceptors of ``install``."""
-        channel = super().open(request)
+    def _intercepted(self, channel: Any, connection: ManagedConnection) -> Any:
+        """With the interceptors of ``install``."""
         return grpc.intercept_channel(channel, *self.interceptors) if self.interceptors else channel
 
     def make_handler(self, connection: ManagedConnection, channel: Any) -> Any:
@@ -227,13 +251,17 @@ class ThreadsTransport(_PymilvusTransport):
         from pymilvus.client.grpc_handler import GrpcHandler
 
         handler = self._build(connection, GrpcHandler, channel)
-        _watch_credentials(handler, channel)
+        if not channel.unused:
+            _watch_credentials(handler, channel)
         return handler
 
     def register(
         self, connection: ManagedConnection, wire: Wire, timeout: float, patient: bool
     ) -> str:
         """A Connect call with the handler's own credentials of the moment."""
+        if connection.face.unused:
+            connection.handler._wait_for_channel_ready(timeout=timeout)  # as pymilvus does
+            return ""
         call, _ = _raw(self._authorized(connection, wire.channel), "Connect")
         request = self._connect_request(connection)
         response = call(request, timeout=timeout, wait_for_ready=patient)
@@ -241,6 +269,8 @@ class ThreadsTransport(_PymilvusTransport):
 
     def ping(self, connection: ManagedConnection, wire: Wire, timeout: float) -> None:
         """GetVersion, raw: no decorator, no retry. Any answer is a sign of life."""
+        if connection.face.unused:
+            return
         try:
             call, request = _raw(self._authorized(connection, wire.channel), "GetVersion")
             call(request(), timeout=timeout)
@@ -275,15 +305,17 @@ class AsyncioTransport(_PymilvusTransport):
         handler._is_channel_ready = True
         return handler
 
-    def open(self, request: Open) -> Any:
-        """A channel by grpc.aio's own factories, with the handler's interceptors and, nearer to the
-        wire, those of ``install``."""
-        return request.connection.face.adopt(super().open(request), self.interceptors)
+    def _intercepted(self, channel: Any, connection: ManagedConnection) -> Any:
+        """With the handler's interceptors and, nearer to the wire, those of ``install``."""
+        return connection.face.adopt(channel, self.interceptors)
 
     async def register(
         self, connection: ManagedConnection, wire: Wire, timeout: float, patient: bool
     ) -> str:
         """A Connect call; the interceptors add the credentials."""
+        if connection.face.unused:
+            await connection.handler.ensure_channel_ready(timeout=timeout)  # as pymilvus does
+            return ""
         call, _ = _raw(wire.channel, "Connect")
         request = self._connect_request(connection)
         response = await call(request, timeout=timeout, wait_for_ready=patient)
@@ -291,6 +323,8 @@ class AsyncioTransport(_PymilvusTransport):
 
     async def ping(self, connection: ManagedConnection, wire: Wire, timeout: float) -> None:
         """GetVersion, raw: no decorator, no retry. Any answer is a sign of life."""
+        if connection.face.unused:
+            return
         try:
             call, request = _raw(wire.channel, "GetVersion")
             await call(request(), timeout=timeout)

@@ -133,9 +133,18 @@ def _patch(settings: Settings) -> None:
     def from_uri(cls: type, uri: str, **kwargs: Any) -> ConnectionConfig:
         return ConnectionConfig.from_uri(uri, **kwargs)
 
+    def reset(cls: Any) -> None:
+        """For tests, as pymilvus says: its own close every connection by it."""
+        ConnectionManager.drop_instance()
+
+    def reset_async(cls: Any) -> None:
+        AsyncConnectionManager.drop_instances()
+
     replacements = (
         (theirs.ConnectionManager, "get_instance", get_instance),
+        (theirs.ConnectionManager, "_reset_instance", reset),
         (theirs.AsyncConnectionManager, "get_instance", get_async_instance),
+        (theirs.AsyncConnectionManager, "_reset_instance", reset_async),
         (theirs.ConnectionConfig, "from_uri", from_uri),
     )
     for owner, name, replacement in replacements:

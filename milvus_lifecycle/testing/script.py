@@ -15,7 +15,6 @@ from typing import Any
 
 import grpc
 
-from ..config import ConnectionConfig
 from ..core.connection import ManagedConnection
 from ..core.facts import Located
 from ..core.readiness import Collection, LoadState
@@ -82,6 +81,8 @@ class Script:
         #: every piece of I/O so far, and every channel opened, in order
         self.operations: list[Operation] = []
         self.channels: list[FakeChannel] = []
+        #: those whose TLS files have changed since
+        self.outdated: list[FakeChannel] = []
         self._held: set[str] = set()
         self._planned: dict[str, deque[object]] = {}
         self._identifiers = itertools.count(1)
@@ -260,9 +261,6 @@ class ScriptedTransport:
     _wait: Callable[[Future[Any]], Any]
     interceptors: tuple[Any, ...] = ()
 
-    def check(self, config: ConnectionConfig) -> None:
-        """Everything is usable."""
-
     def make_handler(self, connection: ManagedConnection, channel: Any) -> Any:
         """A fake handler."""
         return self._make_handler(channel)
@@ -270,6 +268,10 @@ class ScriptedTransport:
     def open(self, request: Open) -> FakeChannel:
         """A fake channel."""
         return self.script.open(self._make_channel, request.address, request.secure)
+
+    def outdated(self, connection: ManagedConnection, wire: Wire) -> bool:
+        """As the script says."""
+        return wire.channel in self.script.outdated
 
     def register(
         self, connection: ManagedConnection, wire: Wire, timeout: float, patient: bool

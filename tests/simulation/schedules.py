@@ -193,9 +193,6 @@ class World:
 
     channel_class: type[Channel]
 
-    def check(self, config: Any) -> None:
-        """Everything is usable."""
-
     def translate(self, error: LifecycleError) -> Exception:
         return error
 
@@ -203,6 +200,9 @@ class World:
     def unread(self) -> bool:
         """Is there something that the timekeeper has not read, or the collector not found?"""
         return bool(self.garbage)
+
+    def outdated(self, *about: object) -> bool:
+        return False
 
     def open(self, request: Open) -> Channel:
         laws.check_no_lock(self, "open")  # type: ignore[arg-type]

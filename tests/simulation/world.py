@@ -371,14 +371,14 @@ class World:
 
     # -- what the engine meets --------------------------------------------------------------
 
-    def check(self, config: Any) -> None:
-        """Everything is usable."""
-
     def make_handler(self, connection: Any, channel: Any) -> FakeHandler:
         return FakeHandler(channel)
 
     def translate(self, error: LifecycleError) -> Exception:
         return error
+
+    def outdated(self, *about: object) -> bool:
+        return False
 
     def open(self, address: str) -> Channel:
         channel = Channel(self, len(self.channels) + 1, address)

@@ -35,6 +35,35 @@ def test_rotation_goes_by_the_channel_in_use() -> None:
         assert len(rig.audit.transitions(Trigger.RECYCLE)) == 1
 
 
+@pytest.mark.parametrize("uri", ["http://home:19530", "https://home:19530"])
+def test_without_tls_files_nobody_looks_at_any(uri: str) -> None:
+    """Nothing at all is planned for a connection that is held."""
+    with Rig(linger=None) as rig:
+        rig.manager.get_or_create(ConnectionConfig.from_uri(uri))
+        assert rig.manager._pool.maintenance.schedule.next_due() is None
+
+
+def test_a_channel_with_old_tls_files_is_replaced_once_somebody_holds_it() -> None:
+    """At the next look, and once; who holds it later gets it replaced as well."""
+    config = ConnectionConfig.from_uri("https://home", server_pem_path="/server.pem")
+    with Rig(linger=None, idle_threshold=None) as rig:
+        client, maintenance = Client(), rig.manager._pool.maintenance
+        handler = rig.manager.get_or_create(config, client=client)
+        rig.manager.release(handler, client)
+        rig.script.outdated.extend(rig.script.channels)
+        for _ in range(3):
+            rig.clock.advance(10)
+            maintenance.run_due()
+        assert handler.face.connection.generation == 1
+        rig.manager.get_or_create(config, client=client)
+        rig.clock.advance(10)
+        rig.sees(lambda: handler.face.connection.generation == 2, "it is not replaced")
+        rig.clock.advance(10)
+        maintenance.run_due()
+        (recycled,) = rig.audit.transitions(Trigger.RECYCLE)
+        assert recycled.reason == "the TLS files have changed"
+
+
 def roaming(manager: type[ConnectionManager] = ConnectionManager) -> tuple[Rig, Roamer, Any]:
     """A connection whose place is asked for anew each minute."""
     strategy = Roamer()

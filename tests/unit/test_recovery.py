@@ -380,6 +380,20 @@ def test_a_first_connect_in_a_stopped_process_tries_once_more(attempts: int) -> 
                 call.value(20)
 
 
+def test_a_channel_with_old_tls_files_is_not_asked_again() -> None:
+    """The next attempt opens another one, although the outage is young."""
+    with Rig() as rig:
+        handler = rig.connected()
+        call = rig.failing(handler, "register")
+        rig.script.outdated.append(rig.script.channels[-1])
+        rig.script.held("register")[0].fail(UNAVAILABLE)
+        rig.script.let_go()
+        rig.clock.advance(1)
+        call.value(20)
+        assert rig.triggers()[-3:] == ["fail", "retry", "recovered"]
+        assert len(rig.script.channels) == 3
+
+
 def test_a_flight_that_nobody_launched_is_launched_by_who_finds_it() -> None:
     """Whoever decided it was interrupted before he could."""
     with Rig() as rig:

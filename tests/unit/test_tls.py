@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from cryptography.hazmat.primitives import serialization
 
 from milvus_lifecycle.config import ConnectionConfig, TlsMaterial, load_tls
 from milvus_lifecycle.errors import ConfigError, Failure, classify
+from milvus_lifecycle.tls import fingerprint, tls_files
 
 parse = ConnectionConfig.from_uri
 SECRET = "s3cr3t"
@@ -47,7 +49,7 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
 
 
 def test_tls_files_are_chosen_as_pymilvus_does(pki: Pki) -> None:
-    """server_pem_path wins; certificate, key and CA count together; else the system's roots."""
+    """server_pem_path wins; else certificate and key with a CA; else the system's roots."""
     root = pki.root.read_bytes()
     assert load_tls(parse("http://h", server_pem_path=str(pki.root))) is None
     assert load_tls(parse("https://h")) == TlsMaterial()
@@ -56,7 +58,40 @@ def test_tls_files_are_chosen_as_pymilvus_does(pki: Pki) -> None:
     assert alone == TlsMaterial(root=root)
     mutual = load_tls(parse("https://h", **pki.three()))
     assert mutual == TlsMaterial(root, pki.key.read_bytes(), pki.chain.read_bytes())
-    assert load_tls(parse("https://h", **pki.three(client_key_path=""))) == TlsMaterial()
+
+
+def test_a_ca_alone_and_a_client_certificate_alone(pki: Pki) -> None:
+    """pymilvus ignores them without each other; a pair that lacks one is an error that says so."""
+    root = pki.root.read_bytes()
+    assert load_tls(parse("https://h", ca_pem_path=pki.root)) == TlsMaterial(root=root)
+    pair = load_tls(parse("https://h", **pki.three(ca_pem_path="")))
+    assert pair == TlsMaterial(None, pki.key.read_bytes(), pki.chain.read_bytes())
+    for given, missing in (("pem", "key"), ("key", "pem")):
+        kwargs = pki.three(**{f"client_{missing}_path": None})
+        with pytest.raises(ConfigError, match=f"^client_{missing}_path is missing") as caught:
+            load_tls(parse("https://h", **kwargs))
+        assert caught.value.field == f"client_{missing}_path"
+        assert f"client_{given}_path" in str(caught.value)
+
+
+def test_a_fingerprint_tells_changes_of_the_files_that_are_read(pki: Pki, tmp_path: Path) -> None:
+    """Written to, replaced under the same size and time, or gone: it is another one each time."""
+    path, spare = tmp_path / "root.pem", tmp_path / "spare.pem"
+    path.write_bytes(b"one")
+    config = parse("https://h", server_pem_path=path, **pki.three())
+    seen = [fingerprint(config)]
+    path.write_bytes(b"three")
+    seen.append(fingerprint(config))
+    spare.write_bytes(b"seven")
+    os.utime(spare, ns=(0, path.stat().st_mtime_ns))
+    spare.replace(path)
+    seen.append(fingerprint(config))
+    path.unlink()
+    seen.append(fingerprint(config))
+    assert len({str(each) for each in seen}) == 4
+    assert tls_files(config) == [str(path)]
+    assert tls_files(parse("http://h", server_pem_path=path)) == []
+    assert len(tls_files(parse("https://h", **pki.three()))) == 3
 
 
 def test_tls_material_shows_nothing(pki: Pki) -> None:
