@@ -224,10 +224,11 @@ class Checkout:
                 return
             first = flight.kind is FlightKind.CONNECT and life.connecting()
             if first:
-                hope = began + min(self.budget, self.hope)
                 if until is None:
                     end = min(end, began + self.pool.policy.connect_timeout)
-                end, flight.hope = max(end, hope), max(flight.hope, hope)
+                if self.hope:
+                    hope = began + min(self.budget, self.hope)
+                    end, flight.hope = max(end, hope), max(flight.hope, hope)
             else:
                 self._check_room(connection, flight)
             limit = end if until is None else min(until, end)

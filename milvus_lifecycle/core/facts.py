@@ -68,4 +68,5 @@ class Seams:
     #: waits by its loop, whose ``time()`` has to be ``clock`` too if that is replaced.
     wait: Callable[[threading.Event, float], object] = wait_until
     wall: Callable[[], datetime] = lambda: datetime.now(timezone.utc)
-    chance: Callable[[], float] = random.random
+    #: not the module's own generator, whose order a program may count on
+    chance: Callable[[], float] = random.SystemRandom().random

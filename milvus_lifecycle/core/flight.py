@@ -82,8 +82,8 @@ class Flight:
     deadline: float
     #: how long the most patient waiter waits (first connect)
     patience: float = field(init=False)
-    #: until when a first connect waits for a server that refuses it
-    hope: float = field(init=False)
+    #: until when a first connect waits for a server that refuses it; 0: not at all
+    hope: float = 0.0
     #: earliest start of the next attempt (backoff while flapping)
     not_before: float = field(init=False)
     #: when its driver was asked, last, for somebody who flies it
@@ -111,7 +111,7 @@ class Flight:
     waiters: list[Callable[[], None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.patience = self.hope = self.not_before = self.began
+        self.patience = self.not_before = self.began
 
     @property
     def limit(self) -> float:

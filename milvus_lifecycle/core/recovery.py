@@ -90,7 +90,7 @@ class Recovery:
                     return
                 again, end = self.flight.attempts > 0, limit
                 if self.flight.failure is not None and not self._awaited():
-                    end = min(limit, self.flight.hope)  # it refuses
+                    end = min(limit, self.flight.hope or limit)  # it refuses
                 left = max(0.001, end - self.clock())
                 identifier = yield Register(self.connection, wire, left, again)
             except Interrupted:

@@ -232,7 +232,7 @@ class TopologyBook:
         told: list[GlobalStrategy] = []
         with self._lock:
             self._fetch, self._ended = None, time.monotonic()
-            self._jitter = random.random()
+            self._jitter = random.SystemRandom().random()
             try:
                 if isinstance(outcome, Topology):
                     found = newer(self.latest, outcome)

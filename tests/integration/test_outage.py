@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import time
 
 import grpc
@@ -208,3 +209,17 @@ def test_a_first_connect_into_a_black_hole_ends_at_its_timeout(program: Program)
         assert isinstance(call.error, MilvusException)
         assert hole.address in str(call.error)
         assert program.stats()["total_connections"] == 0
+
+
+def test_the_programs_own_random_numbers_are_left_alone(
+    program: Program, server: FakeMilvus
+) -> None:
+    """Whoever seeds `random` gets the same numbers on the engine, outage or not."""
+    state = random.getstate()
+    client = program.connected(server.uri)
+    server.stop()
+    called = Call(client.list_collections)
+    assert program.saw("fail")
+    server.start()
+    called.value(30)
+    assert random.getstate() == state

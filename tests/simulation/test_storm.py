@@ -165,6 +165,7 @@ def found_in(name: str | None, away: float) -> set[str]:
         return complaints(simulate(away=away, processes=150), luck=2.5)
 
 
+@pytest.mark.search
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_engine_makes_a_storm(name: str) -> None:
     """The storm shows that one line of the engine was changed: it is the engine that runs there."""
