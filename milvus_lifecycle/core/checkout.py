@@ -30,7 +30,7 @@ from ..policy import parse_timeout
 from ..table import State, Trigger
 from .connection import ManagedConnection
 from .face import Face, Start
-from .flight import STOPPED, Flight, FlightKind, Outcome
+from .flight import HOPEFUL, STOPPED, Flight, FlightKind, Outcome
 from .leases import check_client
 from .pool import Pool
 from .requests import Pause, Procedure, Wait
@@ -214,7 +214,7 @@ class Checkout:
         while True:
             flight, end = life.flight, budget_end
             if life.state is State.CLOSED:
-                if _deserted(connection):
+                if _deserted(connection) or self._hopes(connection):
                     return
                 raise self._closed(connection, began)
             if flight is None or (flight.kind is FlightKind.RECOVERY and not flight.mandatory):
@@ -226,9 +226,8 @@ class Checkout:
             if first:
                 if until is None:
                     end = min(end, began + self.pool.policy.connect_timeout)
-                if self.hope:
-                    hope = began + min(self.budget, self.hope)
-                    end, flight.hope = max(end, hope), max(flight.hope, hope)
+                hope = self._hope_ends()
+                end, flight.hope = max(end, hope), max(flight.hope, hope)
             else:
                 self._check_room(connection, flight)
             limit = end if until is None else min(until, end)
@@ -249,6 +248,18 @@ class Checkout:
                 own = until is not None and until < end
                 raise self._late(connection, flight, began, first, own)
             self._next_flight(connection, flight, began, limit)
+
+    def _hope_ends(self) -> float:
+        """Until when a server that refuses is waited for; 0: not at all."""
+        return self.began + min(self.budget, self.hope) if self.hope else 0.0
+
+    def _hopes(self, connection: ManagedConnection) -> bool:
+        """Has a first connect failed too early, before this caller joined it with his hope?"""
+        life = connection.lifecycle
+        failure, by = life.last_failure, life.closed_by
+        hopeful = failure is not None and failure.kind in HOPEFUL
+        refused = by in (Trigger.PROBE_FAILED, Trigger.ABANDONED)
+        return refused and hopeful and self.clock() < self._hope_ends()
 
     def _check_room(self, connection: ManagedConnection, flight: Flight) -> None:
         """Raises if ``max_waiting`` calls wait already. One that races in is let in."""
@@ -280,6 +291,8 @@ class Checkout:
         permanent = failure is not None and failure.kind is Failure.PERMANENT
         kind: type[LifecycleError] | None = None
         message = ""
+        if outcome is Outcome.FAILED and self._hopes(connection):
+            return
         if outcome is Outcome.FAILED:
             kind, message = ConnectFailed, self._waited_for()
         elif connection.state is State.CLOSED:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
-from ..errors import FailureSummary
+from ..errors import Failure, FailureSummary
 from .wire import Wire
 
 #: Whoever wakes so much later (seconds) than he wanted was not run meanwhile: the process was
@@ -19,6 +19,8 @@ STOPPED = 1.0
 #: A first attempt of an outage lasts this long (seconds) before it counts as failed; later ones
 #: as long as the outage is old, up to ``connect_timeout``. The channel itself keeps connecting.
 FIRST_SLICE = 1.0
+#: Failures of a first connect that are waited out, if anybody waits.
+HOPEFUL = (Failure.TRANSIENT, Failure.DEADLINE, Failure.NOT_UP)
 
 
 class FlightKind(Enum):

@@ -13,7 +13,7 @@ from ..policy import Pace
 from ..table import Trigger
 from .connection import ManagedConnection
 from .facts import Located
-from .flight import FIRST_SLICE, Flight, FlightKind
+from .flight import FIRST_SLICE, HOPEFUL, Flight, FlightKind
 from .lifecycle import CHANNELS_PER_OUTAGE
 from .pool import Pool
 from .requests import Open, Ping, Procedure, Register, Wait, locate
@@ -117,7 +117,7 @@ class Recovery:
         if kind is Failure.DEADLINE and self.flight.patience > limit:
             return True  # somebody more patient has joined
         hopeful = self._awaited() or self.clock() < self.flight.hope
-        return hopeful and kind in (Failure.TRANSIENT, Failure.DEADLINE, Failure.NOT_UP)
+        return hopeful and kind in HOPEFUL
 
     def _awaited(self) -> bool:
         """Is the server waited for, whoever hopes?"""

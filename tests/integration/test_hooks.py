@@ -167,7 +167,7 @@ def test_wait_ready_waits_for_a_server(flavour: Flavour, server: FakeMilvus, rea
     server.stop()
     waiting = Call(ready, server.uri, 60)
     time.sleep(0.3)
-    assert not waiting.done
+    assert not waiting.done, waiting.error
     left = iter(range(2))
     said = common_pb2.Status(code=2, reason="service not ready")
 

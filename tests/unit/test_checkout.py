@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from milvus_lifecycle import ConnectionManager, LifecyclePolicy
 from milvus_lifecycle.core.checkout import Checkout
 from milvus_lifecycle.core.facts import Facts
 from milvus_lifecycle.core.readiness import LoadState
@@ -22,7 +23,7 @@ from milvus_lifecycle.errors import (
     summarize,
 )
 from milvus_lifecycle.table import State, Trigger
-from milvus_lifecycle.testing import rpc_error
+from milvus_lifecycle.testing import Script, rpc_error, until
 from tests.cores import CONFIG
 from tests.observe import Call, Client
 from tests.rigs import Rig
@@ -453,3 +454,22 @@ def test_an_error_that_is_the_callers_stays_as_it_is() -> None:
             raise Stubborn(word="mine")
         assert rig.manager.handle_error(handler, raised.value) is False
         assert raised.value.__traceback__ is not None
+
+
+def test_a_first_connect_that_fails_before_its_caller_waits_is_hoped_for() -> None:
+    """The flight was not told that anybody has hope: the caller begins another one."""
+    script, policy = Script(), LifecyclePolicy(first_connect_patience=30.0)
+    manager = ConnectionManager(policy, transport=script.threads())
+    driver: Any = manager._driver
+    launch, flown = driver.launch, list[Any]()
+
+    def fly_here(connection: Any, flight: Any) -> None:
+        flown.append(flight)
+        launch(connection, flight)
+        until(lambda: flight.outcome is not None, 20, "it flies on")
+
+    driver.launch = fly_here
+    script.plan("register", rpc_error("UNAVAILABLE"))
+    assert manager.get_or_create(CONFIG, client=Client()) is not None
+    assert len(flown) == 2
+    manager.close_all()
