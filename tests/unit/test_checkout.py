@@ -470,6 +470,9 @@ def test_a_first_connect_that_fails_before_its_caller_waits_is_hoped_for() -> No
 
     driver.launch = fly_here
     script.plan("register", rpc_error("UNAVAILABLE"))
-    assert manager.get_or_create(CONFIG, client=Client()) is not None
+    client = Client()
+    handler = manager.get_or_create(CONFIG, client=client)
     assert len(flown) == 2
+    manager.release(handler, client)
     manager.close_all()
+    until(lambda: driver._keeper is None, 20, "its timekeeper goes on")
