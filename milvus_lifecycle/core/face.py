@@ -50,7 +50,8 @@ RETRY_WINDOW = 3.5
 _HARMLESS = re.compile(
     "/milvus.proto.milvus.MilvusService/(Search|HybridSearch|Query|Describe|Show|Has|Get|List)"
 )
-#: How a proxy says that it has not even looked at a request.
+#: How the reason of a proxy begins that has not even looked at a request. Further on it may be what
+#: another proxy said to whoever was already at work.
 NOTHING_DONE = "service not ready[proxy="
 #: With so little time left (seconds) a retry is pointless; the deadline is raised instead.
 DEADLINE_MARGIN = 0.02
@@ -262,7 +263,7 @@ class Face:
             collection = self.readiness.lost(start.binding, start.at, metadata, request)
         later = not_up(code, reason, getattr(status, "retriable", False))
         if later or collection is not None or REPLICATE_VIOLATION_MARK in reason:
-            harmless = _HARMLESS.match(method) is not None or NOTHING_DONE in reason
+            harmless = _HARMLESS.match(method) is not None or reason.startswith(NOTHING_DONE)
             self.note_status(Status(start, code, reason, collection, harmless))
 
     def note_status(self, status: Status) -> None:

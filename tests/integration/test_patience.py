@@ -247,9 +247,29 @@ def test_a_read_that_the_server_asks_to_repeat_is_repeated(
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.parametrize("code", [1100, 65535])
+def test_a_filter_that_speaks_of_readiness_is_not_repeated(
+    install: Install, flavour: Flavour, server: FakeMilvus, code: int
+) -> None:
+    """What a user wrote, and the server quotes, says nothing about the server."""
+    install()
+    client = flavour.connected(server.uri)
+    reason = 'cannot parse expression: status == "not ready", error: field status not exist'
+    refused = common_pb2.Status(code=code, error_code=1, reason=reason)
+    server.on("ShowCollections", lambda call: milvus_pb2.ShowCollectionsResponse(status=refused))
+    before = server.count("ShowCollections")
+    with pytest.raises(MilvusException, match="cannot parse"):
+        client.list_collections()
+    assert server.count("ShowCollections") == before + 1
+
+
 @pytest.mark.parametrize(
     ("reason", "sent"),
-    [("service internal error", 1), ("service not ready[proxy=7: Abnormal]", 2)],
+    [
+        ("service internal error", 1),
+        ("service not ready[proxy=7: Abnormal]", 2),
+        ("failed to expire cache: service not ready[proxy=7: Abnormal]", 1),
+    ],
 )
 def test_a_write_is_repeated_only_where_nothing_was_done(
     install: Install, flavour: Flavour, server: FakeMilvus, reason: str, sent: int
