@@ -54,11 +54,17 @@ class Retry:
         return handled
 
     def _later(self, status: Status | None) -> bool:
-        """The server asks to try again later. The decorator pauses before it does that."""
+        """The server asks to try again later: True if there is time for the decorator's pause.
+
+        If not, its caller sees what the server said.
+        """
         if status is None or not status.harmless:
             return False
         start, budget = status.start, Checkout(self.pool, self.clock(), None).budget
-        if self.clock() >= start.began + min(budget, self.pool.policy.recovery_budget):
+        end = start.began + min(budget, self.pool.policy.recovery_budget)
+        if start.until is not None:
+            end = min(end, start.until - DEADLINE_MARGIN)
+        if self.clock() + self.face.pause(start) >= end:
             return False
         self.face.expect_retry(start)
         return True
