@@ -276,7 +276,8 @@ class Checkout:
         kind: type[LifecycleError] | None = None
         message = ""
         if outcome is Outcome.FAILED:
-            kind, message = ConnectFailed, self._waited_for()
+            kind = ConnectFailed
+            message = self._waited_for() if flight.attempts > 1 else ""
         elif connection.state is State.CLOSED:
             if _deserted(connection):
                 return
@@ -317,7 +318,9 @@ class Checkout:
         """What the error of a first connect begins with; "" for its own headline."""
         if not self.hope:
             return ""
-        return f"could not connect, and a server that is away was waited for up to {self.hope:g} s"
+        own = inf if self.until is None else self.until - self.began
+        longest = round(min(self.hope, self.budget, own), 2)
+        return f"could not connect, and a server that is away was waited for up to {longest:g} s"
 
 
 class _Caller:

@@ -6,6 +6,7 @@ flight that ends without an outcome of its own is settled as abandoned.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from ..errors import ConnectionClosed, Failure, FailureSummary, Interrupted, summarize
@@ -22,6 +23,9 @@ from .wire import Wire
 
 #: No attempt is shorter because a channel of another pace is due (seconds).
 MOMENT = 0.05
+#: What gRPC says, besides UNAVAILABLE, of a certificate that does not verify and of a server that
+#: does not speak TLS. A server that is merely away says nothing of the kind.
+_TLS_REFUSED = re.compile("OPENSSL_internal|Verification Check failed|CERTIFICATE_VERIFY_FAILED")
 
 
 class Recovery:
@@ -116,7 +120,8 @@ class Recovery:
             return False
         if kind is Failure.DEADLINE and self.flight.patience > limit:
             return True  # somebody more patient has joined
-        hopeful = self._awaited() or self.clock() < self.flight.hope
+        hope = self.clock() < self.flight.hope and not _TLS_REFUSED.search(failure.text)
+        hopeful = self._awaited() or hope
         return hopeful and kind in (Failure.TRANSIENT, Failure.DEADLINE, Failure.NOT_UP)
 
     def _awaited(self) -> bool:

@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -20,7 +21,7 @@ from milvus_lifecycle.errors import ConnectFailed, PermanentFailure, RecoveryExh
 from tests.flavours import Flavour
 from tests.network import BlackHole
 from tests.observe import Call, wait_until
-from tests.servers import FakeMilvus, RpcFailure, ServedCall
+from tests.servers import FakeMilvus, RpcFailure, ServedCall, make_tls_files
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -91,6 +92,35 @@ def test_patience_is_not_for_wrong_credentials(
     with pytest.raises(PermanentFailure):
         flavour.client(server.uri, token="a:b")
     assert server.count("Connect") == 1
+
+
+def test_patience_is_not_for_tls_errors(
+    install: Install, flavour: Flavour, server: FakeMilvus, tmp_path: Path
+) -> None:
+    """Neither for another authority's certificate, nor for another name's, nor for a server
+    without TLS; and nobody says that he has waited."""
+    install(first_connect_patience=60.0)
+    mine = make_tls_files(tmp_path, "example.org")
+    other = tmp_path / "other"
+    other.mkdir()
+    strange = make_tls_files(other)
+    with FakeMilvus(tls=mine) as secure:
+        for uri, trusted in (
+            (secure.uri, strange.ca),
+            (secure.uri, mine.ca),
+            (server.uri.replace("http", "https"), mine.ca),
+        ):
+            with pytest.raises(ConnectFailed, match=r"could not connect .*1 attempt in .*UNAVAIL"):
+                flavour.client(uri, server_pem_path=trusted)
+
+
+def test_an_error_says_how_long_its_own_call_waited(install: Install, flavour: Flavour) -> None:
+    """At most as long as its timeout let it."""
+    install(first_connect_patience=60.0)
+    with BlackHole() as hole:
+        port = hole.port
+    with pytest.raises(ConnectFailed, match=r"waited for up to 0\.5 s"):
+        flavour.client(f"http://127.0.0.1:{port}", timeout=0.5)
 
 
 def test_without_patience_the_first_refusal_is_told(install: Install, flavour: Flavour) -> None:
