@@ -139,6 +139,19 @@ def test_status_tells_of_all_managers(flavour: Flavour, server: FakeMilvus) -> N
     assert ml.status()["ready"]
 
 
+def test_status_is_ready_before_anybody_calls_again(flavour: Flavour, server: FakeMilvus) -> None:
+    """Whoever keeps calls away while it is not ready would wait for them for ever."""
+    ml.install(ml.LifecyclePolicy(max_waiting=0))
+    client = flavour.connected(server.uri)
+    server.stop()
+    with pytest.raises(MilvusException, match="max_waiting=0"):
+        client.list_collections()
+    assert not ml.status()["ready"]
+    server.start()
+    wait_until(lambda: ml.status()["ready"], 60)
+    assert _rows(ml.status())[0]["outage"] is not None
+
+
 def _rows(status: dict[str, Any]) -> list[dict[str, Any]]:
     return [row for manager in status["managers"] for row in manager["connections"]]
 
