@@ -54,14 +54,15 @@ def choose_policy(policy: object) -> LifecyclePolicy | None:
 
 def _read_policy() -> LifecyclePolicy | None:
     text, name = os.environ.get(POLICY, ""), POLICY
+    own = {field: name for name, field in _VARIABLES.items() if os.environ.get(name)}
     try:
-        fields = dict(json.loads(text)) if text else {}
-        for name, field in _VARIABLES.items():
-            if os.environ.get(name):
-                fields[field] = json.loads(os.environ[name])
-        name = POLICY if text else " and ".join(n for n in _VARIABLES if os.environ.get(n))
+        fields = {**json.loads(text)} if text else {}
+        for field, name in own.items():
+            fields[field] = json.loads(os.environ[name])
+        name = POLICY  # from here on no text can be unreadable
         return LifecyclePolicy(**fields) if fields or text else None
     except ConfigError as error:
+        name = own.get(error.field) or (POLICY if text else " and ".join(own.values()))
         raise ConfigError(f"{name}: {error}", field=error.field) from None
     except (ValueError, TypeError) as error:
         accepted = "a JSON object of LifecyclePolicy's fields" if name == POLICY else "a number"
