@@ -162,9 +162,12 @@ class Settings:
             sinks = (*sinks, JsonLines(audit))
         return cls(policy, sinks, hooks)
 
-    def extend(self, managers: Iterable[_Manager]) -> None:
-        """Give the listeners, and what else is hooked in, to managers that exist already."""
-        for manager in managers:
+    def extend(self) -> None:
+        """Give the listeners, and what else is hooked in, to the process's managers that exist
+        already. One that the application made has what it was made with."""
+        with self.lock:
+            instances = [ConnectionManager._instance, *AsyncConnectionManager._instances.values()]
+        for manager in filter(None, instances):
             for sink in self.sinks:
                 if not isinstance(sink, ApplicationLog):
                     manager._pool.audit.add(sink)
@@ -202,7 +205,8 @@ _managers: weakref.WeakSet[_Manager] = weakref.WeakSet()
 
 def all_managers() -> list[_Manager]:
     """Every manager that there is."""
-    return list(_managers)
+    with Settings.lock:
+        return list(_managers)
 
 
 class _Manager:
@@ -236,7 +240,8 @@ class _Manager:
         )
         self._find, self._clock = self._pool.registry.find, self._pool.seams.clock
         self._begin()
-        _managers.add(self)
+        with Settings.lock:
+            _managers.add(self)
 
     @classmethod
     def _of_process(cls) -> Any:

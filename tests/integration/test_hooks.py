@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -80,6 +81,35 @@ def test_hooks_are_for_managers_that_exist_and_that_come(
     assert {record.strategy for record in heard} == {"named"}
     assert {call.method for call in server.calls} >= {"Connect", "ShowCollections"}
     assert all(call.metadata.get("marked") == "yes" for call in server.calls)
+
+
+def test_hooks_leave_a_manager_of_ones_own_alone(server: FakeMilvus) -> None:
+    """It has what it was made with, before, while and after something is installed."""
+    heard: list[Any] = []
+    own = ml.ConnectionManager(strategy_for=Named, interceptors=[Marking()])
+    told: list[Any] = []
+    own.subscribe(told.append)
+    ml.install(listeners=[heard.append])
+    own.get_or_create(ml.ConnectionConfig.from_uri(server.uri), client=own)
+    own.close_all()
+    wait_until(lambda: any(record.dest == "CLOSED" for record in told), 30)
+    assert {record.strategy for record in told} == {"named"}
+    assert all(call.metadata.get("marked") == "yes" for call in server.calls)
+    assert heard == []
+
+
+def test_status_while_managers_are_made() -> None:
+    """In other threads: loops of their own have managers of their own."""
+    made: list[Any] = []
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        making = Call(lambda: made.extend(ml.ConnectionManager() for _ in range(200)))
+        while not making.done:
+            ml.status()
+        making.value(30)
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_a_strategy_that_cannot_be_had_fails_its_client(
