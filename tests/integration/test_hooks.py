@@ -83,6 +83,32 @@ def test_hooks_are_for_managers_that_exist_and_that_come(
     assert all(call.metadata.get("marked") == "yes" for call in server.calls)
 
 
+class AsyncStreams(grpc.aio.StreamStreamClientInterceptor):
+    """Marks streams, and knows no other RPC."""
+
+    async def intercept_stream_stream(
+        self, continuation: Any, details: Any, request_iterator: Any
+    ) -> Any:
+        return await continuation(_marked(details), request_iterator)
+
+
+def test_each_interceptor_of_asyncio_has_its_kind_of_rpc(server: FakeMilvus) -> None:
+    """Streams, too, are intercepted; the others do not pass through what cannot take them."""
+    ml.install(interceptors=[AsyncStreams(), AsyncMarking()])
+
+    async def stream() -> None:
+        client = AsyncMilvusClient(server.uri)
+        assert await client.list_collections() == ["demo"]
+        handler = await client._get_connection()
+        call = handler._final_channel.stream_stream("/milvus.proto.milvus.MilvusService/GetVersion")
+        async for _ in call(iter([b""])):
+            pass
+
+    asyncio.run(stream())
+    assert [call.metadata.get("marked") for call in server.calls] == ["yes"] * len(server.calls)
+    assert server.calls[-1].method == "GetVersion"
+
+
 def test_hooks_leave_a_manager_of_ones_own_alone(server: FakeMilvus) -> None:
     """It has what it was made with, before, while and after something is installed."""
     heard: list[Any] = []
