@@ -246,14 +246,16 @@ class Checkout:
             self._next_flight(connection, flight, began, limit)
 
     def _check_room(self, connection: ManagedConnection, flight: Flight) -> None:
-        """Raises if ``max_waiting`` calls wait already. One that races in is let in."""
+        """Raises if ``max_waiting`` calls wait for the end of an outage already. One that races in
+        is let in."""
         most, waiting = self.pool.policy.max_waiting, flight.waiting
-        if most is not None and waiting >= most:
-            now, outage = self.clock(), connection.lifecycle.outage
-            age = now - (flight.began if outage is None else outage.began)
+        outage = connection.lifecycle.outage
+        if most is not None and outage is not None and waiting >= most:
+            now = self.clock()
+            age = now - outage.began
             raise RecoveryExhausted(
                 f"{waiting} calls wait for this connection already (max_waiting={most}); it is "
-                f"{connection.state.value} since {age:.1f} s",
+                f"{connection.state.value}, in an outage since {age:.1f} s",
                 address=connection.address,
                 attempts=flight.attempts,
                 elapsed=now - self.began,

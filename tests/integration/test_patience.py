@@ -234,13 +234,24 @@ def test_one_caller_too_many_is_told_at_once(
         return bool(row["waiting"] == 2)
 
     wait_until(two_wait, 30)
-    told = r"2 calls wait .*max_waiting=2.* RECOVERING since \d+\.\d s"
+    told = r"2 calls wait .*max_waiting=2.* RECOVERING, in an outage since \d+\.\d s"
     with pytest.raises(RecoveryExhausted, match=told):
         client.list_collections()
     assert row["outage"] >= 0
     assert not any(call.done for call in waiting)
     server.start()
     assert [call.value(60) for call in waiting] == [["demo"]] * 2
+
+
+def test_nobody_is_too_many_while_nothing_is_wrong(
+    install: Install, flavour: Flavour, server: FakeMilvus
+) -> None:
+    """For a probe, a closed connection that comes back, or a first connect, all wait."""
+    install(max_waiting=0, idle_threshold=0.0)
+    client = flavour.connected(server.uri)
+    assert client.list_collections() == ["demo"]
+    flavour.manager().close_all()
+    assert client.list_collections() == ["demo"]
 
 
 # -- answers that ask to try again --------------------------------------------------------------
