@@ -171,7 +171,10 @@ class AsyncLifecycleChannel(Face, grpc.aio.Channel):
 
         Asked of the handler's own channel; answered by the one that the RPC went through.
         """
-        face = await self.here()
+        there = self._driver.loop is not asyncio.get_running_loop()
+        face = self._elsewhere.get(self._driver.running()) if there else self
+        if face is None:
+            return False  # in this loop there was no connection to be had: that has been waited for
         try:
             return await face._driver.drive(Retry(face).ask(error))
         except LifecycleError as failure:
