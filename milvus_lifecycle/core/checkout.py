@@ -125,7 +125,9 @@ class Checkout:
             self.pool.registry.remove(connection)
             return False
         try:
-            self.pool.step(connection, Trigger.ACQUIRE, until=self.until)
+            budget_end = self.began + self.pool.policy.recovery_budget
+            limit, hope = self._first_limits(self.began, budget_end)
+            self.pool.step(connection, Trigger.ACQUIRE, until=limit, hope=hope)
             yield from self.ride_out(connection)
             usable = not _deserted(connection) and connection.lease(client)
         finally:
@@ -202,6 +204,15 @@ class Checkout:
                 self.pool.give_back(connection, heir)
             raise ConnectionClosed(address=old.address)
 
+    def _first_limits(self, began: float, budget_end: float) -> tuple[float, float]:
+        """Until when it waits for a first connect, and for a server that refuses one."""
+        end = min(budget_end, began + self.budget)
+        if self.until is None:
+            end = min(end, began + self.pool.policy.connect_timeout)
+        hope = began + min(self.budget, self.hope)
+        end = max(end, hope)
+        return (end if self.until is None else min(self.until, end)), hope
+
     def ride_out(self, connection: ManagedConnection) -> Procedure[None]:
         """Join flights until none stands between the caller and its RPC.
 
@@ -220,10 +231,8 @@ class Checkout:
             self._see_it_flown(connection, flight)
             first = flight.kind is FlightKind.CONNECT and life.connecting()
             if first:
-                hope = began + min(self.budget, self.hope)
-                if until is None:
-                    end = min(end, began + self.pool.policy.connect_timeout)
-                end, flight.hope = max(end, hope), max(flight.hope, hope)
+                end, hope = self._first_limits(began, budget_end)
+                flight.hope = max(flight.hope, hope)
             else:
                 self._check_room(connection, flight)
             limit = end if until is None else min(until, end)

@@ -4,6 +4,7 @@ their own; and what the server itself asks to try again."""
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -65,6 +66,26 @@ def test_a_client_waits_for_a_server_that_comes_up(
     server.start()
     assert made.value(60).list_collections() == ["demo"]
     assert next(left, None) is None
+
+
+def test_patience_holds_for_a_refusal_that_comes_before_its_caller_waits(
+    install: Install, server: FakeMilvus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy process may run the thread that connects, and long not the one that started it."""
+    install(first_connect_patience=60.0)
+    server.stop()
+    start = threading.Thread.start
+
+    def start_and_lag(thread: threading.Thread) -> None:
+        start(thread)
+        if "connect-" in thread.name:
+            time.sleep(0.5)
+
+    monkeypatch.setattr(threading.Thread, "start", start_and_lag)
+    made = Call(MilvusClient, server.uri)
+    time.sleep(1.0)
+    server.start()
+    assert made.value(60).list_collections() == ["demo"]
 
 
 def test_its_error_says_what_was_waited_for(install: Install, flavour: Flavour) -> None:
@@ -148,6 +169,18 @@ def test_a_client_in_a_new_event_loop_waits_as_in_a_recovery(
     assert called.value(60) == ["demo"]
 
 
+def test_it_waits_once(install: Install, server: FakeMilvus) -> None:
+    """Not again when the retry decorator asks what to do about that very error."""
+    install(recovery_budget=2.0)
+    client = AsyncMilvusClient(server.uri)
+    assert asyncio.run(client.list_collections()) == ["demo"]
+    server.stop()
+    began = time.monotonic()
+    with pytest.raises(ConnectFailed, match=r"attempts in (\d+\.\d) s") as caught:
+        asyncio.run(client.list_collections())
+    assert time.monotonic() - began < caught.value.elapsed + 1.5
+
+
 # -- after a give_up, and budgets of one's own --------------------------------------------------
 
 
@@ -204,6 +237,17 @@ def test_a_block_has_a_budget_of_its_own(
     assert not patient.done
     server.start()
     assert patient.value(60) == ["demo"]
+
+
+def test_a_first_connect_has_that_budget(install: Install) -> None:
+    """Also where nobody answers, and with the cause, as within a timeout."""
+    install()
+    with (
+        BlackHole() as hole,
+        ml.budget(0.2),
+        pytest.raises(ConnectFailed, match="DEADLINE_EXCEEDED"),
+    ):
+        MilvusClient(f"http://127.0.0.1:{hole.port}")
 
 
 def test_budgets_do_not_widen_one_another(install: Install, server: FakeMilvus) -> None:
