@@ -219,7 +219,8 @@ class Checkout:
         Raises what the caller is to see: closed, connect failed, permanent, deadline or budget.
         """
         life, began, until = connection.lifecycle, self.began, self.until
-        budget_end, thawed = began + min(self.budget, life.budget(self.clock())), False
+        allowed, thawed = life.budget(self.clock()), False
+        budget_end = began + min(self.budget, allowed)
         while True:
             flight, end = life.flight, budget_end
             if life.state is State.CLOSED:
@@ -251,8 +252,8 @@ class Checkout:
             if flight.outcome is None or left_last:
                 self._see_it_flown(connection, flight)  # perhaps nobody else comes
                 own = until is not None and until < end
-                raise self._late(connection, flight, began, first, own)
-            self._next_flight(connection, flight, began, limit)
+                raise self._late(connection, flight, began, first, own, allowed)
+            self._next_flight(connection, flight, began, limit, allowed)
 
     def _check_room(self, connection: ManagedConnection, flight: Flight) -> None:
         """Raises if ``max_waiting`` calls wait for the end of an outage already. One that races in
@@ -278,7 +279,12 @@ class Checkout:
             self.pool.launch(connection, flight)
 
     def _next_flight(
-        self, connection: ManagedConnection, flight: Flight, began: float, limit: float
+        self,
+        connection: ManagedConnection,
+        flight: Flight,
+        began: float,
+        limit: float,
+        allowed: float,
     ) -> None:
         """The flight ended without landing: start the next one, or raise what the caller sees."""
         outcome, failure = flight.outcome, flight.failure
@@ -294,7 +300,7 @@ class Checkout:
                 return
             raise self._closed(connection, began)
         elif outcome is Outcome.GAVE_UP and (permanent or self.clock() >= limit):
-            kind = RecoveryExhausted
+            kind, message = RecoveryExhausted, self._spent(allowed)
         if kind is not None:
             raise _verdict(kind, connection, max(1, flight.attempts), spent, failure, message)
         if outcome is Outcome.GAVE_UP:
@@ -310,11 +316,17 @@ class Checkout:
         return _verdict(ConnectFailed, connection, 1, self.clock() - began, failure)
 
     def _late(
-        self, connection: ManagedConnection, flight: Flight, began: float, first: bool, own: bool
+        self,
+        connection: ManagedConnection,
+        flight: Flight,
+        began: float,
+        first: bool,
+        own: bool,
+        allowed: float,
     ) -> LifecycleError:
         """What a caller sees whose time (``own``, or the budget) ends before the flight."""
         kind: type[LifecycleError] = DeadlineExceeded if own else RecoveryExhausted
-        message = ""
+        message = "" if own else self._spent(allowed)
         if first:
             kind, message = ConnectFailed, self._waited_for()
         return kind(
@@ -324,6 +336,14 @@ class Checkout:
             elapsed=self.clock() - began,
             last_error=shown(flight.failure or connection.lifecycle.last_failure),
         )
+
+    def _spent(self, allowed: float) -> str:
+        """What the error of a spent budget begins with, if it was less than ``recovery_budget``."""
+        if self.budget < allowed:
+            return f"could not reconnect within budget({self.budget:g})"
+        if allowed < self.pool.policy.recovery_budget:
+            return f"could not reconnect within {allowed:g} s: after a give_up calls wait no longer"
+        return ""
 
     def _waited_for(self) -> str:
         """What the error of a first connect begins with; "" for its own headline."""
