@@ -42,7 +42,8 @@ class Retry:
                     return False
                 self.face.expect_retry(status.start)
                 return True
-            if kind is Failure.NOT_UP:
+            if kind is Failure.NOT_UP or (kind is Failure.OTHER and status is not None):
+                # The other kinds have their words. Errors of pymilvus 2.6 do not tell of the flag.
                 return self._later(status)
             if kind not in _MENDABLE:
                 return False  # nor is anything made of it: it is its caller's

@@ -309,11 +309,19 @@ GOING_DOWN = common_pb2.Status(
 
 
 @pytest.mark.parametrize("said", [RETRIABLE, GOING_DOWN], ids=["flag", "words"])
+@pytest.mark.parametrize("knows", [True, False], ids=["pymilvus-3", "pymilvus-2.6"])
 def test_a_read_that_the_server_asks_to_repeat_is_repeated(
-    install: Install, flavour: Flavour, server: FakeMilvus, said: common_pb2.Status
+    install: Install,
+    flavour: Flavour,
+    server: FakeMilvus,
+    said: common_pb2.Status,
+    knows: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Within its deadline and the budget."""
+    """Within its deadline and the budget; whether or not pymilvus's errors tell of the flag."""
     install()
+    if not knows:
+        monkeypatch.delattr(MilvusException, "retriable", raising=False)
     client = flavour.connected(server.uri)
     before, left = server.count("ShowCollections"), iter(range(3))
 
