@@ -49,8 +49,9 @@ def wait_ready(client_or_uri: Any, timeout: float | None = None) -> None:
     """Wait until a server answers: that of a MilvusClient, or at a URI (with its credentials).
 
     ``timeout`` in seconds; None: as long as it takes. Servers that refuse, are not ready or restart
-    are waited for. Raises LifecycleError (and MilvusException): what is wrong when time is up, and
-    at once what waiting does not mend, such as wrong credentials.
+    are waited for. Raises LifecycleError (and MilvusException), or what its GetVersion ended with
+    (a grpc.RpcError, too): what is wrong when time is up, and at once what waiting does not mend,
+    such as wrong credentials.
     """
     wait = _Wait(client_or_uri, timeout)
     while True:
