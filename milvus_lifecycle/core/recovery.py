@@ -93,7 +93,7 @@ class Recovery:
                 if wire is None:
                     return
                 again, end = self.flight.attempts > 0, limit
-                if again and not self._awaited():
+                if again and self.flight.failure is not None and not self._awaited():
                     end = min(limit, self.flight.hope)  # no longer for one that refuses
                 left = max(0.001, end - self.clock())
                 identifier = yield Register(self.connection, wire, left, again)
