@@ -55,7 +55,7 @@ def install(
     MILVUS_LIFECYCLE_POLICY (the policy's fields as a JSON object), or one for each field, such as
     MILVUS_LIFECYCLE_FIRST_CONNECT_PATIENCE, are the defaults.
 
-    The rest is for every manager that there is or will be, of whichever loop: ``listeners`` are
+    The rest is for every manager of ``get_instance``, of whichever loop: ``listeners`` are
     called with each record, ``strategy_for`` may choose a strategy for a configuration (None: the
     engine does), ``interceptors`` are gRPC's client interceptors, of either flavour, nearest to the
     wire. What a listener raises is counted; what ``strategy_for`` raises fails the client that is

@@ -50,6 +50,10 @@ _RATE_LIMIT = 8
 #: Milvus 2.3.5, while it goes down, answers 65535 "failed to connect ..." where one of its parts
 #: is gone already; while it comes up, "service not ready". It knows no flag for that.
 _NOT_UP = re.compile(r"not ready|not healthy|failed to connect", re.IGNORECASE)
+#: Codes of the service as a whole; those of 100 and up are about what a request asked for.
+_ABOUT_SERVICE = frozenset({*range(100), 65535})
+#: What a user wrote himself (a filter), to the end if that is cut off or lacks its closing quote.
+_QUOTED = re.compile(r"([\"'`]).*?(?:\1|$)", re.DOTALL)
 
 # Order matters: userinfo first, because a password may look like anything.
 _SECRETS = (
@@ -315,7 +319,8 @@ def not_up(code: int, reason: str, retriable: object) -> bool:
     matter: pymilvus waits itself."""
     if code in (*NOT_READY_CODES, _RATE_LIMIT):
         return False
-    return retriable is True or _NOT_UP.search(reason) is not None
+    words = code in _ABOUT_SERVICE and _NOT_UP.search(_QUOTED.sub("", reason)) is not None
+    return retriable is True or words
 
 
 def _kind_of(error: grpc.RpcError, status: grpc.StatusCode | None) -> Failure:

@@ -54,14 +54,15 @@ def choose_policy(policy: object) -> LifecyclePolicy | None:
 
 def _read_policy() -> LifecyclePolicy | None:
     text, name = os.environ.get(POLICY, ""), POLICY
+    own = {field: name for name, field in _VARIABLES.items() if os.environ.get(name)}
     try:
-        fields = dict(json.loads(text)) if text else {}
-        for name, field in _VARIABLES.items():
-            if os.environ.get(name):
-                fields[field] = json.loads(os.environ[name])
-        name = POLICY if text else " and ".join(n for n in _VARIABLES if os.environ.get(n))
+        fields = {**json.loads(text)} if text else {}
+        for field, name in own.items():
+            fields[field] = json.loads(os.environ[name])
+        name = POLICY  # from here on no text can be unreadable
         return LifecyclePolicy(**fields) if fields or text else None
     except ConfigError as error:
+        name = own.get(error.field) or (POLICY if text else " and ".join(own.values()))
         raise ConfigError(f"{name}: {error}", field=error.field) from None
     except (ValueError, TypeError) as error:
         accepted = "a JSON object of LifecyclePolicy's fields" if name == POLICY else "a number"
@@ -161,9 +162,12 @@ class Settings:
             sinks = (*sinks, JsonLines(audit))
         return cls(policy, sinks, hooks)
 
-    def extend(self, managers: Iterable[_Manager]) -> None:
-        """Give the listeners, and what else is hooked in, to managers that exist already."""
-        for manager in managers:
+    def extend(self) -> None:
+        """Give the listeners, and what else is hooked in, to the process's managers that exist
+        already. One that the application made has what it was made with."""
+        with self.lock:
+            instances = [ConnectionManager._instance, *AsyncConnectionManager._instances.values()]
+        for manager in filter(None, instances):
             for sink in self.sinks:
                 if not isinstance(sink, ApplicationLog):
                     manager._pool.audit.add(sink)
@@ -201,7 +205,8 @@ _managers: weakref.WeakSet[_Manager] = weakref.WeakSet()
 
 def all_managers() -> list[_Manager]:
     """Every manager that there is."""
-    return list(_managers)
+    with Settings.lock:
+        return list(_managers)
 
 
 class _Manager:
@@ -235,7 +240,8 @@ class _Manager:
         )
         self._find, self._clock = self._pool.registry.find, self._pool.seams.clock
         self._begin()
-        _managers.add(self)
+        with Settings.lock:
+            _managers.add(self)
 
     @classmethod
     def _of_process(cls) -> Any:

@@ -72,7 +72,8 @@ class LifecyclePolicy:
         recovery_budget: how long one recovery may take, and the longest that a call waits.
         give_up_share: share of `recovery_budget`, from 0 to 1, that a call waits once a recovery
             has given up, until something answers; but at least for a probe and an attempt.
-        max_waiting: how many calls may wait for one connection; one more fails at once. None: all.
+        max_waiting: how many calls may wait for one connection in an outage; one more fails at
+            once. None: all.
         backoff_initial: first gap between two connection attempts.
         backoff_multiplier: growth of the gap, from 1 to 100.
         backoff_max: longest gap while the outage is younger than `backoff_patience`.

@@ -30,7 +30,7 @@ from ..policy import parse_timeout
 from ..table import State, Trigger
 from .connection import ManagedConnection
 from .face import Face, Start
-from .flight import HOPEFUL, STOPPED, Flight, FlightKind, Outcome
+from .flight import STOPPED, Flight, FlightKind, Outcome, may_pass
 from .leases import check_client
 from .pool import Pool
 from .requests import Pause, Procedure, Wait
@@ -125,7 +125,9 @@ class Checkout:
             self.pool.registry.remove(connection)
             return False
         try:
-            self.pool.step(connection, Trigger.ACQUIRE, until=self.until)
+            budget_end = self.began + self.pool.policy.recovery_budget
+            limit, hope = self._first_limits(self.began, budget_end)
+            self.pool.step(connection, Trigger.ACQUIRE, until=limit, hope=hope)
             yield from self.ride_out(connection)
             usable = not _deserted(connection) and connection.lease(client)
         finally:
@@ -204,13 +206,23 @@ class Checkout:
                 self.pool.give_back(connection, heir)
             raise ConnectionClosed(address=old.address)
 
+    def _first_limits(self, began: float, budget_end: float) -> tuple[float, float]:
+        """Until when it waits for a first connect, and for a server that refuses one."""
+        end = min(budget_end, began + self.budget)
+        if self.until is None:
+            end = min(end, began + self.pool.policy.connect_timeout)
+        hope = self._hope_ends(began)
+        end = max(end, hope)
+        return (end if self.until is None else min(self.until, end)), hope
+
     def ride_out(self, connection: ManagedConnection) -> Procedure[None]:
         """Join flights until none stands between the caller and its RPC.
 
         Raises what the caller is to see: closed, connect failed, permanent, deadline or budget.
         """
         life, began, until = connection.lifecycle, self.began, self.until
-        budget_end, thawed = began + min(self.budget, life.budget(self.clock())), False
+        allowed, thawed = life.budget(self.clock()), False
+        budget_end = began + min(self.budget, allowed)
         while True:
             flight, end = life.flight, budget_end
             if life.state is State.CLOSED:
@@ -224,10 +236,8 @@ class Checkout:
                 return
             first = flight.kind is FlightKind.CONNECT and life.connecting()
             if first:
-                if until is None:
-                    end = min(end, began + self.pool.policy.connect_timeout)
-                hope = self._hope_ends()
-                end, flight.hope = max(end, hope), max(flight.hope, hope)
+                end, hope = self._first_limits(began, budget_end)
+                flight.hope = max(flight.hope, hope)
             else:
                 self._check_room(connection, flight)
             limit = end if until is None else min(until, end)
@@ -246,30 +256,32 @@ class Checkout:
             if flight.outcome is None or left_last:
                 self._see_it_flown(connection, flight)  # perhaps nobody else comes
                 own = until is not None and until < end
-                raise self._late(connection, flight, began, first, own)
-            self._next_flight(connection, flight, began, limit)
+                raise self._late(connection, flight, began, first, own, allowed)
+            self._next_flight(connection, flight, began, limit, allowed)
 
-    def _hope_ends(self) -> float:
+    def _hope_ends(self, began: float) -> float:
         """Until when a server that refuses is waited for; 0: not at all."""
-        return self.began + min(self.budget, self.hope) if self.hope else 0.0
+        return began + min(self.budget, self.hope) if self.hope else 0.0
 
     def _hopes(self, connection: ManagedConnection) -> bool:
         """Has a first connect failed too early, before this caller joined it with his hope?"""
         life = connection.lifecycle
         failure, by = life.last_failure, life.closed_by
-        hopeful = failure is not None and failure.kind in HOPEFUL
         refused = by in (Trigger.PROBE_FAILED, Trigger.ABANDONED)
-        return refused and hopeful and self.clock() < self._hope_ends()
+        hopeful = refused and failure is not None and may_pass(failure)
+        return hopeful and self.clock() < self._hope_ends(self.began)
 
     def _check_room(self, connection: ManagedConnection, flight: Flight) -> None:
-        """Raises if ``max_waiting`` calls wait already. One that races in is let in."""
+        """Raises if ``max_waiting`` calls wait for the end of an outage already. One that races in
+        is let in."""
         most, waiting = self.pool.policy.max_waiting, flight.waiting
-        if most is not None and waiting >= most:
-            now, outage = self.clock(), connection.lifecycle.outage
-            age = now - (flight.began if outage is None else outage.began)
+        outage = connection.lifecycle.outage
+        if most is not None and outage is not None and waiting >= most:
+            now = self.clock()
+            age = now - outage.began
             raise RecoveryExhausted(
                 f"{waiting} calls wait for this connection already (max_waiting={most}); it is "
-                f"{connection.state.value} since {age:.1f} s",
+                f"{connection.state.value}, in an outage since {age:.1f} s",
                 address=connection.address,
                 attempts=flight.attempts,
                 elapsed=now - self.began,
@@ -283,7 +295,12 @@ class Checkout:
             self.pool.launch(connection, flight)
 
     def _next_flight(
-        self, connection: ManagedConnection, flight: Flight, began: float, limit: float
+        self,
+        connection: ManagedConnection,
+        flight: Flight,
+        began: float,
+        limit: float,
+        allowed: float,
     ) -> None:
         """The flight ended without landing: start the next one, or raise what the caller sees."""
         outcome, failure = flight.outcome, flight.failure
@@ -294,13 +311,14 @@ class Checkout:
         if outcome is Outcome.FAILED and self._hopes(connection):
             return
         if outcome is Outcome.FAILED:
-            kind, message = ConnectFailed, self._waited_for()
+            kind = ConnectFailed
+            message = self._waited_for() if flight.attempts > 1 else ""
         elif connection.state is State.CLOSED:
             if _deserted(connection):
                 return
             raise self._closed(connection, began)
         elif outcome is Outcome.GAVE_UP and (permanent or self.clock() >= limit):
-            kind = RecoveryExhausted
+            kind, message = RecoveryExhausted, self._spent(allowed)
         if kind is not None:
             raise _verdict(kind, connection, max(1, flight.attempts), spent, failure, message)
         if outcome is Outcome.GAVE_UP:
@@ -316,11 +334,17 @@ class Checkout:
         return _verdict(ConnectFailed, connection, 1, self.clock() - began, failure)
 
     def _late(
-        self, connection: ManagedConnection, flight: Flight, began: float, first: bool, own: bool
+        self,
+        connection: ManagedConnection,
+        flight: Flight,
+        began: float,
+        first: bool,
+        own: bool,
+        allowed: float,
     ) -> LifecycleError:
         """What a caller sees whose time (``own``, or the budget) ends before the flight."""
         kind: type[LifecycleError] = DeadlineExceeded if own else RecoveryExhausted
-        message = ""
+        message = "" if own else self._spent(allowed)
         if first:
             kind, message = ConnectFailed, self._waited_for()
         return kind(
@@ -331,11 +355,21 @@ class Checkout:
             last_error=shown(flight.failure or connection.lifecycle.last_failure),
         )
 
+    def _spent(self, allowed: float) -> str:
+        """What the error of a spent budget begins with, if it was less than ``recovery_budget``."""
+        if self.budget < allowed:
+            return f"could not reconnect within budget({self.budget:g})"
+        if allowed < self.pool.policy.recovery_budget:
+            return f"could not reconnect within {allowed:g} s: after a give_up calls wait no longer"
+        return ""
+
     def _waited_for(self) -> str:
         """What the error of a first connect begins with; "" for its own headline."""
         if not self.hope:
             return ""
-        return f"could not connect, and a server that is away was waited for up to {self.hope:g} s"
+        own = inf if self.until is None else self.until - self.began
+        longest = round(min(self.hope, self.budget, own), 2)
+        return f"could not connect, and a server that is away was waited for up to {longest:g} s"
 
 
 class _Caller:

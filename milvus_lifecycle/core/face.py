@@ -46,11 +46,14 @@ STAMP = "_milvus_lifecycle_start"
 #: A retry decorator comes back within its own backoff (3 s at most). A later RPC with the
 #: same timeout is another call.
 RETRY_WINDOW = 3.5
+#: The decorator's first pause, by what it grows, and the longest (seconds).
+_PAUSE, _GROWTH, _LONGEST_PAUSE = 0.01, 3, 3.0
 #: RPCs that change nothing.
 _HARMLESS = re.compile(
     "/milvus.proto.milvus.MilvusService/(Search|HybridSearch|Query|Describe|Show|Has|Get|List)"
 )
-#: How a proxy says that it has not even looked at a request.
+#: How the reason of a proxy begins that has not even looked at a request. Further on it may be what
+#: another proxy said to whoever was already at work.
 NOTHING_DONE = "service not ready[proxy="
 #: With so little time left (seconds) a retry is pointless; the deadline is raised instead.
 DEADLINE_MARGIN = 0.02
@@ -97,6 +100,8 @@ class _Call:
     until: float | None
     timeout: float | None
     noted_at: float
+    #: how often it has been tried again
+    retries: int
     #: its next RPC has started
     taken: bool = False
 
@@ -267,7 +272,18 @@ class Face:
                 elapsed=now - start.began,
                 last_error=shown(start.connection.lifecycle.last_failure),
             )
-        _call.set(_Call(id(self), start.began, start.until, start.timeout, now))
+        retries = self._retries(start) + 1
+        _call.set(_Call(id(self), start.began, start.until, start.timeout, now, retries))
+
+    def _retries(self, start: Start) -> int:
+        """How often the call of ``start`` was tried again before."""
+        call = _call.get()
+        known = call is not None and call.face == id(self) and call.began == start.began
+        return call.retries if call is not None and known else 0
+
+    def pause(self, start: Start) -> float:
+        """For how long the decorator will pause if it is told to retry the call of ``start``."""
+        return float(min(_PAUSE * _GROWTH ** min(self._retries(start), 9), _LONGEST_PAUSE))
 
     # -- outcomes ----------------------------------------------------------------------------
 
@@ -290,7 +306,7 @@ class Face:
             collection = self.readiness.lost(start.binding, start.at, metadata, request)
         later = not_up(code, reason, getattr(status, "retriable", False))
         if later or collection is not None or REPLICATE_VIOLATION_MARK in reason:
-            harmless = _HARMLESS.match(method) is not None or NOTHING_DONE in reason
+            harmless = _HARMLESS.match(method) is not None or reason.startswith(NOTHING_DONE)
             self.note_status(Status(start, code, reason, collection, harmless))
 
     def note_status(self, status: Status) -> None:

@@ -42,6 +42,8 @@ class Facts:
     failure: FailureSummary | None = None
     #: how long the caller who acquires is ready to wait (monotonic); None: he did not say
     until: float | None = None
+    #: until when he waits for a server that refuses a first connect (monotonic)
+    hope: float = 0.0
     #: the validated channel, with the identifier that its Connect call gave
     wire: Wire | None = None
     identifier: str | None = None

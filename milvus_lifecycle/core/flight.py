@@ -6,6 +6,7 @@ and leave on their own; the outcome is set once, and then every call is made exa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -21,6 +22,14 @@ STOPPED = 1.0
 FIRST_SLICE = 1.0
 #: Failures of a first connect that are waited out, if anybody waits.
 HOPEFUL = (Failure.TRANSIENT, Failure.DEADLINE, Failure.NOT_UP)
+#: What gRPC says, besides UNAVAILABLE, of a certificate that does not verify and of a server that
+#: does not speak TLS. A server that is merely away says nothing of the kind.
+_TLS_REFUSED = re.compile("OPENSSL_internal|Verification Check failed|CERTIFICATE_VERIFY_FAILED")
+
+
+def may_pass(failure: FailureSummary) -> bool:
+    """Is a first connect that ended so worth another try, in a while?"""
+    return failure.kind in HOPEFUL and not _TLS_REFUSED.search(failure.text)
 
 
 class FlightKind(Enum):

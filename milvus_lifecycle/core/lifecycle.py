@@ -607,8 +607,9 @@ class Lifecycle:
         if kind is FlightKind.PROBE:
             limit = self.policy.probe_timeout
         flight = self._begin(kind, facts.now, facts.now + limit)
+        # The caller joins a moment later; its leader may be on its way by then, or refused.
+        flight.hope = max(flight.hope, facts.hope)
         if facts.until is not None:
-            # The caller joins a moment later; its leader may be on its way by then.
             flight.patience = max(flight.patience, facts.until)
 
     def action_begin_recovery(self, row: Row, facts: Facts) -> None:

@@ -13,7 +13,7 @@ from ..policy import Pace
 from ..table import Trigger
 from .connection import ManagedConnection
 from .facts import Located
-from .flight import FIRST_SLICE, HOPEFUL, Flight, FlightKind
+from .flight import FIRST_SLICE, HOPEFUL, Flight, FlightKind, may_pass
 from .lifecycle import CHANNELS_PER_OUTAGE
 from .pool import Pool
 from .requests import Open, Ping, Procedure, Register, Wait, locate
@@ -90,7 +90,7 @@ class Recovery:
                     return
                 again, end = self.flight.attempts > 0, limit
                 if self.flight.failure is not None and not self._awaited():
-                    end = min(limit, self.flight.hope or limit)  # it refuses
+                    end = min(limit, self.flight.hope or limit)  # no longer for one that refuses
                 left = max(0.001, end - self.clock())
                 identifier = yield Register(self.connection, wire, left, again)
             except Interrupted:
@@ -116,8 +116,9 @@ class Recovery:
             return False
         if kind is Failure.DEADLINE and self.flight.patience > limit:
             return True  # somebody more patient has joined
-        hopeful = self._awaited() or self.clock() < self.flight.hope
-        return hopeful and kind in HOPEFUL
+        if self._awaited():
+            return kind in HOPEFUL
+        return self.clock() < self.flight.hope and may_pass(failure)
 
     def _awaited(self) -> bool:
         """Is the server waited for, whoever hopes?"""

@@ -42,7 +42,8 @@ class Retry:
                     return False
                 self.face.expect_retry(status.start)
                 return True
-            if kind is Failure.NOT_UP:
+            if kind is Failure.NOT_UP or (kind is Failure.OTHER and status is not None):
+                # The other kinds have their words. Errors of pymilvus 2.6 do not tell of the flag.
                 return self._later(status)
             if kind not in _MENDABLE:
                 return False  # nor is anything made of it: it is its caller's
@@ -54,11 +55,17 @@ class Retry:
         return handled
 
     def _later(self, status: Status | None) -> bool:
-        """The server asks to try again later. The decorator pauses before it does that."""
+        """The server asks to try again later: True if there is time for the decorator's pause.
+
+        If not, its caller sees what the server said.
+        """
         if status is None or not status.harmless:
             return False
         start, budget = status.start, Checkout(self.pool, self.clock(), None).budget
-        if self.clock() >= start.began + min(budget, self.pool.policy.recovery_budget):
+        end = start.began + min(budget, self.pool.policy.recovery_budget)
+        if start.until is not None:
+            end = min(end, start.until - DEADLINE_MARGIN)
+        if self.clock() + self.face.pause(start) >= end:
             return False
         self.face.expect_retry(start)
         return True

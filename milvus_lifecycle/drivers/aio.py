@@ -152,7 +152,7 @@ class AsyncDriver:
                 left = request.until + request.grace - self.pool.seams.clock()
                 await asyncio.wait({landed}, timeout=max(0.0, left))
         finally:
-            if life.leave(request.flight, wake):
+            if life.leave(request.flight, wake) and not request.leads:
                 self.pool.deserted(request.connection, request.flight)
 
     async def _join(self, request: Join) -> None:

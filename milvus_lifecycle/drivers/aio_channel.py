@@ -56,6 +56,18 @@ class _Interceptors(list[Any]):
             super().append(interceptor)
 
 
+#: where a channel of grpc.aio keeps the interceptors of its streaming methods
+_STREAMING = {
+    "_unary_stream_interceptors": grpc.aio.UnaryStreamClientInterceptor,
+    "_stream_unary_interceptors": grpc.aio.StreamUnaryClientInterceptor,
+    "_stream_stream_interceptors": grpc.aio.StreamStreamClientInterceptor,
+}
+
+
+def _of(kind: type, interceptors: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(one for one in interceptors if isinstance(one, kind))
+
+
 @dataclass(frozen=True)
 class _Both:
     """The interceptors of a handler, those to come included, and others nearer to the wire."""
@@ -89,7 +101,11 @@ class AsyncLifecycleChannel(Face, grpc.aio.Channel):
         """Make a fresh channel use the handler's interceptors, those to come included, and then
         these."""
         own = self._unary_unary_interceptors
-        channel._unary_unary_interceptors = _Both(own, interceptors) if interceptors else own
+        unary = _of(grpc.aio.UnaryUnaryClientInterceptor, interceptors)
+        channel._unary_unary_interceptors = _Both(own, unary) if unary else own
+        if interceptors:
+            for name, kind in _STREAMING.items():
+                setattr(channel, name, [*getattr(channel, name), *_of(kind, interceptors)])
         return channel
 
     # -- RPCs ------------------------------------------------------------------------------
@@ -155,7 +171,10 @@ class AsyncLifecycleChannel(Face, grpc.aio.Channel):
 
         Asked of the handler's own channel; answered by the one that the RPC went through.
         """
-        face = await self.here()
+        there = self._driver.loop is not asyncio.get_running_loop()
+        face = self._elsewhere.get(self._driver.running()) if there else self
+        if face is None:
+            return False  # in this loop there was no connection to be had: that has been waited for
         try:
             return await face._driver.drive(Retry(face).ask(error))
         except LifecycleError as failure:

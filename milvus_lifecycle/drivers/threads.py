@@ -124,7 +124,7 @@ class ThreadsDriver:
             if life.join(flight, wake, request.until, leads=request.leads):
                 self.pool.seams.wait(landed, request.until + request.grace)
         finally:
-            if life.leave(flight, wake):
+            if life.leave(flight, wake) and not request.leads:
                 self.pool.deserted(request.connection, flight)
 
     # -- what the pool asks of its driver ---------------------------------------------------

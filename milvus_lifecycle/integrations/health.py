@@ -21,12 +21,13 @@ _UNUSABLE = (State.RECOVERING.value, State.PROBING.value)
 def status() -> dict[str, Any]:
     """All managers of this process, JSON-ready and without a secret.
 
-    ``ready`` is False while a connection is in an outage, connects or is asked whether it is
-    alive. Each of ``managers`` is what its ``get_stats`` says, with its ``flavour``.
+    ``ready`` is False while a connection recovers, connects or is asked whether it is alive, and
+    after a give_up until something has answered. Each of ``managers`` is what its ``get_stats``
+    says, with its ``flavour``.
     """
     managers = [{"flavour": manager._flavour, **manager.get_stats()} for manager in all_managers()]
     rows = [row for manager in managers for row in manager["connections"]]
-    unusable = sum(1 for row in rows if row["state"] in _UNUSABLE or row["outage"] is not None)
+    unusable = sum(map(_unusable, rows))
     return {
         "installed": Settings.installed(),
         "ready": not unusable,
@@ -37,12 +38,20 @@ def status() -> dict[str, Any]:
     }
 
 
+def _unusable(row: dict[str, Any]) -> bool:
+    # In use it was validated, even if its outage lasts until a user's call has succeeded: whoever
+    # sends none to a program that is not ready would wait for that for ever.
+    gave_up = row["state"] == State.IDLE.value and row["outage"] is not None
+    return row["state"] in _UNUSABLE or gave_up
+
+
 def wait_ready(client_or_uri: Any, timeout: float | None = None) -> None:
     """Wait until a server answers: that of a MilvusClient, or at a URI (with its credentials).
 
     ``timeout`` in seconds; None: as long as it takes. Servers that refuse, are not ready or restart
-    are waited for. Raises LifecycleError (and MilvusException): what is wrong when time is up, and
-    at once what waiting does not mend, such as wrong credentials.
+    are waited for. Raises LifecycleError (and MilvusException), or what its GetVersion ended with
+    (a grpc.RpcError, too): what is wrong when time is up, and at once what waiting does not mend,
+    such as wrong credentials.
     """
     wait = _Wait(client_or_uri, timeout)
     while True:

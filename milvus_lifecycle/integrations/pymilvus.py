@@ -17,7 +17,6 @@ from ..managers import (
     ConnectionManager,
     Hooks,
     Settings,
-    all_managers,
     choose_policy,
     hand_on,
 )
@@ -60,7 +59,7 @@ def install(
             _warn()
             settings = Settings.make(*wanted)
             Settings.use(settings)
-            settings.extend(all_managers())
+            settings.extend()
             _patch(settings)
             _installed = wanted
         elif _installed != wanted:

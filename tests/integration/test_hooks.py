@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -82,6 +83,61 @@ def test_hooks_are_for_managers_that_exist_and_that_come(
     assert all(call.metadata.get("marked") == "yes" for call in server.calls)
 
 
+class AsyncStreams(grpc.aio.StreamStreamClientInterceptor):
+    """Marks streams, and knows no other RPC."""
+
+    async def intercept_stream_stream(
+        self, continuation: Any, details: Any, request_iterator: Any
+    ) -> Any:
+        return await continuation(_marked(details), request_iterator)
+
+
+def test_each_interceptor_of_asyncio_has_its_kind_of_rpc(server: FakeMilvus) -> None:
+    """Streams, too, are intercepted; the others do not pass through what cannot take them."""
+    ml.install(interceptors=[AsyncStreams(), AsyncMarking()])
+
+    async def stream() -> None:
+        client = AsyncMilvusClient(server.uri)
+        assert await client.list_collections() == ["demo"]
+        handler = await client._get_connection()
+        call = handler._final_channel.stream_stream("/milvus.proto.milvus.MilvusService/GetVersion")
+        async for _ in call(iter([b""])):
+            pass
+
+    asyncio.run(stream())
+    assert [call.metadata.get("marked") for call in server.calls] == ["yes"] * len(server.calls)
+    assert server.calls[-1].method == "GetVersion"
+
+
+def test_hooks_leave_a_manager_of_ones_own_alone(server: FakeMilvus) -> None:
+    """It has what it was made with, before, while and after something is installed."""
+    heard: list[Any] = []
+    own = ml.ConnectionManager(strategy_for=Named, interceptors=[Marking()])
+    told: list[Any] = []
+    own.subscribe(told.append)
+    ml.install(listeners=[heard.append])
+    own.get_or_create(ml.ConnectionConfig.from_uri(server.uri), client=own)
+    own.close_all()
+    wait_until(lambda: any(record.dest == "CLOSED" for record in told), 30)
+    assert {record.strategy for record in told} == {"named"}
+    assert all(call.metadata.get("marked") == "yes" for call in server.calls)
+    assert heard == []
+
+
+def test_status_while_managers_are_made() -> None:
+    """In other threads: loops of their own have managers of their own."""
+    made: list[Any] = []
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        making = Call(lambda: made.extend(ml.ConnectionManager() for _ in range(200)))
+        while not making.done:
+            ml.status()
+        making.value(30)
+    finally:
+        sys.setswitchinterval(interval)
+
+
 def test_a_strategy_that_cannot_be_had_fails_its_client(
     flavour: Flavour, server: FakeMilvus
 ) -> None:
@@ -138,6 +194,20 @@ def test_status_tells_of_all_managers(flavour: Flavour, server: FakeMilvus) -> N
     server.start()
     waiting.value(60)
     assert ml.status()["unusable"] == before
+
+
+def test_status_is_ready_before_anybody_calls_again(flavour: Flavour, server: FakeMilvus) -> None:
+    """Whoever keeps calls away while it is not ready would wait for them for ever."""
+    ml.install(ml.LifecyclePolicy(max_waiting=0))
+    before = ml.status()["unusable"]
+    client = flavour.connected(server.uri)
+    server.stop()
+    with pytest.raises(MilvusException, match="max_waiting=0"):
+        client.list_collections()
+    assert ml.status()["unusable"] == before + 1
+    server.start()
+    wait_until(lambda: ml.status()["unusable"] == before, 60)
+    assert _rows(ml.status(), server)[0]["outage"] is not None
 
 
 def _rows(status: dict[str, Any], server: FakeMilvus) -> list[dict[str, Any]]:

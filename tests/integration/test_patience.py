@@ -4,9 +4,11 @@ their own; and what the server itself asks to try again."""
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -20,7 +22,7 @@ from milvus_lifecycle.errors import ConnectFailed, PermanentFailure, RecoveryExh
 from tests.flavours import Flavour
 from tests.network import BlackHole
 from tests.observe import Call, wait_until
-from tests.servers import FakeMilvus, RpcFailure, ServedCall
+from tests.servers import FakeMilvus, RpcFailure, ServedCall, make_tls_files
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -66,6 +68,26 @@ def test_a_client_waits_for_a_server_that_comes_up(
     assert next(left, None) is None
 
 
+def test_patience_holds_for_a_refusal_that_comes_before_its_caller_waits(
+    install: Install, server: FakeMilvus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy process may run the thread that connects, and long not the one that started it."""
+    install(first_connect_patience=60.0)
+    server.stop()
+    start = threading.Thread.start
+
+    def start_and_lag(thread: threading.Thread) -> None:
+        start(thread)
+        if "connect-" in thread.name:
+            time.sleep(0.5)
+
+    monkeypatch.setattr(threading.Thread, "start", start_and_lag)
+    made = Call(MilvusClient, server.uri)
+    time.sleep(1.0)
+    server.start()
+    assert made.value(60).list_collections() == ["demo"]
+
+
 def test_its_error_says_what_was_waited_for(install: Install, flavour: Flavour) -> None:
     """Nobody comes: the patience is over, not the much longer connect_timeout."""
     install(first_connect_patience=0.5, connect_timeout=60.0)
@@ -93,6 +115,35 @@ def test_patience_is_not_for_wrong_credentials(
     assert server.count("Connect") == 1
 
 
+def test_patience_is_not_for_tls_errors(
+    install: Install, flavour: Flavour, server: FakeMilvus, tmp_path: Path
+) -> None:
+    """Neither for another authority's certificate, nor for another name's, nor for a server
+    without TLS; and nobody says that he has waited."""
+    install(first_connect_patience=60.0)
+    mine = make_tls_files(tmp_path, "example.org")
+    other = tmp_path / "other"
+    other.mkdir()
+    strange = make_tls_files(other)
+    with FakeMilvus(tls=mine) as secure:
+        for uri, trusted in (
+            (secure.uri, strange.ca),
+            (secure.uri, mine.ca),
+            (server.uri.replace("http", "https"), mine.ca),
+        ):
+            with pytest.raises(ConnectFailed, match=r"could not connect .*1 attempt in .*UNAVAIL"):
+                flavour.client(uri, server_pem_path=trusted)
+
+
+def test_an_error_says_how_long_its_own_call_waited(install: Install, flavour: Flavour) -> None:
+    """At most as long as its timeout let it."""
+    install(first_connect_patience=60.0)
+    with BlackHole() as hole:
+        port = hole.port
+    with pytest.raises(ConnectFailed, match=r"waited for up to 0\.5 s"):
+        flavour.client(f"http://127.0.0.1:{port}", timeout=0.5)
+
+
 def test_without_patience_the_first_refusal_is_told(install: Install, flavour: Flavour) -> None:
     """The default."""
     install()
@@ -118,6 +169,18 @@ def test_a_client_in_a_new_event_loop_waits_as_in_a_recovery(
     assert called.value(60) == ["demo"]
 
 
+def test_it_waits_once(install: Install, server: FakeMilvus) -> None:
+    """Not again when the retry decorator asks what to do about that very error."""
+    install(recovery_budget=2.0)
+    client = AsyncMilvusClient(server.uri)
+    assert asyncio.run(client.list_collections()) == ["demo"]
+    server.stop()
+    began = time.monotonic()
+    with pytest.raises(ConnectFailed, match=r"attempts in (\d+\.\d) s") as caught:
+        asyncio.run(client.list_collections())
+    assert time.monotonic() - began < caught.value.elapsed + 1.5
+
+
 # -- after a give_up, and budgets of one's own --------------------------------------------------
 
 
@@ -129,7 +192,8 @@ def test_after_a_give_up_calls_wait_a_share_of_the_budget(
     install(recovery_budget=4.0, give_up_share=0.0, probe_timeout=0.2)
     client = flavour.connected(server.uri)
     server.stop()
-    took = [_exhausted(client.list_collections) for _ in range(3)]
+    short = "within .* s: after a give_up"
+    took = [_exhausted(client.list_collections, told) for told in ("budget", short, short)]
     assert took[0] > 3.5
     assert max(took[1:]) < 3.0, took
     server.start()
@@ -138,10 +202,10 @@ def test_after_a_give_up_calls_wait_a_share_of_the_budget(
     assert _exhausted(client.list_collections) > 3.5
 
 
-def _exhausted(call: Callable[[], Any]) -> float:
-    """How long a call waited that ends with its budget (seconds)."""
+def _exhausted(call: Callable[[], Any], told: str = "could not reconnect within") -> float:
+    """How long a call waited that ends with its budget (seconds), and says which that was."""
     before = time.monotonic()
-    with pytest.raises(RecoveryExhausted):
+    with pytest.raises(RecoveryExhausted, match=told):
         call()
     return time.monotonic() - before
 
@@ -176,6 +240,17 @@ def test_a_block_has_a_budget_of_its_own(
     assert patient.value(60) == ["demo"]
 
 
+def test_a_first_connect_has_that_budget(install: Install) -> None:
+    """Also where nobody answers, and with the cause, as within a timeout."""
+    install()
+    with (
+        BlackHole() as hole,
+        ml.budget(0.2),
+        pytest.raises(ConnectFailed, match="DEADLINE_EXCEEDED"),
+    ):
+        MilvusClient(f"http://127.0.0.1:{hole.port}")
+
+
 def test_budgets_do_not_widen_one_another(install: Install, server: FakeMilvus) -> None:
     """The narrowest block around a call holds, and a bad one is refused by its name."""
     install(recovery_budget=1.0)
@@ -184,7 +259,7 @@ def test_budgets_do_not_widen_one_another(install: Install, server: FakeMilvus) 
     server.stop()
     for outer, inner in ((0.1, 60.0), (60.0, 0.1)):
         with ml.budget(outer), ml.budget(inner):
-            assert _exhausted(client.list_collections) < 0.9
+            assert _exhausted(client.list_collections, r"within budget\(0\.1\)") < 0.9
     with pytest.raises(ValueError, match="budget=-1"), ml.budget(-1):
         pass
 
@@ -204,13 +279,24 @@ def test_one_caller_too_many_is_told_at_once(
         return bool(row["waiting"] == 2)
 
     wait_until(two_wait, 30)
-    told = r"2 calls wait .*max_waiting=2.* RECOVERING since \d+\.\d s"
+    told = r"2 calls wait .*max_waiting=2.* RECOVERING, in an outage since \d+\.\d s"
     with pytest.raises(RecoveryExhausted, match=told):
         client.list_collections()
     assert row["outage"] >= 0
     assert not any(call.done for call in waiting)
     server.start()
     assert [call.value(60) for call in waiting] == [["demo"]] * 2
+
+
+def test_nobody_is_too_many_while_nothing_is_wrong(
+    install: Install, flavour: Flavour, server: FakeMilvus
+) -> None:
+    """For a probe, a closed connection that comes back, or a first connect, all wait."""
+    install(max_waiting=0, idle_threshold=0.0)
+    client = flavour.connected(server.uri)
+    assert client.list_collections() == ["demo"]
+    flavour.manager().close_all()
+    assert client.list_collections() == ["demo"]
 
 
 # -- answers that ask to try again --------------------------------------------------------------
@@ -223,11 +309,19 @@ GOING_DOWN = common_pb2.Status(
 
 
 @pytest.mark.parametrize("said", [RETRIABLE, GOING_DOWN], ids=["flag", "words"])
+@pytest.mark.parametrize("knows", [True, False], ids=["pymilvus-3", "pymilvus-2.6"])
 def test_a_read_that_the_server_asks_to_repeat_is_repeated(
-    install: Install, flavour: Flavour, server: FakeMilvus, said: common_pb2.Status
+    install: Install,
+    flavour: Flavour,
+    server: FakeMilvus,
+    said: common_pb2.Status,
+    knows: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Within its deadline and the budget."""
+    """Within its deadline and the budget; whether or not pymilvus's errors tell of the flag."""
     install()
+    if not knows:
+        monkeypatch.delattr(MilvusException, "retriable", raising=False)
     client = flavour.connected(server.uri)
     before, left = server.count("ShowCollections"), iter(range(3))
 
@@ -237,19 +331,59 @@ def test_a_read_that_the_server_asks_to_repeat_is_repeated(
     server.on("ShowCollections", later)
     assert client.list_collections() == ["demo"]
     assert server.count("ShowCollections") == before + 4
-    server.on("ShowCollections", lambda call: milvus_pb2.ShowCollectionsResponse(status=said))
-    began = time.monotonic()
-    with (
-        ml.budget(0.5) if flavour.name == "threads" else nullcontext(),
-        pytest.raises(MilvusException),
-    ):
-        client.list_collections(timeout=None if flavour.name == "threads" else 0.5)
-    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("bound", ["budget", "timeout"])
+def test_it_is_repeated_no_longer_than_its_caller_waits(
+    install: Install, flavour: Flavour, server: FakeMilvus, bound: str
+) -> None:
+    """The decorator's next pause would end after that: the caller is told what the server said."""
+    install()
+    client = flavour.connected(server.uri)
+    server.on("ShowCollections", lambda call: milvus_pb2.ShowCollectionsResponse(status=GOING_DOWN))
+
+    async def within_budget() -> Any:
+        with ml.budget(2.0):
+            return await client.inner.list_collections()
+
+    def call() -> Any:
+        if bound == "timeout":
+            return client.list_collections(timeout=2.0)
+        if flavour.name == "asyncio":
+            return flavour.wait(within_budget())
+        with ml.budget(2.0):
+            return client.list_collections()
+
+    before = server.count("ShowCollections")
+    with pytest.raises(MilvusException, match="message=empty grpc client"):
+        call()
+    # Its pauses are 0.01, 0.03, 0.09, 0.27 and 0.81 s; the next one is 2.43 s.
+    assert server.count("ShowCollections") - before <= 6
+
+
+@pytest.mark.parametrize("code", [1100, 65535])
+def test_a_filter_that_speaks_of_readiness_is_not_repeated(
+    install: Install, flavour: Flavour, server: FakeMilvus, code: int
+) -> None:
+    """What a user wrote, and the server quotes, says nothing about the server."""
+    install()
+    client = flavour.connected(server.uri)
+    reason = 'cannot parse expression: status == "not ready", error: field status not exist'
+    refused = common_pb2.Status(code=code, error_code=1, reason=reason)
+    server.on("ShowCollections", lambda call: milvus_pb2.ShowCollectionsResponse(status=refused))
+    before = server.count("ShowCollections")
+    with pytest.raises(MilvusException, match="cannot parse"):
+        client.list_collections()
+    assert server.count("ShowCollections") == before + 1
 
 
 @pytest.mark.parametrize(
     ("reason", "sent"),
-    [("service internal error", 1), ("service not ready[proxy=7: Abnormal]", 2)],
+    [
+        ("service internal error", 1),
+        ("service not ready[proxy=7: Abnormal]", 2),
+        ("failed to expire cache: service not ready[proxy=7: Abnormal]", 1),
+    ],
 )
 def test_a_write_is_repeated_only_where_nothing_was_done(
     install: Install, flavour: Flavour, server: FakeMilvus, reason: str, sent: int

@@ -276,5 +276,15 @@ def test_fields_have_variables_which_hold_over_the_object(monkeypatch: pytest.Mo
         ("-1", "linger=-1 is not a number of seconds"),
     ):
         monkeypatch.setenv("MILVUS_LIFECYCLE_LINGER", value)
-        with pytest.raises(ConfigError, match=f"MILVUS_LIFECYCLE_LINGER.*{told}"):
+        for text in ("", "{}"):
+            monkeypatch.setenv(POLICY, text)
+            with pytest.raises(ConfigError, match=f"^MILVUS_LIFECYCLE_LINGER:? .*{told}"):
+                choose_policy(None)
+    monkeypatch.setenv(POLICY, '{"max_waiting": -1}')
+    monkeypatch.setenv("MILVUS_LIFECYCLE_LINGER", "1")
+    with pytest.raises(ConfigError, match=f"^{POLICY}: .*max_waiting=-1"):
+        choose_policy(None)
+    for text in ("[]", '""'):
+        monkeypatch.setenv(POLICY, text)
+        with pytest.raises(ConfigError, match=f"^{POLICY} is not a JSON object"):
             choose_policy(None)
