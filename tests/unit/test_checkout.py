@@ -456,8 +456,10 @@ def test_an_error_that_is_the_callers_stays_as_it_is() -> None:
         assert raised.value.__traceback__ is not None
 
 
-def test_a_first_connect_that_fails_before_its_caller_waits_is_hoped_for() -> None:
-    """The flight was not told that anybody has hope: the caller begins another one."""
+@pytest.mark.parametrize("joins", [False, True], ids=["its own flight", "somebody else's"])
+def test_a_first_connect_that_fails_before_its_caller_waits_is_hoped_for(joins: bool) -> None:
+    """The caller says what it hopes as the flight begins; who joins one without hope too late
+    begins another."""
     script, policy = Script(), LifecyclePolicy(first_connect_patience=30.0)
     manager = ConnectionManager(policy, transport=script.threads())
     driver: Any = manager._driver
@@ -465,6 +467,8 @@ def test_a_first_connect_that_fails_before_its_caller_waits_is_hoped_for() -> No
 
     def fly_here(connection: Any, flight: Any) -> None:
         flown.append(flight)
+        if joins and len(flown) == 1:
+            flight.hope = 0.0
         launch(connection, flight)
         until(lambda: flight.outcome is not None, 20, "it flies on")
 
@@ -472,7 +476,7 @@ def test_a_first_connect_that_fails_before_its_caller_waits_is_hoped_for() -> No
     script.plan("register", rpc_error("UNAVAILABLE"))
     client = Client()
     handler = manager.get_or_create(CONFIG, client=client)
-    assert len(flown) == 2
+    assert len(flown) == 1 + joins
     manager.release(handler, client)
     manager.close_all()
     until(lambda: driver._keeper is None, 20, "its timekeeper goes on")
