@@ -61,6 +61,7 @@ async def test_a_retired_channel_is_closed_without_the_collector(
     assert len(aio.transitions("recovered")) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tasks", [1, 2])
 @in_loop
 async def test_each_call_has_its_own_deadline(

@@ -15,14 +15,15 @@ from tests.integration import defects_global, defects_loops, defects_outage, def
 from tests.stock import Kind, run
 
 MODULES = (defects_outage, defects_pool, defects_loops, defects_global)
+#: Those of global clusters wait for fetches of a topology, each for some seconds.
 BODIES = [
-    body
+    pytest.param(body, marks=pytest.mark.slow if module is defects_global else (), id=name)
     for module in MODULES
-    for body in vars(module).values()
+    for name, body in vars(module).items()
     if "limit" in getattr(body, "__dict__", {})  # what `defect` leaves on a body
 ]
 
-each_body = pytest.mark.parametrize("body", BODIES, ids=lambda body: body.__name__)
+each_body = pytest.mark.parametrize("body", BODIES)
 
 
 @each_body

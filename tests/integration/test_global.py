@@ -206,6 +206,7 @@ def test_one_fetch_serves_threads_and_loops_at_once(
 # -- how often, and by whom, the topology is asked for ---------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.policy(topology_refresh=0.4)
 def test_refreshing_ends_with_the_last_client(program: Program, cluster: GlobalCluster) -> None:
     """While nobody holds the connection nothing is fetched, and no thread or task stays for it."""
@@ -221,6 +222,7 @@ def test_refreshing_ends_with_the_last_client(program: Program, cluster: GlobalC
     assert came_true(lambda: not program.workers(), 10), program.workers()
 
 
+@pytest.mark.slow
 @pytest.mark.policy(topology_refresh=1.5)
 def test_many_connections_of_a_cluster_refresh_like_one(
     program: Program, cluster: GlobalCluster

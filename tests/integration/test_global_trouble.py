@@ -140,6 +140,7 @@ def lines() -> Iterator[LogLines]:
         yield collected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trouble", TROUBLES, ids=lambda trouble: trouble.__name__)
 def test_clients_go_on_working(
     program: Program,
