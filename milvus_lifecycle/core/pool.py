@@ -332,8 +332,7 @@ class Pool:
             self.step(connection, Trigger.RELEASE)
             return
         if trigger in _LANDINGS:
-            if connection.face is not None:
-                self.plan_fill(connection.face, self.seams.clock())
+            self.plan_fill(connection.face, self.seams.clock())
             if trigger is Trigger.STAND_DOWN and not facts.get("unchanged"):
                 self.maintenance.plan_second_try(connection)
             else:
