@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config import ConnectionConfig
 from ..core.checkout import hoping
-from ..errors import Failure, RecoveryExhausted, classify
+from ..errors import ConfigError, Failure, RecoveryExhausted, classify
 from ..managers import AsyncConnectionManager, ConnectionManager, Settings, all_managers
 from ..policy import parse_timeout
 from ..table import State
@@ -82,6 +82,12 @@ class _Wait:
         limit = parse_timeout(timeout)
         self._until = None if limit is None else time.monotonic() + limit
         self.config = ConnectionConfig.from_uri(target) if isinstance(target, str) else None
+        if self.config is None and not hasattr(target, "_get_connection"):
+            raise ConfigError(
+                "client_or_uri must be a URI or one of pymilvus's clients, not "
+                f"{type(target).__name__}",
+                field="client_or_uri",
+            )
         self.client = target
 
     @property

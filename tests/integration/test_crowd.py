@@ -61,6 +61,7 @@ def test_one_knocks_and_the_others_follow_a_few_at_a_time(
     assert len(program.transitions("recovered")) == CLIENTS
 
 
+@pytest.mark.slow
 def test_who_waits_for_a_turn_gives_up_in_time(program: Program, proxy: TcpProxy) -> None:
     """Each caller sees the end of its own timeout, whoever knocks."""
     calls = _lose(program, proxy)

@@ -180,6 +180,7 @@ def test_the_same_primary_that_answers_is_kept(
     wait_until(lambda: len(cluster.asked) == 2, 10)
 
 
+@pytest.mark.slow
 @never_refreshed
 def test_one_fetch_serves_threads_and_loops_at_once(
     programs: list[Program], cluster: GlobalCluster, old: FakeMilvus, new: FakeMilvus

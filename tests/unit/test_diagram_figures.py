@@ -241,6 +241,7 @@ def peak_of(total: int) -> int:
     return peak
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_log() -> None:
     """Five times the records take at most half as much memory again, and 50 kB."""
     peak_of(100)

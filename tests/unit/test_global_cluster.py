@@ -365,6 +365,7 @@ def test_who_waits_for_a_slow_service(
         asking.outcome = Outcome.LANDED
 
 
+@pytest.mark.slow
 def test_while_connections_are_down_one_fetch_follows_another(cluster: GlobalCluster) -> None:
     """Until their flights are over; then the thread ends."""
     book = known(cluster)

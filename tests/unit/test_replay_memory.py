@@ -14,6 +14,7 @@ from tests.benchmarks.logs import make_log, measure
 GRACE_MB = 12
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_log(tmp_path: Path) -> None:
     """60,000 records peak where 6,000 did, and far below 300 MB."""
     peaks = []
