@@ -279,5 +279,5 @@ def test_wait_ready_does_not_wait_for_what_waiting_does_not_mend(
         ready(server.uri, 60)
     with pytest.raises(ConfigError, match="timeout='soon'"):
         ready(server.uri, "soon")
-    with pytest.raises(ConfigError, match="client_or_uri must be .*, not NoneType"):
+    with pytest.raises(ConfigError, match=r"client_or_uri must be .*, not NoneType"):
         ready(None)
