@@ -83,7 +83,7 @@ def hand_on(policy: LifecyclePolicy | None, audit: str | None) -> None:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What ``install`` hooks into every manager. Raises ConfigError."""
+    """What ``install`` hooks into the managers that ``get_instance`` makes. Raises ConfigError."""
 
     listeners: Iterable[Listener] = ()
     strategy_for: Callable[[ConnectionConfig], ConnectionStrategy | None] | None = None

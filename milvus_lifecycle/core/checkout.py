@@ -151,7 +151,7 @@ class Checkout:
                 )
                 yield from self.ride_out(connection)
             now = self.clock()
-            connection = face.pick(now) if face.members else face.connection
+            connection = face.pick(now)
             if self.until is not None and now >= self.until:
                 raise DeadlineExceeded(address=connection.address, elapsed=now - self.began)
             binding = connection.lifecycle.enter(rpc, now, trusted=True)

@@ -154,16 +154,6 @@ class UnavailableError(RpcSummary, grpc.Call, GrpcFuture):
         fn(self)
 
 
-class DrainedError(UnavailableError):
-    """For an RPC that ``drain_timeout`` cut: its retry runs on the new channel."""
-
-    def __init__(self, address: str, drain_timeout: float | None) -> None:
-        super().__init__(
-            f"the channel to {address} was replaced, and this call did not end within "
-            f"drain_timeout={drain_timeout} s",
-        )
-
-
 def _factory(kind: str) -> Any:
     """One of a channel's four factories of multi-callables."""
     return lambda face, method, *args, **kwargs: face.method(kind, method, args, kwargs)
@@ -325,7 +315,11 @@ class Face:
         wire, connection = start.binding.wire, start.connection
         if wire.state is WireState.CLOSED and _is_cancellation(error):
             if wire.cut or connection.state is not State.CLOSED:
-                error = DrainedError(wire.address, connection.lifecycle.policy.drain_timeout)
+                limit = connection.lifecycle.policy.drain_timeout
+                error = UnavailableError(
+                    f"the channel to {wire.address} was replaced, and this call did not end within "
+                    f"drain_timeout={limit} s"
+                )
             else:
                 return self.pool.transport.translate(ConnectionClosed(address=connection.address))
         life, failure = connection.lifecycle, summarize(error)

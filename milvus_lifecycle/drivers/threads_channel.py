@@ -10,7 +10,7 @@ import grpc
 
 from ..core.checkout import Checkout
 from ..core.connection import ManagedConnection
-from ..core.face import TELEMETRY, DrainedError, Face, GrpcFuture, Start
+from ..core.face import TELEMETRY, Face, GrpcFuture, Start, UnavailableError
 from ..core.pool import Pool
 from ..core.requests import Procedure
 from ..core.retry import Retry
@@ -90,14 +90,17 @@ class LifecycleChannel(Face, grpc.Channel):
         self.close()
 
 
+def _response(
+    method: Any, request: Any, timeout: float | None = None, metadata: Any = None, **options: Any
+) -> Any:
+    """A unary method called without asking for its call: the response alone."""
+    return method.with_call(request, timeout, metadata, **options)[0]
+
+
 class _UnaryUnary(Method[LifecycleChannel]):
     __slots__ = ()
 
-    def __call__(
-        self, request: Any, timeout: float | None = None, metadata: Any = None, **options: Any
-    ) -> Any:
-        response, _ = self.with_call(request, timeout, metadata, **options)
-        return response
+    __call__ = _response
 
     def with_call(
         self, request: Any, timeout: float | None = None, metadata: Any = None, **options: Any
@@ -144,11 +147,7 @@ class _Unnoticed(Method[LifecycleChannel]):
 
     __slots__ = ()
 
-    def __call__(
-        self, request: Any, timeout: float | None = None, metadata: Any = None, **options: Any
-    ) -> Any:
-        response, _ = self.with_call(request, timeout, metadata, **options)
-        return response
+    __call__ = _response
 
     def with_call(
         self, request: Any, timeout: float | None = None, metadata: Any = None, **options: Any
@@ -240,13 +239,13 @@ class _Future(grpc.Call, GrpcFuture):
 
     def code(self) -> Any:
         code = self._call.code()
-        if isinstance(self._seen, DrainedError):
+        if isinstance(self._seen, UnavailableError):
             return self._seen.code()
         return code
 
     def details(self) -> Any:
         details = self._call.details()
-        if isinstance(self._seen, DrainedError):
+        if isinstance(self._seen, UnavailableError):
             return self._seen.details()
         return details
 

@@ -11,6 +11,7 @@ import milvus_lifecycle as ml
 from milvus_lifecycle.core.checkout import hoping
 from milvus_lifecycle.core.recovery import Recovery
 from milvus_lifecycle.core.retry import Retry
+from milvus_lifecycle.core.wire import Rpc
 from milvus_lifecycle.errors import ConnectFailed, RecoveryExhausted
 from milvus_lifecycle.table import State
 from milvus_lifecycle.testing import rpc_error
@@ -142,6 +143,21 @@ def test_answers_that_ask_to_try_again(
             error.code, error.message = 5, reason
             assert rig.manager._driver.drive(Retry(handler.face).ask(error)) is tried
         assert rig.manager._driver.drive(Retry(handler.face).ask(error)) is False
+
+
+def test_the_decorators_pause_is_known() -> None:
+    """It grows with each retry of one call, up to 3 s; another call begins anew."""
+    with Rig() as rig:
+        face = rig.connected(Client()).face
+        start, _, _ = face.quick(Rpc(), None)
+        pauses = []
+        for _ in range(9):
+            pauses.append(round(face.pause(start), 2))
+            face.expect_retry(start)
+        assert pauses == [0.01, 0.03, 0.09, 0.27, 0.81, 2.43, 3.0, 3.0, 3.0]
+        rig.clock.advance(1)
+        other, _, _ = face.quick(Rpc(), 5.0)
+        assert face.pause(other) == 0.01
 
 
 def _members(rig: Rig) -> list[Any]:
