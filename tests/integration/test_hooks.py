@@ -232,13 +232,13 @@ def ready(flavour: Flavour) -> Ready:
 
 
 def test_wait_ready_waits_for_a_server(flavour: Flavour, server: FakeMilvus, ready: Ready) -> None:
-    """Not there yet, then not ready, then there; and no connection is left held."""
-    ml.install()
+    """Not there yet, then not ready for longer than a call waits, then there; nothing is held."""
+    ml.install(ml.LifecyclePolicy(recovery_budget=0.3))
     server.stop()
     waiting = Call(ready, server.uri, 60)
     time.sleep(0.3)
     assert not waiting.done, waiting.error
-    left = iter(range(2))
+    left = iter(range(9))
     said = common_pb2.Status(code=2, reason="service not ready")
 
     def later(call: ServedCall) -> Any:

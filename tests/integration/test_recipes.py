@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +17,7 @@ from pymilvus.grpc_gen import milvus_pb2, schema_pb2
 
 import milvus_lifecycle as ml
 from tests.flavours import Flavour
-from tests.observe import wait_until
+from tests.observe import Call, wait_until
 from tests.servers import FakeMilvus, RpcFailure, ServedCall, credentials, status
 
 pytestmark = pytest.mark.timeout(90)
@@ -88,10 +90,11 @@ def test_insert_once(uninstalled: None, flavour: Flavour, server: FakeMilvus) ->
 
 def test_credentials_that_rotate(uninstalled: None, flavour: Flavour, server: FakeMilvus) -> None:
     """The old token ends under running clients, and before a reconnect: no call fails."""
-    valid = "root:first"
+    valid, refused = "root:first", list[str]()
 
     def check(call: ServedCall) -> Any:
         if credentials(call) != valid:
+            refused.append(call.method)
             raise RpcFailure(grpc.StatusCode.UNAUTHENTICATED, "auth check failure")
 
     for method in ("Connect", "ShowCollections", "GetVersion"):
@@ -101,12 +104,15 @@ def test_credentials_that_rotate(uninstalled: None, flavour: Flavour, server: Fa
     assert client.list_collections() == ["demo"]
     valid = "root:second"
     assert client.list_collections() == ["demo"]
-    valid = "root:third"
     server.stop()
+    waiting = Call(client.list_collections)
+    wait_until(lambda: flavour.manager().get_stats()["connections"][0]["waiting"] == 1, 30)
+    valid = "root:third"
     server.start()
-    assert client.list_collections() == ["demo"]
+    assert waiting.value(60) == ["demo"]
+    assert "Connect" not in refused
     valid, asked = "root:fourth", server.count("ShowCollections")
-    server.on("ShowCollections", lambda call: check(SimpleNamespace(metadata={})))  # type: ignore[arg-type]
+    server.on("ShowCollections", lambda call: check(replace(call, metadata={})))
     with pytest.raises(grpc.RpcError, match="auth check failure"):
         client.list_collections()
     assert server.count("ShowCollections") == asked + 2
@@ -117,14 +123,23 @@ def test_active_and_standby(
 ) -> None:
     """Over when the active one goes, back when it is well again; not for every hiccup."""
     standby = recipe("Active and standby")
-    group = standby.Group([old.address, new.address], hold_down=1.0, every=0.2)
+    checked = Counter[str]()
+
+    def check(address: str) -> Any:
+        checked[address] += 1
+        return standby.answers(address)
+
+    group = standby.Group([old.address, new.address], check, hold_down=1000.0, every=0.2)
     standby.install(old.address, group)
     client = flavour.client(old.uri)
     assert client.list_collections() == ["old"]
     old.stop()
     assert client.list_collections() == ["new"]
     old.start()
+    checked.clear()
+    wait_until(lambda: checked[old.address] > 3, 30)
     assert client.list_collections() == ["new"], "it has not been well for a while"
+    group._well_since[old.address] -= 1000  # a while later
     wait_until(lambda: client.list_collections() == ["old"], 30)
     other = flavour.client(new.uri)
     assert other.list_collections() == ["new"]

@@ -290,6 +290,7 @@ def test_a_future_that_is_cut_is_unavailable() -> None:
         assert isinstance(future.exception(), UnavailableError)
         assert future.code() is grpc.StatusCode.UNAVAILABLE
         assert "replaced" in future.details()
+        assert "drain_timeout=30.0 s" in future.details()
 
 
 @pytest.mark.parametrize("error", [rpc_error("UNAVAILABLE"), TypeError("bad")], ids=str)
