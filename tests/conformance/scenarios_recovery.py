@@ -216,7 +216,7 @@ SCENARIOS: dict[str, Scenario] = {
             "B ok",
             "A call",
             "A gets fails UNAVAILABLE",
-            "advance 59",
+            "advance 6.5",
             "A waits",
         ],
         [

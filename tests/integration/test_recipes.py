@@ -104,10 +104,10 @@ def test_credentials_that_rotate(uninstalled: None, flavour: Flavour, server: Fa
     assert client.list_collections() == ["demo"]
     valid = "root:second"
     assert client.list_collections() == ["demo"]
+    valid = "root:third"
     server.stop()
     waiting = Call(client.list_collections)
     wait_until(lambda: flavour.manager().get_stats()["connections"][0]["waiting"] == 1, 30)
-    valid = "root:third"
     server.start()
     assert waiting.value(60) == ["demo"]
     assert "Connect" not in refused
