@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -185,6 +186,9 @@ def test_members_are_filled_part_and_take_over() -> None:
         pool.close(first, "by a test")
         rig.sees(lambda: handler.face.members == (), "they do not part")
         pool.plan_fill(handler.face, rig.clock())  # too late: nobody to be filled
+        looked = threading.Event()
+        pool.maintenance.plan(rig.clock(), looked.set)
+        assert looked.wait(LIMIT)
         assert handler.call() is None
         rig.sees(lambda: len(handler.face.members) == 2, "the successor has no members")
         assert handler.face.connection is not first
