@@ -12,7 +12,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from .records import DEBUG, INFO, WARNING, Sink, TransitionRecord
+from .records import DEBUG, INFO, OUTAGE, WARNING, Sink, TransitionRecord
 
 LOGGER_NAME = "milvus_lifecycle"
 
@@ -73,6 +73,8 @@ class ApplicationLog(Sink):
         elif _logger.isEnabledFor(level):
             extra = {**{k: v for k, v in context.items() if k not in _RESERVED}, **fields}
             step = f"{fields['source'] or '-'} -> {fields['dest']} ({fields['trigger'] or 'new'})"
+            if event == OUTAGE:
+                step = str(fields["trigger"])
             line = f"{event} {fields['address']} {step}: {fields['reason']}"
             _logger.log(level, "%s", line, extra=extra)
 

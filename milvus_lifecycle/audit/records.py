@@ -15,8 +15,9 @@ TRANSITION = "connection.transition"
 CREATED = "connection.created"
 REFUSED = "connection.refused"
 WAITING = "connection.waiting"
+OUTAGE = "connection.outage"
 RECORDS_LOST = "connection.records_lost"
-EVENTS = (TRANSITION, CREATED, REFUSED, WAITING, RECORDS_LOST)
+EVENTS = (TRANSITION, CREATED, REFUSED, WAITING, OUTAGE, RECORDS_LOST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +25,11 @@ class TransitionRecord:
     """One state change of one connection (the audit schema, version 1: ``docs/audit.md``).
 
     ``seq`` is gap-free per connection and starts at 1 (0: the connection was created; null: a
-    refused trigger or a wait, which change nothing). ``ts`` is UTC, ISO 8601. ``dwell_s`` is the
-    time in seconds that was spent in ``source``, or waited. ``attempt`` counts the failed attempts
-    of the flight. States are upper case, triggers lower case.
+    refused trigger, a wait or a notice, which change nothing). ``ts`` is UTC, ISO 8601. ``dwell_s``
+    is the time in seconds that was spent in ``source``, waited, or out of service. ``attempt``
+    counts the failed attempts of the flight; of calls, ``waiting`` those that wait for it now,
+    ``waited`` those that did so in this outage, ``failed`` those that it made fail. States are
+    upper case, triggers lower case.
     """
 
     event: str
@@ -49,6 +52,9 @@ class TransitionRecord:
     topology_version: int | None
     pid: int
     thread_name: str
+    waiting: int = 0
+    waited: int = 0
+    failed: int = 0
     schema: int = SCHEMA
 
     def as_dict(self) -> dict[str, object]:

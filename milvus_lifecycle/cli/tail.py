@@ -15,7 +15,7 @@ from time import sleep
 from ..diagram.drawing import show_seconds
 from ..replay.files import STDIN, Follower, decode_or_explain, last_matches, why
 from ..replay.findings import Kind, clean
-from ..replay.records import Created, Record, RecordsLost, Refused, Transition, Waiting
+from ..replay.records import Created, Notice, Record, RecordsLost, Refused, Transition, Waiting
 from ..table import State
 
 #: Puts a text into a style.
@@ -125,9 +125,9 @@ class LineWriter:
         if isinstance(record, Refused):
             trigger += " refused"
         source, dest = record.source or "", record.dest or record.source or ""
-        lasted = record.dwell_s if isinstance(record, (Transition, Waiting)) else None
+        lasted = record.dwell_s if isinstance(record, (Transition, Waiting, Notice)) else None
         number = "-" if record.seq is None else record.seq
-        alarm = "alarm" if trigger in _ALARMS else ""
+        alarm = "alarm" if trigger in _ALARMS or isinstance(record, Notice) else ""
         return [
             (f"{clean(source):>10} → {clean(dest):<10}", alarm or _STYLES.get(dest, "")),
             (f"{clean(trigger):<12}", alarm),
@@ -138,7 +138,7 @@ class LineWriter:
         ]
 
 
-def _details(record: Transition | Created | Refused | Waiting) -> str:
+def _details(record: Transition | Created | Refused | Waiting | Notice) -> str:
     details = [f"g{record.generation}"]
     if record.attempt:
         details.append(f"try {record.attempt}")

@@ -86,6 +86,8 @@ class Checkout:
         self.budget = _budget.get()
         #: how long it waits for a server that refuses a first connect
         self.hope = max(pool.policy.first_connect_patience, _hope.get())
+        #: has its call been counted among those that waited in this outage?
+        self.counted = False
 
     @classmethod
     def within(cls, pool: Pool, timeout: float | None) -> Checkout:
@@ -141,6 +143,7 @@ class Checkout:
         A connection that close_all, linger or a failed reconnect in a child closed is looked up
         again or created anew, for the handler that the client already has.
         """
+        self.counted = face.retries(self.began) > 0
         while True:
             connection = face.connection
             if connection.state is State.CLOSED:
@@ -220,6 +223,13 @@ class Checkout:
 
         Raises what the caller is to see: closed, connect failed, permanent, deadline or budget.
         """
+        try:
+            yield from self._ride_out(connection)
+        except LifecycleError:
+            connection.lifecycle.suffer(failed=1)
+            raise
+
+    def _ride_out(self, connection: ManagedConnection) -> Procedure[None]:
         life, began, until = connection.lifecycle, self.began, self.until
         allowed, thawed = life.budget(self.clock()), False
         budget_end = began + min(self.budget, allowed)
@@ -241,6 +251,7 @@ class Checkout:
             else:
                 self._check_room(connection, flight)
             limit = end if until is None else min(until, end)
+            self.counted = self.counted or life.suffer(waited=1)
             # Even if there is no time left: whoever leaves a first connect last ends it.
             yield Wait(connection, flight, limit, VERDICT_GRACE if first else 0.0)
             if flight.outcome is Outcome.LANDED:

@@ -257,23 +257,24 @@ class Face:
         """
         now = self.pool.seams.clock()
         if start.until is not None and start.until - now <= DEADLINE_MARGIN:
+            start.connection.lifecycle.suffer(failed=1)
             raise DeadlineExceeded(
                 address=start.connection.address,
                 elapsed=now - start.began,
                 last_error=shown(start.connection.lifecycle.last_failure),
             )
-        retries = self._retries(start) + 1
+        retries = self.retries(start.began) + 1
         _call.set(_Call(id(self), start.began, start.until, start.timeout, now, retries))
 
-    def _retries(self, start: Start) -> int:
-        """How often the call of ``start`` was tried again before."""
+    def retries(self, began: float) -> int:
+        """How often the call that began then was tried again before."""
         call = _call.get()
-        known = call is not None and call.face == id(self) and call.began == start.began
+        known = call is not None and call.face == id(self) and call.began == began
         return call.retries if call is not None and known else 0
 
     def pause(self, start: Start) -> float:
         """For how long the decorator will pause if it is told to retry the call of ``start``."""
-        return float(min(_PAUSE * _GROWTH ** min(self._retries(start), 9), _LONGEST_PAUSE))
+        return float(min(_PAUSE * _GROWTH ** min(self.retries(start.began), 9), _LONGEST_PAUSE))
 
     # -- outcomes ----------------------------------------------------------------------------
 

@@ -59,7 +59,7 @@ class Outage:
 
     It begins with the failure that makes a recovery mandatory and ends when a user's RPC has
     succeeded on the current generation: a connection that validates but fails every RPC is
-    still in the same outage, with the same backoff, budget, channel count and WARNING.
+    still in the same outage, with the same backoff, budget, channel count and notice.
     """
 
     began: float
@@ -75,8 +75,11 @@ class Outage:
     flaps: int = 0
     #: has a recovery of it given up, and nothing answered since?
     given_up: bool = False
-    #: was a step of it marked for people's notice? One is enough.
-    noticed: bool = False
+    #: recoveries of it that landed
+    landings: int = 0
+    #: calls that waited for its end, and calls that it made fail
+    waited: int = 0
+    failed: int = 0
 
     def __post_init__(self) -> None:
         self.budget_from = self.began

@@ -41,9 +41,8 @@ class StepResult:
     #: the step has happened, whether or not it moved anything
     decided: bool = False
     moved: bool = False
-    #: its record, and whether that is the one of its outage that people should notice
+    #: its record
     emission: Emission | None = None
-    alarm: bool = False
     #: a flight that somebody has to fly now, and the one that is over
     launch: Flight | None = None
     ended: Flight | None = None
@@ -286,7 +285,8 @@ class Lifecycle:
         return None
 
     def succeeded(self, binding: Binding, now: float) -> bool:
-        """An RPC on ``binding`` was answered. True if the table wants to hear of it."""
+        """An RPC on ``binding`` was answered. True if the table wants to hear of it, or whoever
+        tells people of outages."""
         generation = self.ended(binding, now)
         if generation != self.generation:
             return False
@@ -295,9 +295,12 @@ class Lifecycle:
             locks = mutex.here.locks
             with self.lock:
                 locks.append(self.lock)
-                if generation == self.generation and self.flight is None:
+                over = generation == self.generation and self.flight is None
+                if over:
                     self.outage = None
                 locks.pop()
+                if over:
+                    return True
         return self.state is State.IDLE and bool(self.leases.held)
 
     def ended(self, binding: Binding, now: float) -> int:
@@ -512,7 +515,7 @@ class Lifecycle:
             self.suspect = self.suspect or doubtful
         if (moved or refused) and self.audit.active():
             result.emission = record_step(
-                self, source, trigger, facts, self.flight or flight, moved, result.alarm
+                self, source, trigger, facts, self.flight or flight, moved
             )
         if moved:
             self.state_since = facts.now
@@ -578,6 +581,15 @@ class Lifecycle:
             self._tell(record_wait(self, news, reason, code, seconds))
         self.audit.serve()
 
+    def suffer(self, *, waited: int = 0, failed: int = 0) -> bool:
+        """Count a call that waits in its outage, or fails of it. False if there is none."""
+        with self.lock, self.section:
+            outage = self.outage
+            if outage is not None:
+                outage.waited += waited
+                outage.failed += failed
+            return outage is not None
+
     def connecting(self) -> bool:
         """Is a first connect in flight that may fail at the first refusal?"""
         flight = self.flight
@@ -620,8 +632,6 @@ class Lifecycle:
         flight.mandatory = failed or not self.has_channel
         if flight.mandatory:
             self.make_mandatory(flight, facts)
-        if failed and self.outage is not None and self.outage.flaps == 1:
-            self._alarm()
 
     def make_mandatory(self, flight: Flight, facts: Facts) -> None:
         """The current channel failed: the flight is now all that stands between it and RPCs."""
@@ -667,6 +677,8 @@ class Lifecycle:
             self.outage.given_up = False
         if row.trigger is Trigger.RECOVERED:
             self.recoveries += 1
+            if self.outage is not None:
+                self.outage.landings += 1
 
     def action_count_attempt(self, row: Row, facts: Facts) -> None:
         flight = self.flight
@@ -706,10 +718,8 @@ class Lifecycle:
         self.suspect = True
         if self.outage is not None:
             self.outage.budget_from = None
-        if row.trigger is Trigger.GIVE_UP:
-            if self.outage is not None:
-                self.outage.given_up = True
-            self._alarm()
+        if row.trigger is Trigger.GIVE_UP and self.outage is not None:
+            self.outage.given_up = True
 
     def action_clear_suspicion(self, row: Row, facts: Facts) -> None:
         self.suspect = False
@@ -760,12 +770,6 @@ class Lifecycle:
             self.outage.generation = self.generation
             self.outage.flaps += 1
         return self.outage
-
-    def _alarm(self) -> None:
-        """The outage takes a turn that people should notice: the first of its kind does."""
-        self.result.alarm = self.outage is None or not self.outage.noticed
-        if self.outage is not None:
-            self.outage.noticed = True
 
     def _retire(self, wire: Wire) -> None:
         """Close the channel once nothing runs on it any more: now, or when it has drained."""

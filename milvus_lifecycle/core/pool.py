@@ -32,6 +32,7 @@ from .flight import Flight, FlightKind
 from .lifecycle import StepResult
 from .maintenance import Maintenance
 from .mutex import Reentered
+from .notices import Notices
 from .registry import Registry
 from .strategies import ConnectionStrategy
 from .transport import Driver, Transport
@@ -72,6 +73,7 @@ class Pool:
         self.registry = Registry()
         self.admission = Admission()
         self.audit = Audit(flavour, sinks)
+        self.notices = Notices(self.audit)
         self.maintenance = Maintenance(self)
         self._on_lost = partial(_note_loss, weakref.ref(self))
 
@@ -235,6 +237,8 @@ class Pool:
             if not len(self.registry):
                 self.driver.post(look)  # whoever keeps time may go
         self.finish(connection, result)
+        if self.notices if connection.lifecycle.outage is None else result.moved:
+            self.notices.look(connection.lifecycle, self.seams.clock())
         if result.emission is not None:
             self.audit.serve()
         if result.moved:
@@ -470,6 +474,7 @@ class Pool:
         self.admission.reset_after_fork()
         self.maintenance.schedule.reset_after_fork()
         self.audit.reset_after_fork()
+        self.notices.reset_after_fork()
         for connection in self.registry.all():
             life, connection.leases.loss_noted = connection.lifecycle, False
             life.renew_mutex()

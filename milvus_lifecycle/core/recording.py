@@ -15,6 +15,7 @@ from ..audit.records import (
     CREATED,
     DEBUG,
     INFO,
+    OUTAGE,
     REFUSED,
     TRANSITION,
     WAITING,
@@ -22,6 +23,7 @@ from ..audit.records import (
     TransitionRecord,
 )
 from ..audit.stream import Audit, Emission
+from ..errors import Failure
 from ..table import Row, State, Trigger
 from .facts import Facts
 from .flight import Flight, Outage
@@ -41,6 +43,7 @@ class Recorded(View, Protocol):
     topology: int | None
     outage: Outage | None
     row: Row | None
+    flight: Flight | None
 
     @property
     def leases(self) -> Sized:
@@ -58,13 +61,9 @@ def record_step(
     facts: Facts,
     flight: Flight | None,
     moved: bool,
-    alarm: bool,
 ) -> Emission | None:
-    """The record of a step that was taken (or refused). None if nobody wants one of its level.
-
-    ``alarm``: of all steps of its outage, this is the one that people should notice.
-    """
-    failure, level = facts.failure, _level(connection, trigger, source, moved, alarm)
+    """The record of a step that was taken (or refused). None if nobody wants one of its level."""
+    failure, level = facts.failure, _level(connection, trigger, source, moved)
     if level < WARNING and not connection.audit.active(level):
         return None
     record = _record(
@@ -73,7 +72,7 @@ def record_step(
         seq=connection.seq if moved else None,
         trigger=trigger._value_,
         source=source._value_,
-        reason=_reason(connection, trigger, facts, moved),
+        reason=_reason(connection, trigger, facts, flight, moved),
         error_code=failure.code if failure is not None else None,
         attempt=flight.attempts if flight is not None else 0,
         dwell_s=facts.now - connection.state_since,
@@ -112,6 +111,22 @@ def record_wait(
     return Emission(record, INFO)
 
 
+def record_outage(
+    connection: Recorded, news: str, reason: str, seconds: float, outage: Outage
+) -> TransitionRecord:
+    """The record of what people are told of an outage: no state changes. ``seconds`` is its age."""
+    return _record(
+        connection,
+        OUTAGE,
+        seq=None,
+        trigger=news,
+        source=connection.state._value_,
+        reason=reason,
+        dwell_s=seconds,
+        outage=outage,
+    )
+
+
 def _record(
     connection: Recorded,
     event: str,
@@ -124,7 +139,9 @@ def _record(
     attempt: int = 0,
     dwell_s: float = 0.0,
     topology_version: int | None = None,
+    outage: Outage | None = None,
 ) -> TransitionRecord:
+    flight, outage = connection.flight, outage or connection.outage
     return TransitionRecord(
         event=event,
         ts=connection.seams.wall().isoformat(timespec="microseconds"),
@@ -146,27 +163,42 @@ def _record(
         topology_version=topology_version,
         pid=os.getpid(),
         thread_name=threading.current_thread().name,
+        waiting=flight.waiting if flight is not None else 0,
+        waited=outage.waited if outage is not None else 0,
+        failed=outage.failed if outage is not None else 0,
     )
 
 
-def _reason(connection: Recorded, trigger: Trigger, facts: Facts, moved: bool) -> str:
+def _reason(
+    connection: Recorded, trigger: Trigger, facts: Facts, flight: Flight | None, moved: bool
+) -> str:
     if not moved:
         return "refused: the connection is closed"
     row, outage = connection.row, connection.outage
     reason = facts.reason or (row.why if row is not None else "")
+    if trigger is Trigger.GIVE_UP:
+        permanent = facts.failure is not None and facts.failure.kind is Failure.PERMANENT
+        reason = "waiting does not mend this" if permanent else "the recovery budget is spent"
+    elif trigger is Trigger.RECOVERED and flight is not None:
+        tries = flight.attempts + 1
+        reason += f", after {facts.now - flight.began:.1f} s and {tries} attempt"
+        reason += "" if tries == 1 else "s"
+        if outage is not None:
+            reason += f"; {outage.waited} waited, {outage.failed} failed"
     if outage is not None and outage.flaps and trigger in (Trigger.FAIL, Trigger.PROBE_FAILED):
         reason = f"flapping, no call succeeded since the last recovery: {reason}"
     return reason if facts.failure is None else f"{reason}: {facts.failure.text}"
 
 
-def _level(connection: Recorded, trigger: Trigger, source: State, moved: bool, alarm: bool) -> int:
-    """INFO for recovery and close, WARNING at most once an outage, DEBUG for the rest."""
+def _level(connection: Recorded, trigger: Trigger, source: State, moved: bool) -> int:
+    """INFO for recovery and close, DEBUG for the rest. An outage is told of by notices; WARNING
+    is what is none, and yet leaves nothing to serve with."""
     if not moved:
         return DEBUG
-    if alarm:
-        return WARNING
     dest = connection.state
     if trigger is Trigger.PROBE_FAILED and dest is State.CLOSED:
+        return WARNING
+    if trigger is Trigger.GIVE_UP and connection.outage is None:
         return WARNING
     if State.RECOVERING in (source, dest) or dest is State.CLOSED:
         return INFO

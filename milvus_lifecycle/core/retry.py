@@ -29,6 +29,7 @@ class Retry:
     def ask(self, error: Exception) -> Procedure[bool]:
         """The retry decorator asks whether to retry: waits until a retry makes sense."""
         start, now = stamp_of(error), self.clock()
+        again = start is not None and self.face.retries(start.began) > 0
         failure = start.failure if start is not None else None
         if start is not None and failure is not None:
             # The budget is for waiting. A call may have run for longer than that when its server
@@ -49,7 +50,7 @@ class Retry:
                 return False  # nor is anything made of it: it is its caller's
             start, told = None if status is None else status.start, False
             failure = summarize(error)
-        handled = yield from self._settle(start, failure, told)
+        handled = yield from self._settle(start, failure, told, again)
         if handled and start is not None:
             self.face.expect_retry(start)
         return handled
@@ -70,7 +71,9 @@ class Retry:
         self.face.expect_retry(start)
         return True
 
-    def _settle(self, start: Start | None, failure: FailureSummary, told: bool) -> Procedure[bool]:
+    def _settle(
+        self, start: Start | None, failure: FailureSummary, told: bool, again: bool
+    ) -> Procedure[bool]:
         connection, generation, began, until = self.face.connection, None, self.clock(), None
         if start is not None:
             connection, began, until = start.connection, start.began, start.until
@@ -86,7 +89,9 @@ class Retry:
         # channel that answers again keeps its generation.
         if not told or (life.flight is None and life.state is not State.ACTIVE):
             self.pool.step(connection, Trigger.FAIL, failure=failure, generation=generation)
-        yield from Checkout(self.pool, began, until).ride_out(connection)
+        caller = Checkout(self.pool, began, until)
+        caller.counted = again
+        yield from caller.ride_out(connection)
         return True
 
     def _wait_loaded(self, status: Status) -> Procedure[bool]:

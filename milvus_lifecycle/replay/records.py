@@ -1,4 +1,4 @@
-"""The five kinds of audit record, as typed objects, and how one line becomes one of them.
+"""The six kinds of audit record, as typed objects, and how one line becomes one of them.
 
 The fields are those of ``audit.records``, declared there and nowhere else. A reader is more
 lenient than the writer: a log may lack what no law asks for, and may carry more (such as the
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     class Waiting(_Step):
         """Calls wait for a collection to be loaded again, or have waited ``dwell_s``: no change."""
 
+    class Notice(_Step):
+        """What people were told of an outage of ``dwell_s``: no change."""
+
     class RecordsLost(LossRecord):
         """The sink of process ``pid`` could not write ``count`` records."""
 
@@ -69,9 +72,10 @@ else:
     Created = _struct("Created", schema.CREATED, connection_id=str, dest=str)
     Refused = _struct("Refused", schema.REFUSED, **_step)
     Waiting = _struct("Waiting", schema.WAITING, **_step)
+    Notice = _struct("Notice", schema.OUTAGE, **_step)
     RecordsLost = _struct("RecordsLost", schema.RECORDS_LOST, LossRecord, count=int)
 
-Record: TypeAlias = Transition | Created | Refused | Waiting | RecordsLost
+Record: TypeAlias = Transition | Created | Refused | Waiting | Notice | RecordsLost
 
 # The annotation: mypy cannot see a union of types as a type argument.
 _parse: Callable[[bytes], Record] = msgspec.json.Decoder(Record).decode

@@ -59,7 +59,7 @@ SCENARIOS: dict[str, Scenario] = {
         "After a give_up the last client may leave an idle connection, which then lingers.",
         [LOST, "A vanishes", "pool state=IDLE clients=0", "advance 301", "pool empty"],
         [GAVE_UP, "expire IDLE>CLOSED g1"],
-        warnings=1,
+        warnings=2,
     ),
     "last lease lost in CLOSED": Scenario(
         "Leases of a closed connection are nobody's concern.",

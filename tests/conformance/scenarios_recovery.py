@@ -166,7 +166,7 @@ SCENARIOS: dict[str, Scenario] = {
         [LOST, "A rpc", "A gets ok", "A ok", "pool state=ACTIVE generation=1"],
         [GAVE_UP, "served IDLE>ACTIVE g1"],
         policy=STEADY,
-        warnings=1,
+        warnings=2,
     ),
     "failed again after give up": Scenario(
         "After a give_up the next call starts the next recovery, in the same outage.",
@@ -183,10 +183,10 @@ SCENARIOS: dict[str, Scenario] = {
         ],
         [GAVE_UP, "fail IDLE>RECOVERING g1", "recovered RECOVERING>ACTIVE g2"],
         policy=STEADY,
-        warnings=1,
+        warnings=2,
     ),
     "given up twice": Scenario(
-        "One outage has one WARNING, however often its budget is spent.",
+        "One outage has one WARNING until it ends, however often its budget is spent.",
         [
             LOST,
             "A call",
@@ -254,7 +254,7 @@ SCENARIOS: dict[str, Scenario] = {
         ],
         [GAVE_UP, "served IDLE>ACTIVE g1"],
         policy={"drain_timeout": 61.0, "idle_threshold": None},
-        warnings=1,
+        warnings=2,
     ),
     "refused for good": Scenario(
         "A permanent error ends a recovery at once: waiting does not mend credentials.",
@@ -293,7 +293,7 @@ SCENARIOS: dict[str, Scenario] = {
             "fail IDLE>RECOVERING g1",
             "recovered RECOVERING>ACTIVE g2",
         ],
-        warnings=1,
+        warnings=2,
     ),
     "budget left, and its cause": Scenario(
         "Whoever leaves the flight that a caller with budget left began still learns the cause.",

@@ -80,6 +80,7 @@ SCENARIOS: dict[str, Scenario] = {
             "B ok",
         ],
         [FAILED, "recovered RECOVERING>ACTIVE g2"],
+        warnings=2,
     ),
     "deadline of the one who failed first": Scenario(
         "The recovery does not depend on the call that found the failure.",
@@ -93,6 +94,7 @@ SCENARIOS: dict[str, Scenario] = {
             "pool state=ACTIVE generation=2",
         ],
         [FAILED, "recovered RECOVERING>ACTIVE g2"],
+        warnings=1,
     ),
     "deadline of a checkout in a recovery": Scenario(
         "A checkout that leaves a recovery gives its own lease back, and nobody else's.",
@@ -109,6 +111,7 @@ SCENARIOS: dict[str, Scenario] = {
             "pool state=ACTIVE clients=1",
         ],
         [FAILED, "recovered RECOVERING>ACTIVE g2 clients=1"],
+        warnings=1,
     ),
     "deadline in a probe": Scenario(
         "A probe is waited for no longer than the call allows.",

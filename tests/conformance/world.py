@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from milvus_lifecycle import ConnectionConfig, LifecyclePolicy
-from milvus_lifecycle.audit.records import WARNING, Sink, TransitionRecord
+from milvus_lifecycle.audit.records import OUTAGE, WARNING, Sink, TransitionRecord
 from milvus_lifecycle.audit.stream import reader_of
 from milvus_lifecycle.core.facts import Facts, Located
 from milvus_lifecycle.core.pool import FACE
@@ -99,7 +99,8 @@ class Log(Sink):
 
     @property
     def records(self) -> list[TransitionRecord]:
-        return [record for record, _ in self.lines]
+        """Of steps: notices are counted by ``warnings``."""
+        return [record for record, _ in self.lines if record.event != OUTAGE]
 
     @property
     def warnings(self) -> int:

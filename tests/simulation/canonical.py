@@ -39,7 +39,7 @@ from milvus_lifecycle.core.face import Face, _Call, _call, _status, stamp_of
 from milvus_lifecycle.core.facts import Facts, Seams
 from milvus_lifecycle.core.flight import Outage
 from milvus_lifecycle.core.leases import Leases
-from milvus_lifecycle.core.lifecycle import Lifecycle, StepResult
+from milvus_lifecycle.core.lifecycle import Lifecycle
 from milvus_lifecycle.core.machine import RowTransition, TableEvent
 from milvus_lifecycle.core.maintenance import Maintenance, Schedule
 from milvus_lifecycle.core.mutex import Section
@@ -61,10 +61,9 @@ _LEFT_OUT: dict[type, tuple[str, ...]] = {
         *("idle_limit", "strict", "unit"),  # the same in every run of a set-up
         "leases",
     ),
-    Outage: ("attempts", "noticed"),
+    Outage: ("attempts", "landings", "waited", "failed"),
     Wire: ("methods", "running"),
     FailureSummary: ("text", "_copy"),
-    StepResult: ("alarm",),
     Facts: ("reason",),
     _Call: ("face",),
 }

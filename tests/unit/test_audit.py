@@ -15,7 +15,7 @@ import pytest
 
 from milvus_lifecycle import ConnectionConfig, ConnectionManager
 from milvus_lifecycle.audit.jsonl import JsonLines
-from milvus_lifecycle.audit.records import Sink, TransitionRecord
+from milvus_lifecycle.audit.records import WARNING, Sink, TransitionRecord
 from milvus_lifecycle.audit.stream import Audit, Emission, flush_all
 from milvus_lifecycle.core.facts import Seams
 from milvus_lifecycle.errors import ConnectionClosed
@@ -148,7 +148,9 @@ def test_a_move_that_gives_up_is_noticed_without_an_outage() -> None:
     core.step(Trigger.RECYCLE)
     flight = core.connection.lifecycle.flight
     assert flight is not None
-    assert core.step(Trigger.GIVE_UP, flight=flight.number).alarm
+    emission = core.step(Trigger.GIVE_UP, flight=flight.number).emission
+    assert emission is not None
+    assert emission.level == WARNING
     assert core.connection.lifecycle.outage is None
 
 

@@ -1,0 +1,131 @@
+"""Notices: what people are told of outages at WARNING, whoever watches the application's log.
+
+One when an outage has lasted and calls wait for its end or failed of it, or when it takes a turn
+that waiting does not mend; one when it is over. However many connections one address has, there are
+no more than these two: what all of them go through is one outage to whoever is on call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..audit.records import WARNING
+from ..audit.stream import Audit, Emission
+from ..errors import Failure
+from ..table import State
+from .flight import Outage
+from .lifecycle import Lifecycle
+from .recording import record_outage
+
+#: An outage that is shorter (seconds) is nobody's business but that of those who wait.
+NOTICE_AFTER = 3.0
+
+_CAUSES = {
+    Failure.TRANSIENT: "the server cannot be reached",
+    Failure.DEADLINE: "the server does not answer",
+    Failure.PERMANENT: "the server refuses this client",
+    Failure.NOT_UP: "the server answers that it is not ready",
+    Failure.REPLICATE_VIOLATION: "the cluster is not the primary any more",
+}
+
+
+@dataclass(slots=True, eq=False)
+class _Trouble:
+    """What the connections to one address go through at the same time."""
+
+    #: by connection id: those that are out of service, and the outages of all that were
+    down: dict[str, Lifecycle] = field(default_factory=dict)
+    outages: dict[str, Outage] = field(default_factory=dict)
+    #: what was made to be told, and has the first of it been queued?
+    made: dict[str, Emission] = field(default_factory=dict)
+    told: bool = False
+
+
+def _calls(count: int, did: str) -> str:
+    return f"{count} call{'' if count == 1 else 's'} {did}"
+
+
+class Notices:
+    """The outages of a pool. No lock: each change is one operation of a dict, and whoever is
+    interrupted leaves it to somebody else, who begins anew; a record that is queued twice is read
+    once."""
+
+    def __init__(self, audit: Audit) -> None:
+        self._audit = audit
+        self._troubles: dict[str, _Trouble] = {}
+
+    def __len__(self) -> int:
+        """How many addresses have an outage."""
+        return len(self._troubles)
+
+    def reset_after_fork(self) -> None:
+        """In the child: outages are the parent's to tell of."""
+        self._troubles = {}
+
+    def look(self, life: Lifecycle, now: float) -> None:
+        """A connection has taken a step: is there something to be told?"""
+        address, outage = life.config.address, life.outage
+        if outage is not None and life.state is not State.CLOSED:
+            trouble = self._troubles.setdefault(address, _Trouble())
+            trouble.outages[life.id], trouble.down[life.id] = outage, life
+            if not trouble.told:
+                trouble.told = self._tell_beginning(trouble, life, outage, now)
+            return
+        ours = self._troubles.get(address)
+        if ours is not None and life.id in ours.outages:
+            ours.down.pop(life.id, None)
+            if not ours.down:
+                if ours.told:
+                    self._tell_end(ours, life, now)
+                self._troubles.pop(address, None)
+
+    def _tell_beginning(
+        self, trouble: _Trouble, life: Lifecycle, outage: Outage, now: float
+    ) -> bool:
+        down, budget = list(trouble.down.values()), life.policy.recovery_budget
+        waiting = sum(each.flight.waiting for each in down if each.flight is not None)
+        failed = sum(each.failed for each in list(trouble.outages.values()))
+        failure, age = life.last_failure, now - outage.began
+        permanent = failure is not None and failure.kind is Failure.PERMANENT
+        if outage.given_up and permanent:
+            what = "the server refuses this client, and waiting does not mend that"
+        elif outage.given_up:
+            what = f"no channel within recovery_budget ({budget:g} s); each call tries again"
+        elif outage.flaps:
+            what = "the server accepts connections and fails every call"
+        elif age >= NOTICE_AFTER and (waiting or failed):
+            kind = Failure.OTHER if failure is None else failure.kind
+            what = f"{_CAUSES.get(kind, 'there is no usable connection')}, for {age:.1f} s"
+        else:
+            return False
+        parts = [what]
+        if waiting:
+            parts.append(_calls(waiting, "waits" if waiting == 1 else "wait"))
+        if failed:
+            parts.append(f"{failed} failed")
+        if len(down) > 1:
+            parts.append(f"{len(down)} connections")
+        cause = "" if failure is None else f": {failure.text}"
+        self._tell(trouble, life, "down", "; ".join(parts) + cause, age)
+        return True
+
+    def _tell_end(self, trouble: _Trouble, life: Lifecycle, now: float) -> None:
+        outages = list(trouble.outages.values())
+        age = now - min(outage.began for outage in outages)
+        tries = sum(outage.attempts + outage.landings for outage in outages)
+        waited = sum(outage.waited for outage in outages)
+        failed = sum(outage.failed for outage in outages)
+        closed = life.state is State.CLOSED
+        news, what = ("closed", "while it was down, ") if closed else ("back", "")
+        plural = "" if tries == 1 else "s"
+        what += f"after {age:.1f} s and {tries} attempt{plural}: "
+        what += f"{_calls(waited, 'waited')}, {failed} failed"
+        if len(outages) > 1:
+            what += f"; {len(outages)} connections"
+        self._tell(trouble, life, news, what, age)
+
+    def _tell(self, trouble: _Trouble, life: Lifecycle, news: str, what: str, age: float) -> None:
+        with life.lock, life.section:
+            record = record_outage(life, news, what, age, trouble.outages[life.id])
+            self._audit.queue(trouble.made.setdefault(news, Emission(record, WARNING)))
+        self._audit.serve()

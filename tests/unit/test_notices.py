@@ -1,0 +1,196 @@
+"""What people are told of outages at WARNING: one line when calls wait, one when it is over."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+
+from milvus_lifecycle import ConnectionConfig
+from milvus_lifecycle.audit.logs import ApplicationLog
+from milvus_lifecycle.errors import RecoveryExhausted
+from milvus_lifecycle.table import State
+from milvus_lifecycle.testing import rpc_error
+from tests.observe import Call, Client, LogLines
+from tests.rigs import Rig
+
+LIMIT = 20.0
+UNAVAILABLE = rpc_error("UNAVAILABLE")
+
+
+class Told(Rig):
+    """A rig whose WARNINGs are seen as the application sees them."""
+
+    def __enter__(self) -> Told:
+        self.manager._pool.audit.add(ApplicationLog())
+        self.lines = LogLines(logging.WARNING, "milvus_lifecycle").__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        super().__exit__(*exc)
+        self.lines.__exit__(*exc)
+
+    def told(self) -> list[str]:
+        """What stands in the log, without event and address."""
+        self.manager._pool.audit.flush(LIMIT)
+        told = [line.getMessage() for line in self.lines.records]
+        return [line.removeprefix("connection.outage home:19530 ") for line in told]
+
+    def waits(self, *handlers: Any) -> list[Call]:
+        """A call on each of the handlers, that waits; the first one has found the failure."""
+        calls = [self.failing(handlers[0], "register")]
+        for handler in handlers[1:]:
+            if handler.face.connection.state is State.ACTIVE:
+                self.script.plan("rpc", UNAVAILABLE)
+            calls.append(Call(handler.call))
+            self.sees(lambda: self.clock.sleeping() == len(calls), "it does not wait")
+        return calls
+
+    def fails(self, error: Any = UNAVAILABLE, ends: str = "retry") -> None:
+        """The attempt that is under way fails: at once, and when it has waited for its channel."""
+        before, sleeping = len(self.audit.transitions(ends)), self.clock.sleeping()
+
+        def over() -> bool:
+            for held in self.script.held("register"):
+                held.fail(error)
+            return len(self.audit.transitions(ends)) > before
+
+        self.sees(over, f"there is no {ends}")
+        if ends == "retry":
+            self.sees(
+                lambda: self.clock.sleeping() > sleeping or self.script.held("register"),
+                "there is no gap, and no other attempt",
+            )
+
+
+def test_an_outage_has_one_line_when_calls_wait_and_one_when_it_is_over() -> None:
+    """With how many wait and why; then with its length, its attempts and what calls felt."""
+    with Told(backoff_jitter=0.0) as rig:
+        handler = rig.connected(Client())
+        calls = rig.waits(handler, handler, handler, handler)
+        rig.fails()
+        assert rig.told() == [], "an outage that is a moment old is nobody's business"
+        for _ in range(8):
+            rig.clock.advance(4.0)
+            rig.fails()
+        rig.clock.advance(4.6)
+        rig.script.let_go()
+        for call in calls:
+            call.value(LIMIT)
+        down, back = rig.told()
+        assert down == (
+            "down: the server cannot be reached, for 4.0 s; 4 calls wait: UNAVAILABLE: scripted"
+        )
+        assert back == "back: after 36.6 s and 10 attempts: 4 calls waited, 0 failed"
+        (recovered,) = rig.audit.transitions("recovered")
+        assert recovered.reason.endswith("after 36.6 s and 10 attempts; 4 waited, 0 failed")
+        assert [r.waiting for r in rig.audit.transitions("retry")] == [4] * 9
+        assert (recovered.waiting, recovered.waited, recovered.failed) == (0, 4, 0)
+
+
+def test_an_outage_that_nobody_feels_is_not_told_of() -> None:
+    """The call that found it has left by its own timeout: only then is there something to say."""
+    with Told() as rig:
+        handler = rig.connected(Client())
+        (call,) = rig.waits(handler)
+        rig.clock.advance(2.0)
+        rig.script.let_go()
+        call.value(LIMIT)
+        assert rig.told() == []
+
+
+def test_calls_that_failed_are_told_of_though_none_waits() -> None:
+    """And the end says how many there were."""
+    with Told(max_waiting=0) as rig:
+        client = Client()
+        handler = rig.connected(client)
+        rig.script.plan("rpc", UNAVAILABLE)
+        rig.script.hold("register")
+        with pytest.raises(RecoveryExhausted):
+            handler.call()
+        rig.clock.advance(5.0)
+        rig.fails()
+        assert rig.told()[0].startswith("down: the server cannot be reached, for 5.0 s; 1 failed:")
+        rig.clock.advance(1.0)
+        rig.script.let_go()
+        rig.sees(lambda: handler.face.connection.state is State.ACTIVE, "it does not recover")
+        assert len(rig.told()) == 1, "no call has succeeded yet"
+        handler.call()
+        assert rig.told()[1] == "back: after 6.0 s and 2 attempts: 0 calls waited, 1 failed"
+
+
+def test_connections_to_one_address_are_one_outage() -> None:
+    """One line for all of them, and one once the last of them is back."""
+    with Told() as rig:
+        one, client = rig.connected(Client()), Client()
+        config = ConnectionConfig.from_uri("http://home:19530", token="an:other")
+        two = rig.manager.get_or_create(config, client=client)
+        calls = rig.waits(one, two)
+        rig.clock.advance(5.0)
+        rig.fails()
+        rig.clock.advance(1.0)
+        rig.script.let_go()
+        for call in calls:
+            call.value(LIMIT)
+        rig.sees(lambda: len(rig.told()) == 2, "it is not told")
+        down, back = rig.told()
+        assert "for 5.0 s; 2 calls wait; 2 connections: " in down
+        assert "2 calls waited, 0 failed; 2 connections" in back
+        assert back.startswith("back: after 6.0 s and ")
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("UNAVAILABLE", "down: the server cannot be reached, for 5.0 s; 1 call waits: UNAVAILABLE"),
+        ("DEADLINE_EXCEEDED", "down: the server does not answer, for 5.0 s; 1 call waits: DEADL"),
+        ("INTERNAL", "down: there is no usable connection, for 5.0 s; 1 call waits: INTERNAL"),
+        (
+            "UNAUTHENTICATED",
+            "down: the server refuses this client, and waiting does not mend that: UNAUTHENTICATED",
+        ),
+    ],
+)
+def test_each_cause_has_a_text_of_its_own(code: str, told: str) -> None:
+    """What is permanent is told at once, whatever its age."""
+    with Told() as rig:
+        rig.waits(rig.connected(Client()))
+        rig.clock.advance(5.0)
+        rig.fails(rpc_error(code), "give_up" if code == "UNAUTHENTICATED" else "retry")
+        rig.sees(rig.told, "it is not told")
+        assert rig.told()[0].startswith(told)
+
+
+def test_a_budget_that_is_spent_and_a_connection_that_ends() -> None:
+    """Each is said as what it is: the record of the give up, the notice, and that it was closed."""
+    with Told(recovery_budget=2.0) as rig:
+        handler = rig.connected(Client())
+        (call,) = rig.waits(handler)
+        rig.clock.advance(2.0)
+        with pytest.raises(RecoveryExhausted):
+            call.value(LIMIT)
+        rig.fails(ends="give_up")
+        (given_up,) = rig.audit.transitions("give_up")
+        assert given_up.reason.startswith("the recovery budget is spent: UNAVAILABLE")
+        rig.sees(rig.told, "it is not told")
+        (down,) = rig.told()
+        assert down.startswith("down: no channel within recovery_budget (2 s); each call tries ag")
+        rig.manager.close_all()
+        end = "closed: while it was down, after 2.0 s and 1 attempt: 1 call waited, 1 failed"
+        assert rig.told()[1:] == [end]
+
+
+def test_a_server_that_fails_every_call_is_told_of_as_that() -> None:
+    """It comes back at once, each time: the outage is short, and goes on."""
+    with Told(backoff_jitter=0.0) as rig:
+        (call,) = rig.waits(rig.connected(Client()))
+        rig.script.plan("rpc", UNAVAILABLE)
+        rig.script.let_go()
+        rig.sees(rig.told, "it is not told")
+        rig.sees(lambda: rig.clock.sleeping() == 1, "the call does not wait")
+        rig.clock.advance(1.0)
+        call.value(LIMIT)
+        down, back = rig.told()
+        assert down.startswith("down: the server accepts connections and fails every call: UNAV")
+        assert back == "back: after 1.0 s and 2 attempts: 1 call waited, 0 failed"
