@@ -11,6 +11,18 @@ from .core.facts import Located
 from .core.strategies import ConnectionStrategy, RegularStrategy
 from .endpoints.global_cluster import GlobalStrategy
 from .endpoints.local import LocalStrategy
+from .errors import (
+    ConfigError,
+    ConnectFailed,
+    ConnectionClosed,
+    DeadlineExceeded,
+    LifecycleError,
+    LoopMismatch,
+    PermanentFailure,
+    RecoveryExhausted,
+    TopologyError,
+    UnknownHandler,
+)
 from .integrations.health import status, wait_ready, wait_ready_async
 from .managers import AsyncConnectionManager, ConnectionManager, Hooks
 from .policy import LifecyclePolicy
@@ -20,18 +32,28 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AsyncConnectionManager",
+    "ConfigError",
+    "ConnectFailed",
+    "ConnectionClosed",
     "ConnectionConfig",
     "ConnectionManager",
     "ConnectionStrategy",
+    "DeadlineExceeded",
     "GlobalStrategy",
+    "LifecycleError",
     "LifecyclePolicy",
     "LocalStrategy",
     "Located",
+    "LoopMismatch",
     "ManagedConnection",
+    "PermanentFailure",
+    "RecoveryExhausted",
     "RegularStrategy",
     "State",
+    "TopologyError",
     "TransitionRecord",
     "Trigger",
+    "UnknownHandler",
     "budget",
     "install",
     "status",

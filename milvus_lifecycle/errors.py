@@ -23,6 +23,7 @@ a password or a key: what came from outside goes through `redact` first.
 from __future__ import annotations
 
 import enum
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +39,33 @@ _SCAN_LIMIT = 2048
 
 _CODE_LIMIT = 64
 _TAIL = 90
+
+#: How gRPC begins to tell of any connect that failed.
+_BOILERPLATE = re.compile(r"^failed to connect to all addresses; last error: (UNKNOWN: )?")
+
+#: Where gRPC looks for a proxy; the first that is set counts.
+PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
+
+#: What gRPC says of a connect that failed -> what to do about it. ``{proxy}`` is the variable.
+_ADVICE = (
+    ("WRONG_VERSION_NUMBER", "The server speaks plaintext: use http://, or secure=False."),
+    (
+        "CERTIFICATE_VERIFY_FAILED",
+        "The certificate is not signed by an authority that is trusted here: give the authority's "
+        "as server_pem_path or ca_pem_path.",
+    ),
+    (
+        "Hostname Verification Check failed",
+        "The certificate is for another name: use that one in the URI, or give it as server_name.",
+    ),
+    (
+        "HTTP proxy returned",
+        "It was refused by the proxy in {proxy}: if Milvus is to be reached directly, name its "
+        "host in no_proxy.",
+    ),
+    ("resolving", "The name cannot be resolved: check the URI's host, and DNS."),
+    ("Socket closed", "Check that Milvus listens there; if it wants TLS, use https://."),
+)
 
 REPLICATE_VIOLATION_MARK = "STREAMING_CODE_REPLICATE_VIOLATION"
 """How Milvus says, inside a message, that a client writes to a secondary (issue 4)."""
@@ -146,7 +174,18 @@ class LifecycleError(Exception):
         if self.last_error is not None:
             facts.append(f"last error: {brief(self.last_error)}")
         text = f"{headline} ({'; '.join(facts)})" if facts else headline
-        return f"{text}. {self.advice}" if self.advice else text
+        advice = self._advise(facts[-1]) if self.last_error is not None else self.advice
+        return f"{text}. {advice}" if advice else text
+
+    def _advise(self, cause: str) -> str:
+        """What to do, by the cause if that is known to tell."""
+        variable = next((name for name in PROXY_VARIABLES if os.environ.get(name)), "")
+        for sign, advice in _ADVICE:
+            if sign in cause:
+                return advice.format(proxy=variable)
+        if variable and "remote host" in cause:
+            return f"{self.advice} gRPC goes through the proxy in {variable}.".strip()
+        return self.advice
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A gRPC error cannot be pickled; its text is in the message already, so that an error
@@ -370,6 +409,7 @@ def brief(error: BaseException) -> str:
 def _line(name: str, text: object, of_rpc: bool) -> str:
     line = " ".join(redact(str(text)[:_SCAN_LIMIT]).split()) if isinstance(text, str) else ""
     line = line if line.isprintable() else "".join(filter(str.isprintable, line))
+    line = _BOILERPLATE.sub("", line)
     line = f"{name}: {line}" if line else name
     if len(line) <= BRIEF_LIMIT:
         return line

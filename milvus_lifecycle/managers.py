@@ -327,7 +327,7 @@ class ConnectionManager(_Manager):
                 Checkout.within(self._pool, timeout).obtain(config, dedicated, client)
             )
         except LifecycleError as error:
-            raise self._pool.transport.translate(error) from error.last_error
+            raise self._pool.transport.translate(error) from None
 
     def release(self, handler: Any, client: object | None = None) -> None:
         """Give a lease back. Closing is not waited for. Raises UnknownHandler."""
@@ -409,7 +409,7 @@ class AsyncConnectionManager(_Manager):
                 Checkout.within(self._pool, timeout).obtain(config, dedicated, client)
             )
         except LifecycleError as error:
-            raise self._pool.transport.translate(error) from error.last_error
+            raise self._pool.transport.translate(error) from None
 
     async def release(self, handler: Any, client: object | None = None) -> None:
         """Give a lease back. Raises UnknownHandler."""

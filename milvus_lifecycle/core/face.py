@@ -285,6 +285,8 @@ class Face:
         connection, binding = start.connection, start.binding
         if connection.lifecycle.succeeded(binding, self.pool.seams.clock()):
             self.pool.step(connection, Trigger.SERVED, generation=binding.generation)
+        if self.pool.notices.troubles and connection.lifecycle.outage is None:
+            self.pool.notices.look(connection.lifecycle, self.pool.seams.clock())
         status = getattr(response, "status", response)
         code = getattr(status, "code", 0)
         if code == 0:

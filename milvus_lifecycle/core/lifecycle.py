@@ -285,8 +285,7 @@ class Lifecycle:
         return None
 
     def succeeded(self, binding: Binding, now: float) -> bool:
-        """An RPC on ``binding`` was answered. True if the table wants to hear of it, or whoever
-        tells people of outages."""
+        """An RPC on ``binding`` was answered. True if the table wants to hear of it."""
         generation = self.ended(binding, now)
         if generation != self.generation:
             return False
@@ -295,12 +294,9 @@ class Lifecycle:
             locks = mutex.here.locks
             with self.lock:
                 locks.append(self.lock)
-                over = generation == self.generation and self.flight is None
-                if over:
+                if generation == self.generation and self.flight is None:
                     self.outage = None
                 locks.pop()
-                if over:
-                    return True
         return self.state is State.IDLE and bool(self.leases.held)
 
     def ended(self, binding: Binding, now: float) -> int:

@@ -52,32 +52,29 @@ class Notices:
 
     def __init__(self, audit: Audit) -> None:
         self._audit = audit
-        self._troubles: dict[str, _Trouble] = {}
-
-    def __len__(self) -> int:
-        """How many addresses have an outage."""
-        return len(self._troubles)
+        #: by address; empty while nothing is out of service
+        self.troubles: dict[str, _Trouble] = {}
 
     def reset_after_fork(self) -> None:
         """In the child: outages are the parent's to tell of."""
-        self._troubles = {}
+        self.troubles = {}
 
     def look(self, life: Lifecycle, now: float) -> None:
         """A connection has taken a step: is there something to be told?"""
         address, outage = life.config.address, life.outage
         if outage is not None and life.state is not State.CLOSED:
-            trouble = self._troubles.setdefault(address, _Trouble())
+            trouble = self.troubles.setdefault(address, _Trouble())
             trouble.outages[life.id], trouble.down[life.id] = outage, life
             if not trouble.told:
                 trouble.told = self._tell_beginning(trouble, life, outage, now)
             return
-        ours = self._troubles.get(address)
+        ours = self.troubles.get(address)
         if ours is not None and life.id in ours.outages:
             ours.down.pop(life.id, None)
             if not ours.down:
                 if ours.told:
                     self._tell_end(ours, life, now)
-                self._troubles.pop(address, None)
+                self.troubles.pop(address, None)
 
     def _tell_beginning(
         self, trouble: _Trouble, life: Lifecycle, outage: Outage, now: float

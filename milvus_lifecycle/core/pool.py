@@ -237,7 +237,7 @@ class Pool:
             if not len(self.registry):
                 self.driver.post(look)  # whoever keeps time may go
         self.finish(connection, result)
-        if self.notices if connection.lifecycle.outage is None else result.moved:
+        if self.notices.troubles if connection.lifecycle.outage is None else result.moved:
             self.notices.look(connection.lifecycle, self.seams.clock())
         if result.emission is not None:
             self.audit.serve()

@@ -29,7 +29,7 @@ class Retry:
     def ask(self, error: Exception) -> Procedure[bool]:
         """The retry decorator asks whether to retry: waits until a retry makes sense."""
         start, now = stamp_of(error), self.clock()
-        again = start is not None and self.face.retries(start.began) > 0
+        first = None if start is None else start.began
         failure = start.failure if start is not None else None
         if start is not None and failure is not None:
             # The budget is for waiting. A call may have run for longer than that when its server
@@ -50,7 +50,7 @@ class Retry:
                 return False  # nor is anything made of it: it is its caller's
             start, told = None if status is None else status.start, False
             failure = summarize(error)
-        handled = yield from self._settle(start, failure, told, again)
+        handled = yield from self._settle(start, failure, told, first)
         if handled and start is not None:
             self.face.expect_retry(start)
         return handled
@@ -72,7 +72,7 @@ class Retry:
         return True
 
     def _settle(
-        self, start: Start | None, failure: FailureSummary, told: bool, again: bool
+        self, start: Start | None, failure: FailureSummary, told: bool, first: float | None
     ) -> Procedure[bool]:
         connection, generation, began, until = self.face.connection, None, self.clock(), None
         if start is not None:
@@ -90,7 +90,7 @@ class Retry:
         if not told or (life.flight is None and life.state is not State.ACTIVE):
             self.pool.step(connection, Trigger.FAIL, failure=failure, generation=generation)
         caller = Checkout(self.pool, began, until)
-        caller.counted = again
+        caller.counted = first is not None and self.face.retries(first) > 0
         yield from caller.ride_out(connection)
         return True
 

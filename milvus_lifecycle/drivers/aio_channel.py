@@ -26,10 +26,6 @@ from .rpc import Method
 T = TypeVar("T")
 
 
-#: So long (seconds) before a call's deadline the engine says why it was not served.
-SAY_BEFORE = 0.05
-
-
 class AsyncDriver(Protocol):
     """What the channel needs of its driver."""
 
@@ -118,10 +114,7 @@ class AsyncLifecycleChannel(Face, grpc.aio.Channel):
                 timeout = parse_timeout(timeout)
             start, began, until = self.quick(rpc, timeout)
             if start is None:
-                if until is not None and timeout is not None:
-                    # pymilvus cancels the call at its deadline: its caller would learn nothing.
-                    until -= min(SAY_BEFORE, timeout / 10)
-                checkout = Checkout(self.pool, began, until)
+                checkout = Checkout.of_rpc(self.pool, began, until, timeout)
                 return await self._driver.drive(checkout.admit(self, rpc, timeout))
             return start
         except LifecycleError as error:
@@ -178,7 +171,7 @@ class AsyncLifecycleChannel(Face, grpc.aio.Channel):
         try:
             return await face._driver.drive(Retry(face).ask(error))
         except LifecycleError as failure:
-            raise self.pool.transport.translate(failure) from error
+            raise self.pool.transport.translate(failure) from None
 
     def note_status(self, status: Status) -> None:
         super().note_status(status)

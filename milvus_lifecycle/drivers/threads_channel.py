@@ -39,7 +39,7 @@ class LifecycleChannel(Face, grpc.Channel):
                 timeout = parse_timeout(timeout)
             start, began, until = self.quick(rpc, timeout)
             if start is None:
-                checkout = Checkout(self.pool, began, until)
+                checkout = Checkout.of_rpc(self.pool, began, until, timeout)
                 start = self._drive(checkout.admit(self, rpc, timeout))
             return start
         except LifecycleError as error:
@@ -60,7 +60,7 @@ class LifecycleChannel(Face, grpc.Channel):
         try:
             return bool(self._drive(Retry(self).ask(error)))
         except LifecycleError as failure:
-            raise self.pool.transport.translate(failure) from error
+            raise self.pool.transport.translate(failure) from None
 
     # -- the rest of grpc.Channel ----------------------------------------------------------
 

@@ -48,7 +48,7 @@ def test_milvus_refuses_the_credentials(
     with engine(audit):
         text, took = _first_call(flavour, server.uri_at(server.port), **options)
     record_property("fault", f"{server.name:16} {flavour:7}  refused credentials: {took:.2f} s")
-    assert text.startswith("MilvusPermanentFailure"), text
+    assert text.startswith("PermanentFailure"), text
     assert server.address in text
     assert "secret" not in text + audit.read_text()
     assert count(audit, "probe_failed") == 1

@@ -391,7 +391,7 @@ MUTANTS: tuple[Mutant, ...] = (
         (9,),
         Line(
             Checkout,
-            "ride_out",
+            "_ride_out",
             "limit = end if until is None else min(until, end)",
             "limit = end",
         ),

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from milvus_lifecycle import LifecyclePolicy
-from milvus_lifecycle.audit.records import CREATED, REFUSED, TransitionRecord
+from milvus_lifecycle.audit.records import TRANSITION, TransitionRecord
 from milvus_lifecycle.core.facts import Seams
 from milvus_lifecycle.core.lifecycle import Lifecycle
 from milvus_lifecycle.core.requests import Open
@@ -217,7 +217,7 @@ class World:
 
     def hear(self, record: TransitionRecord) -> None:
         """Reads the records as they are queued."""
-        if record.event not in (REFUSED, CREATED):
+        if record.event == TRANSITION:
             self.records.append(record)
             self.note(f"{record.connection_id[-2:]}: {record.trigger} -> {record.dest}")
 

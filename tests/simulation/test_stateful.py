@@ -129,7 +129,7 @@ BUGS = {
     ),
     "a caller's own deadline is not looked at": Line(
         Checkout,
-        "ride_out",
+        "_ride_out",
         "limit = end if until is None else min(until, end)",
         "limit = end",
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from milvus_lifecycle import TransitionRecord
-from milvus_lifecycle.audit.records import CREATED, REFUSED, TRANSITION
+from milvus_lifecycle.audit.records import CREATED, OUTAGE, REFUSED, TRANSITION
 from milvus_lifecycle.table import TRANSITIONS
 from milvus_lifecycle.testing import CapturedAudit
 
@@ -23,6 +23,8 @@ class Trail:
         #: id of the connection -> its latest record of a change
         self._last: dict[str, TransitionRecord] = {}
         self._recoveries: dict[str, int] = {}
+        #: addresses of which an outage was told that is not over
+        self._down: set[str] = set()
 
     @property
     def ids(self) -> list[str]:
@@ -42,6 +44,11 @@ class Trail:
                 assert (last, record.seq, record.dest) == (None, 0, "IDLE"), record
             elif record.event == REFUSED:
                 assert (record.seq, record.source) == (None, "CLOSED"), record
+                continue
+            elif record.event == OUTAGE:
+                assert (record.seq, record.source) == (None, record.dest), record
+                assert (record.trigger == "down") is (record.address not in self._down), record
+                self._down ^= {record.address}
                 continue
             else:
                 assert record.event == TRANSITION

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import Any
 
-from milvus_lifecycle.audit.records import CREATED, REFUSED, TransitionRecord
+from milvus_lifecycle.audit.records import TRANSITION, TransitionRecord
 from milvus_lifecycle.core import admission as admission_module
 from milvus_lifecycle.core import lifecycle as lifecycle_module
 from milvus_lifecycle.core import maintenance as maintenance_module
@@ -401,7 +401,7 @@ class World:
 
     def hear(self, record: TransitionRecord) -> None:
         """Reads the records as they are queued."""
-        if record.event not in (REFUSED, CREATED):
+        if record.event == TRANSITION:
             self.records.append(record)
 
     def in_step_hook(self) -> datetime:
