@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, TextIO
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: Lines that ``tail`` shows unless asked otherwise.
 LINES = 20
+#: Seconds after which a page that is served is asked for anew.
+REFRESH = 10
 #: Bytes; less is read before progress could be looked at.
 WORTH_IT = 50_000_000
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -308,7 +310,13 @@ def _tail(options: argparse.Namespace) -> int:
 def _add_report(children: Commands) -> None:
     summary = "write one HTML page: timeline, outages, diagram, figures"
     parser = _add(children, "report", summary, _report)
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the page to write")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("-o", "--output", metavar="FILE", help="the page to write")
+    serve = (
+        f"show it at http://127.0.0.1:PORT/ instead (default: a free port), anew every {REFRESH} s, "
+        "until Ctrl-C"
+    )
+    where.add_argument("--serve", nargs="?", type=_natural, const=0, metavar="PORT", help=serve)
     parser.epilog = (
         "Exit code: 0, or 2 if a file could not be opened or the page not written. Without a "
         "single record there is no page."
@@ -329,24 +337,62 @@ def _uncollected() -> Iterator[None]:
 
 
 @_uncollected()
-def _report(options: argparse.Namespace) -> int:
+def _page(logs: list[str]) -> tuple[bytes, int, Problems]:
+    """The page, of how many records, and what is wrong with them; empty if there is none."""
     from ..replay.files import find_sources
     from ..report.page import fold_report, render_page
 
     problems = Problems(limit=200)
-    sources = find_sources(options.logs, problems)
+    sources = find_sources(logs, problems)
     with progress(sources.size, "reading") as on_progress:
         report = fold_report(sources, problems, on_progress)
     if not report.stats.records:
         print(explain_nothing(sources, problems), file=sys.stderr)
-        return 2
+        return b"", 0, problems
     _complain(one for one in problems.kept if one.kind is Kind.UNREADABLE)
-    page = render_page(report).encode()
+    return render_page(report).encode(), report.stats.records, problems
+
+
+def _report(options: argparse.Namespace) -> int:
+    if options.serve is not None:
+        return _serve(options.logs, options.serve)
+    page, records, problems = _page(options.logs)
+    if not page:
+        return 2
     try:
         with open(options.output, "wb") as file:
             file.write(page)
     except OSError as error:
         print(f"{options.output}: cannot be written: {error.strerror}", file=sys.stderr)
         return 2
-    print(f"{options.output}: {report.stats.records:,} records, {len(page) / 1e6:.1f} MB")
+    print(f"{options.output}: {records:,} records, {len(page) / 1e6:.1f} MB")
     return 2 if problems.unreadable else 0
+
+
+def _serve(logs: list[str], port: int) -> int:
+    """Show the page of a log that grows, until Ctrl-C; nobody but this machine's users sees it."""
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            page = _page(logs)[0] or b"<!doctype html><title>No record yet</title>No record yet."
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.send_header("Content-Length", str(len(page)))
+            self.send_header("Refresh", str(REFRESH))
+            self.end_headers()
+            self.wfile.write(page)
+
+        def log_message(self, *args: object) -> None:
+            """Not a line for each look."""
+
+    try:
+        server = HTTPServer(("127.0.0.1", port), Handler)
+    except (OSError, OverflowError) as error:
+        print(f"--serve {port}: cannot listen at 127.0.0.1:{port}: {error}", file=sys.stderr)
+        return 2
+    with server:
+        print(f"http://127.0.0.1:{server.server_port}/ (Ctrl-C ends it)", flush=True)
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
+    return 0

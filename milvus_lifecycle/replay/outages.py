@@ -42,7 +42,8 @@ class Outage:
     """One outage of one connection. ``end`` is the trigger that ended it, or says why none did.
 
     ``relapses`` counts the failures in it that came within ``RELAPSE`` s of an end; ``attempts``
-    are the failed ones and the one that landed.
+    are the failed ones and the one that landed; ``waited`` and ``failed`` count calls, where the
+    records tell of them.
     """
 
     connection_id: str
@@ -55,6 +56,8 @@ class Outage:
     attempts: int = 0
     give_ups: int = 0
     relapses: int = 0
+    waited: int = 0
+    failed: int = 0
     end: str = UNFINISHED
 
 
@@ -163,6 +166,8 @@ class Life:
             self._go_on(self.outage, record)
 
     def _go_on(self, outage: Outage, record: Transition) -> None:
+        outage.waited = max(outage.waited, record.waited or 0)
+        outage.failed = max(outage.failed, record.failed or 0)
         if record.trigger in ATTEMPTS:
             outage.attempts += 1
             outage.give_ups += int(record.trigger == _GIVE_UP)
@@ -228,6 +233,8 @@ class Incident:
     attempts: int = 0
     give_ups: int = 0
     unfinished: int = 0
+    waited: int = 0
+    failed: int = 0
     settled: int = 0
     causes: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
@@ -250,6 +257,8 @@ class Incident:
         self.suffered_s += outage.seconds
         self.attempts += outage.attempts
         self.give_ups += outage.give_ups
+        self.waited += outage.waited
+        self.failed += outage.failed
         self.unfinished += int(outage.end == UNFINISHED)
         if outage.error_code:
             self.errors[outage.error_code] += 1

@@ -13,7 +13,7 @@ from string import Template
 from ..diagram.drawing import draw, plural, show_seconds, show_share, show_span
 from ..diagram.formats import RendererMissing, render_svg
 from ..replay.files import LineReader, Progress, Sources, name_files
-from ..replay.findings import Problems
+from ..replay.findings import Problems, clean
 from ..replay.outages import Incident
 from ..replay.rules import Verifier
 from ..replay.stats import Stats
@@ -61,7 +61,8 @@ def render_page(report: Report) -> str:
     """The page of a log with records. Without pygraphviz it has no diagram."""
     stats = report.stats
     tables = {table.title: table for table in stats_tables(stats)}
-    incidents, outages = tables.pop("Worst incidents"), tables.pop("Longest outages")
+    del tables["Worst incidents"]
+    outages = tables.pop("Longest outages")
     length = show_seconds((stats.until - stats.since).total_seconds())
     data = timeline_data(report.timeline.lanes, stats.since, stats.until)
     chart = chart_item(stats.since.timestamp() * 1000, stats.until.timestamp() * 1000)
@@ -71,7 +72,7 @@ def render_page(report: Report) -> str:
         verdict=_verdict(report),
         tiles=_tiles(report),
         findings=_findings(report.problems),
-        incidents=_incidents(incidents, stats.incidents),
+        incidents=_incidents(stats.incidents),
         thinned=_thinned(report),
         diagram=_diagram(report),
         tables=_outages(stats, outages) + _sections(tables.values()),
@@ -136,22 +137,29 @@ def _tiles(report: Report) -> str:
 # -- tables ------------------------------------------------------------------------------------
 
 #: Columns whose texts may be long.
-_WRAPPED = frozenset({"endpoint", "finding", "end"})
+_WRAPPED = frozenset({"finding", "end"})
+#: What the name of a column of moments ends in. The page's reader sees them in his own time.
+_UTC = " (UTC)"
 
 
-def _table(
-    table: Table, attributes: Sequence[str] = (), bars: tuple[str, Sequence[str]] = ("", ())
-) -> str:
-    """A table; ``attributes`` go into its rows' tags, ``bars`` before the cells of a column."""
+def _time(moment: str) -> str:
+    """A moment (UTC, as tables show it), which the page's script turns into local time."""
+    return f'<time datetime="{moment.replace(" ", "T")}Z">{moment} UTC</time>'
+
+
+def _table(table: Table, attributes: Sequence[str] = ()) -> str:
+    """A table; ``attributes`` go into its rows' tags."""
     heads = table.heads
-    head = "".join(f"<th{' class=r' * right}>{escape(name)}</th>" for name, right in heads)
+    head = "".join(
+        f"<th{' class=r' * right}>{escape(name.removesuffix(_UTC))}</th>" for name, right in heads
+    )
     rows = []
     for index, row in enumerate(table.rows):
         cells = []
         for cell, (name, right) in zip(row, heads, strict=True):
-            bar = bars[1][index] if name == bars[0] else ""
             style = " class=r" if right else " class=w" * (name in _WRAPPED)
-            cells.append(f"<td{style}>{bar}{escape(cell)}</td>")
+            told = _time(cell) if name.endswith(_UTC) else escape(cell)
+            cells.append(f"<td{style}>{told}</td>")
         tag = attributes[index] if attributes else ' class="total"' * (row[0] == TOTAL)
         rows.append(f"<tr{tag}>{''.join(cells)}</tr>")
     note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
@@ -168,14 +176,37 @@ def _range(began: datetime, length: float, search: str) -> str:
     )
 
 
-def _incidents(table: Table, incidents: Sequence[Incident]) -> str:
+def _incidents(incidents: Sequence[Incident]) -> str:
+    """What endpoints went through, newest first: a sentence each, and a way into the timeline."""
     if not incidents:
         return "<p>No outage in this log.</p>"
     most = max(one.suffered_s for one in incidents) or 1.0
-    widths = (90 * one.suffered_s / most for one in incidents)
-    bars = [f'<span class="bar" style="width:{width:.0f}px"></span>' for width in widths]
-    rows = [_range(one.began, one.seconds, one.address) for one in incidents]
-    return _table(table, rows, ("sum", bars))
+    items = []
+    for one in sorted(incidents, key=lambda each: (each.began, each.address), reverse=True):
+        width = 90 * one.suffered_s / most
+        anchor = f"{one.began:incident-%Y%m%dT%H%M%S.%f}"
+        items.append(
+            f'<li id="{anchor}"{_range(one.began, one.seconds, one.address)}>'
+            f'<a href="#{anchor}">{_time(show(one.began))}</a> '
+            f"<b>{escape(clean(one.address, 200))}</b> {escape(_sentence(one))} "
+            f'<span class="bar" style="width:{width:.0f}px"></span>'
+            f"<small>{escape(clean(one.reason, 300))}</small></li>"
+        )
+    return f'<ol class="incidents">{"".join(items)}</ol>'
+
+
+def _sentence(one: Incident) -> str:
+    """What an incident was, and what calls felt of it."""
+    who = "its connection" if one.connections == 1 else f"{one.connections:,} connections"
+    parts = [f"lost {who} for {show_seconds(one.seconds)}"]
+    if one.waited or one.failed:
+        parts.append(f"{plural(one.waited, 'call')} waited, {one.failed:,} failed")
+    parts.append(plural(one.attempts, "attempt"))
+    if one.give_ups:
+        parts.append(f"given up {plural(one.give_ups, 'time')}")
+    if one.unfinished:
+        parts.append(f"{one.unfinished:,} still open when the log ends")
+    return "; ".join(parts) + "."
 
 
 def _outages(stats: Stats, table: Table) -> str:

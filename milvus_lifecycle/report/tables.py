@@ -127,6 +127,8 @@ _INCIDENT = {
     "attempts>": "attempts",
     "give_ups>": "give_ups",
     "unfinished>": "unfinished",
+    "calls waited>": "waited",
+    "failed>": "failed",
 }
 _OUTAGE = {
     "began (UTC)": "began",
@@ -138,6 +140,8 @@ _OUTAGE = {
     "attempts>": "attempts",
     "give_ups>": "give_ups",
     "relapses>": "relapses",
+    "calls waited>": "waited",
+    "failed>": "failed",
     "end": "end",
 }
 

@@ -163,16 +163,33 @@ def test_the_filter_hides_lanes(browser: Any, tmp_path: Path) -> None:
 
 
 def test_an_incident_leads_to_its_place(browser: Any, tmp_path: Path) -> None:
-    """Enter on a row of the table zooms to the outage, and a button leads back."""
+    """Enter on it zooms to the outage, a button leads back, and its link opens the page there."""
     opened = outage_of_one(browser, tmp_path)
     span = "() => reportPage.figure.x_range.end - reportPage.figure.x_range.start"
     whole = opened.page.evaluate(span)
-    opened.page.locator("tr[data-from]").first.press("Enter")
+    opened.page.locator("li[data-from]").first.press("Enter")
     assert 60_000 < opened.page.evaluate(span) < whole
     assert opened.page.locator("#filter").input_value() == "one:1"
     opened.page.get_by_role("button", name="Whole log").click()
     assert opened.page.evaluate(span) == whole
     assert opened.shown() == "connections 1 to 4 of 4"
+    link = opened.page.locator("li[data-from] a").first.get_attribute("href")
+    opened.page.goto(opened.page.url.partition("#")[0] + link)
+    opened.page.reload()
+    opened.page.wait_for_function("() => document.documentElement.dataset.ready")
+    assert 60_000 < opened.page.evaluate(span) < whole
+
+
+@pytest.mark.parametrize("width", [400, 800])
+def test_a_narrow_window_and_a_dark_one(browser: Any, tmp_path: Path, width: int) -> None:
+    """Nothing is wider than the window; in the dark no text of the page is dark."""
+    opened = outage_of_one(browser, tmp_path)
+    opened.page.set_viewport_size({"width": width, "height": 900})
+    assert opened.page.evaluate("() => document.documentElement.scrollWidth") == width
+    opened.page.emulate_media(color_scheme="dark")
+    color = "() => getComputedStyle(document.body)"
+    assert opened.page.evaluate(f"{color}.color") == "rgb(228, 232, 238)"
+    assert opened.page.evaluate(f"{color}.backgroundColor") == "rgb(20, 24, 30)"
 
 
 def test_dragging_zooms(browser: Any, tmp_path: Path) -> None:

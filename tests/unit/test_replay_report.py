@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -82,6 +87,55 @@ def test_without_graphviz_the_page_has_no_diagram(
     page = page_of(tmp_path, merged(Story().connect().outage(2.0, 0.5)))
     assert "No diagram: pip install this" in page
     assert "Incidents" in page
+
+
+def test_an_incident_says_in_a_sentence_what_calls_felt(tmp_path: Path) -> None:
+    """Newest first, each with an anchor of its own, a moment for the reader's clock, its cause."""
+    first = Story("a" * 16, "milvus:19530").connect()
+    first.step("fail", "RECOVERING", 1.0, reason="an RPC failed: UNAVAILABLE: gone")
+    first.step("retry", "RECOVERING", 3.0, waiting=4, waited=4)
+    first.step("recovered", "ACTIVE", 30.0, waited=7, failed=1)
+    second = Story("b" * 16, "milvus:19530").connect()
+    second.step("release", "IDLE", 100.0).step("acquire", "ACTIVE", 0.0).outage(2.0, 0.5)
+    page = page_of(tmp_path, merged(first, second))
+    items = re.findall(r"<li (.*?)</li>", page, flags=re.S)
+    told = [re.sub(r"<[^>]*>", "", item.partition(">")[2]).strip() for item in items]
+    assert len(told) == 2
+    assert "milvus:19530 lost its connection for 500 ms; " in told[0]
+    lost = "milvus:19530 lost its connection for 33 s; 7 calls waited, 1 failed; 2 attempts."
+    assert lost in told[1]
+    assert "an RPC failed: UNAVAILABLE: gone" in told[1]
+    anchors = re.findall(r'<li id="(incident-[^"]*)"', page)
+    assert [f'href="#{anchor}"' in page for anchor in dict.fromkeys(anchors)] == [True, True]
+    assert re.search(r'<time datetime="[0-9-]{10}T[0-9:]{8}Z">', items[0])
+
+
+def test_a_live_log_is_served(tmp_path: Path) -> None:
+    """The page at each look is of the log as it is then; Ctrl-C ends it, with exit code 0."""
+    log = write_log(tmp_path / "audit.jsonl", merged(Story().connect()))
+    command = [sys.executable, "-m", "milvus_lifecycle", "audit", "report", log, "--serve"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as served:
+        try:
+            assert served.stdout is not None
+            uri = served.stdout.readline().split()[0]
+            for outages in ("No outage in this log.", "lost its connection"):
+                with urllib.request.urlopen(uri, timeout=30) as answer:
+                    assert answer.headers["Refresh"] == "10"
+                    assert outages in answer.read().decode()
+                write_log(tmp_path / "audit.jsonl", merged(Story().connect().outage(2.0, 0.5)))
+        finally:
+            served.send_signal(signal.SIGINT)
+        assert served.wait(30) == 0
+
+
+def test_a_port_that_is_taken_is_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Or one that there is not: the reason is told."""
+    log = write_log(tmp_path / "audit.jsonl", merged(Story().connect()))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert main(["audit", "report", log, "--serve", port]) == 2
+    assert f"cannot listen at 127.0.0.1:{port}" in capsys.readouterr().err
+    assert main(["audit", "report", log, "--serve", "70000"]) == 2
 
 
 def test_a_page_that_cannot_be_written_is_two(

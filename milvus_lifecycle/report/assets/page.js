@@ -19,6 +19,8 @@ class Page {
     this.figure.properties.inner_width.change.connect(() => this.redrawSoon());
     this.listen();
     this.choose();
+    const linked = document.getElementById(location.hash.slice(1));
+    if (linked?.dataset.from) this.show(linked.dataset);
   }
 
   listen() {
@@ -41,7 +43,7 @@ class Page {
     this.figure.on_event("mouseleave", () => this.hide());
     this.figure.on_event("tap", (event) => this.keep(this.stayAt(event.x, event.y)));
     $("chart").addEventListener("mouseleave", () => this.hide());
-    for (const row of document.querySelectorAll("tr[data-from]")) {
+    for (const row of document.querySelectorAll("[data-from]")) {
       row.tabIndex = 0;
       row.addEventListener("click", () => this.show(row.dataset));
       row.addEventListener("keydown", (event) => {
@@ -205,7 +207,15 @@ function legend() {
   }
 }
 
+function tellLocalTime() {
+  for (const time of document.querySelectorAll("time")) {
+    time.title = time.textContent;
+    time.textContent = new Date(time.dateTime).toLocaleString();
+  }
+}
+
 async function begin() {
+  tellLocalTime();
   const log = new Log(await unpacked);
   legend();
   const addresses = [...new Set(log.lanes.address)].map((number) => log.texts[number]).sort();
