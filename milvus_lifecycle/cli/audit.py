@@ -313,7 +313,7 @@ def _add_report(children: Commands) -> None:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("-o", "--output", metavar="FILE", help="the page to write")
     serve = (
-        f"show it at http://127.0.0.1:PORT/ instead (default: a free port), anew every {REFRESH} s, "
+        f"show it at http://127.0.0.1:PORT/ instead (default: a free one), anew every {REFRESH} s, "
         "until Ctrl-C"
     )
     where.add_argument("--serve", nargs="?", type=_natural, const=0, metavar="PORT", help=serve)
