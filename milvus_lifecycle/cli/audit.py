@@ -10,10 +10,12 @@ import gc
 import io
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
+from math import inf
 from typing import TYPE_CHECKING, TextIO
 
 from ..replay.findings import LIMIT, NOTES, Kind, Problem, Problems, clean
@@ -250,7 +252,8 @@ def _stats(options: argparse.Namespace) -> int:
     elif not stats.records:
         print("0 records")
     else:
-        print_tables(stats_tables(stats))
+        wide = not sys.stdout.isatty()
+        print_tables(stats_tables(stats), None, inf if wide else shutil.get_terminal_size().columns)
         lost = f", {stats.lost_records:,} lost by the sink" if stats.lost_records else ""
         print(f"{stats.records:,} records, {show_span(stats)}{lost}")
     _complain(problems.kept)

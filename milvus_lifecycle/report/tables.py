@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
+from math import inf
 from operator import attrgetter
 from typing import TextIO
 
@@ -35,11 +37,26 @@ class Table:
         return [(name.removesuffix(">"), name.endswith(">")) for name in self.columns]
 
 
-def print_tables(tables: Iterable[Table], stream: TextIO | None = None) -> None:
-    """Print the tables that have rows."""
+def print_tables(tables: Iterable[Table], stream: TextIO | None = None, width: float = inf) -> None:
+    """Print the tables that have rows; one that is wider than ``width`` has a paragraph a row."""
     for table in tables:
         if table.rows:
-            print(*_lines(table), "", sep="\n", file=stream)
+            lines = list(_lines(table))
+            if max(map(len, lines)) > width:
+                lines = list(_paragraphs(table, int(width)))
+            print(*lines, "", sep="\n", file=stream)
+
+
+def _paragraphs(table: Table, width: int) -> Iterable[str]:
+    """A row is its texts on a line, and below them its figures by name."""
+    yield table.title
+    yield from textwrap.wrap(f"({table.note})", width) if table.note else ()
+    for row in table.rows:
+        cells = list(zip(row, table.heads, strict=True))
+        yield from textwrap.wrap("  ".join(cell for cell, (_, right) in cells if not right), width)
+        figures = (f"{name} {cell}".replace(" ", "\xa0") for cell, (name, right) in cells if right)
+        for line in textwrap.wrap(", ".join(figures), width - 4):
+            yield "    " + line.replace("\xa0", " ")
 
 
 def _lines(table: Table) -> Iterable[str]:

@@ -35,6 +35,22 @@ def test_an_outage_is_added_up_from_its_records() -> None:
     assert list(stats.total.outage_times) == [1.5]
 
 
+def test_a_terminal_of_eighty_columns_shows_every_figure(tmp_path: Path) -> None:
+    """What is too wide for it has a paragraph a row; no line is cut, and none is longer."""
+    tables = stats_tables(figures(Story().connect().outage(10.0, 0.5), Story("b", "other:1")))
+    out = tmp_path / "out.txt"
+    with out.open("w") as stream:
+        print_tables(tables, stream, 80)
+    told = out.read_text()
+    assert max(map(len, told.splitlines())) <= 80
+    for name, cell in (("p50", "500 ms"), ("calls waited", "0"), ("unfinished", "0")):
+        assert f"{name} {cell}" in told
+    words = " ".join(told.split())
+    for table in tables:
+        for row in table.rows:
+            assert all(" ".join(cell.split()) in words for cell in row)
+
+
 def test_time_in_each_state_is_the_sum_of_the_stays() -> None:
     """Every dwell time is counted for the state that was left."""
     stats = figures(Story().connect().outage(10.0, 0.5).step("release", "IDLE", 4.0))
