@@ -79,10 +79,13 @@ class Notices:
     def _tell_beginning(
         self, trouble: _Trouble, life: Lifecycle, outage: Outage, now: float
     ) -> bool:
+        age = now - outage.began
+        if not (outage.given_up or outage.flaps or age >= NOTICE_AFTER):
+            return False
         down, budget = list(trouble.down.values()), life.policy.recovery_budget
         waiting = sum(each.flight.waiting for each in down if each.flight is not None)
         failed = sum(each.failed for each in list(trouble.outages.values()))
-        failure, age = life.last_failure, now - outage.began
+        failure = life.last_failure
         permanent = failure is not None and failure.kind is Failure.PERMANENT
         if outage.given_up and permanent:
             what = "the server refuses this client, and waiting does not mend that"
@@ -90,7 +93,7 @@ class Notices:
             what = f"no channel within recovery_budget ({budget:g} s); each call tries again"
         elif outage.flaps:
             what = "the server accepts connections and fails every call"
-        elif age >= NOTICE_AFTER and (waiting or failed):
+        elif waiting or failed:
             kind = Failure.OTHER if failure is None else failure.kind
             what = f"{_CAUSES.get(kind, 'there is no usable connection')}, for {age:.1f} s"
         else:
