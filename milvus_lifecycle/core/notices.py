@@ -83,7 +83,8 @@ class Notices:
         if not (outage.given_up or outage.flaps or age >= NOTICE_AFTER):
             return False
         down, budget = list(trouble.down.values()), life.policy.recovery_budget
-        waiting = sum(each.flight.waiting for each in down if each.flight is not None)
+        flights = [each.flight for each in down]
+        waiting = sum(flight.waiting for flight in flights if flight is not None)
         failed = sum(each.failed for each in list(trouble.outages.values()))
         failure = life.last_failure
         permanent = failure is not None and failure.kind is Failure.PERMANENT
