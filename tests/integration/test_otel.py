@@ -1,0 +1,195 @@
+"""OpenTelemetry on real servers: Prometheus's format, the dashboard, `opentelemetry-instrument`."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+from pymilvus import MilvusClient
+
+import milvus_lifecycle as ml
+from milvus_lifecycle.integrations.otel import Instrumentor, OpenTelemetry
+from milvus_lifecycle.managers import NO_HOOKS, Settings
+from tests.flavours import Flavour
+from tests.network import free_port
+from tests.observe import Call, wait_until
+from tests.processes import REPOSITORY, FakeMilvusProcess
+from tests.servers import FakeMilvus
+
+pytestmark = pytest.mark.timeout(90)
+
+DOCS = REPOSITORY / "docs"
+PAGE = (DOCS / "operations.md").read_text(encoding="utf-8")
+(SECTION,) = re.findall(r"^## Metrics and traces$.*?^## ", PAGE, re.S | re.M)
+DASHBOARD = (DOCS / "grafana.json").read_text(encoding="utf-8")
+LABEL = "db_client_connection_pool_name"
+PROGRAMS = re.findall(r"```python\n(.*?)```", SECTION, re.S)
+
+
+@pytest.fixture(autouse=True)
+def uninstalled() -> Iterator[None]:
+    """Whatever a test installs is taken away again."""
+    yield
+    ml.uninstall()
+
+
+class Prometheus:
+    """What is printed at the port of the docs' program, which is this one's here."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.names: dict[str, Any] = {}
+        exec(PROGRAMS[1].replace("9464", str(self.port)), self.names)
+
+    def samples(self) -> list[Sample]:
+        """All that is said of connections."""
+        url = f"http://127.0.0.1:{self.port}/metrics"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            families = text_string_to_metric_families(answer.read().decode())
+        samples = [sample for family in families for sample in family.samples]
+        return [sample for sample in samples if LABEL in sample.labels]
+
+    def scrape(self) -> dict[str, dict[str, float]]:
+        """The values of a metric by those of its labels, but for address and scope."""
+        found: dict[str, dict[str, float]] = {}
+        for sample in self.samples():
+            labels = sorted(sample.labels.items())
+            kept = (value for name, value in labels if name != LABEL and "_scope_" not in name)
+            found.setdefault(sample.name, {})[" ".join(kept)] = sample.value
+        return found
+
+    def close(self) -> None:
+        self.names["provider"].shutdown()
+        self.names["server"].shutdown()
+        self.names["server"].server_close()
+        self.names["thread"].join(10)
+
+
+@pytest.fixture
+def prometheus() -> Iterator[Prometheus]:
+    """The program of the docs."""
+    running = Prometheus()
+    yield running
+    running.close()
+
+
+@pytest.mark.slow
+def test_what_prometheus_sees(flavour: Flavour, prometheus: Prometheus) -> None:
+    """A server that is killed and comes back, while it is away and after it.
+
+    The docs name what is printed, all of it; and the dashboard asks for nothing else.
+    """
+    with FakeMilvusProcess() as server:
+        client = flavour.connected(server.uri)
+        server.kill()
+        call = Call(client.list_collections)
+        wait_until(
+            lambda: prometheus.scrape().get("db_client_connection_pending_requests") == {"": 1.0},
+            30,
+        )
+        away = prometheus.scrape()
+        assert away["milvus_client_connection_down"] == {"": 1.0}
+        assert away["db_client_connection_count"] == {"idle": 0.0, "used": 1.0}
+        server.start()
+        call.value(60)
+    now = prometheus.scrape()
+    assert now["db_client_connection_pending_requests"] == {"": 0.0}
+    assert now["milvus_client_connection_down"] == {"": 0.0}
+    assert now["db_client_connection_create_time_seconds_count"] == {"": 1.0}
+    assert now["milvus_client_connection_recoveries_total"] == {"fail recovered": 1.0}
+    assert now["milvus_client_connection_outage_duration_seconds_count"] == {"": 1.0}
+    lasted = now["milvus_client_connection_outage_duration_seconds_sum"][""]
+    stays = now["milvus_client_connection_state_duration_seconds_sum"]
+    assert call.elapsed is not None
+    assert 0 < lasted < call.elapsed
+    assert stays["RECOVERING"] == pytest.approx(lasted)
+
+    printed = prometheus.samples()
+    named = set(re.findall(r"^\| `\S+` \| `(\S+)` \|", SECTION, re.M))
+    of_histograms = {f"{name}_{part}" for name in named for part in ("bucket", "count", "sum")}
+    assert set(now) <= named | of_histograms
+    assert all(name in now or f"{name}_bucket" in now for name in named)
+    known = set(now).union(*(sample.labels for sample in printed))
+    asked = re.findall(r"\b(?:db|milvus)_client_\w+", DASHBOARD)
+    assert set(asked) <= known
+    assert len(set(asked) & set(now)) >= 9
+
+
+def test_the_other_program_of_the_docs_is_told_once(server: FakeMilvus) -> None:
+    """Its install may be called again: its listener is the same."""
+    for _ in range(2):
+        exec(PROGRAMS[0])
+    assert ml.status()["installed"]
+
+
+def test_a_program_that_is_instrumented_keeps_the_listener(server: FakeMilvus) -> None:
+    """Whatever it installs itself; one that had installed something already is told."""
+    metrics = InMemoryMetricReader()
+    provider = MeterProvider([metrics], shutdown_on_exit=False)
+
+    def recorded() -> bool:
+        data = metrics.get_metrics_data()
+        scopes = data.resource_metrics[0].scope_metrics if data else ()
+        names = {metric.name for scope in scopes for metric in scope.metrics}
+        return "db.client.connection.create_time" in names
+
+    Instrumentor().instrument(meter_provider=provider)
+    heard: list[Any] = []
+    for _ in range(2):
+        ml.install(ml.LifecyclePolicy(), listeners=[heard.append, OpenTelemetry(provider)])
+    MilvusClient(server.uri).list_collections()
+    wait_until(recorded, 30)
+    assert heard
+    with pytest.raises(RuntimeError, match="is installed"):
+        Instrumentor().instrument()
+    Instrumentor().uninstrument()
+    assert not ml.status()["installed"]
+    ml.install()
+    assert Settings.current().hooks == NO_HOOKS
+
+
+_PROGRAM = """
+import milvus_lifecycle, sys
+from pymilvus import MilvusClient
+assert milvus_lifecycle.status()["installed"]
+milvus_lifecycle.install(milvus_lifecycle.LifecyclePolicy(linger=1.0))
+client = MilvusClient(sys.argv[1])
+print(client.list_collections(), client.list_collections())
+"""
+
+
+@pytest.mark.slow
+def test_opentelemetry_instrument_finds_the_engine(server: FakeMilvus, tmp_path: Path) -> None:
+    """A program that knows of no OpenTelemetry has its metrics and its recovery exported."""
+    program = tmp_path / "app.py"
+    program.write_text(_PROGRAM)
+    server.fail_next("ShowCollections")
+    command = Path(sys.executable).with_name("opentelemetry-instrument")
+    console = ("--metrics_exporter", "console", "--traces_exporter", "console")
+    ran = subprocess.run(
+        [command, *console, "--logs_exporter", "none", sys.executable, program, server.uri],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=REPOSITORY,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr == ""
+    assert "['demo'] ['demo']" in ran.stdout
+    exported = set(re.findall(r'"name": "((?:db|milvus)\.client\.\S+?)"', ran.stdout))
+    assert exported >= {
+        "milvus.client.connection.recovery",  # the span
+        "milvus.client.connection.recoveries",
+        "db.client.connection.create_time",
+        "db.client.connection.count",
+    }
