@@ -116,18 +116,30 @@ class OpenTelemetry:
         if record.pid != self._pid:  # a forked child: what was under way is the parent's to tell
             self._pid = record.pid
             self._lives.clear()
+        life = self._lives.pop(record.connection_id, None)
         if record.event == CREATED or record.trigger == _FORKED:
             life = _Life(record.generation, record.clients > 0)
         elif record.event == TRANSITION:
-            unknown = _Life(record.generation, True)  # one that was there before this listened
-            life = self._lives.pop(record.connection_id, unknown)
+            life = life or _Life(record.generation, True)  # it was there before this listened
+            self._count_calls(record, life)
             self._follow(record, life)
-        else:
-            return
-        if record.dest != _CLOSED:
+        elif life is not None:
+            self._count_calls(record, life)
+        if life is not None and record.dest != _CLOSED:
             self._lives[record.connection_id] = life
             if len(self._lives) > LIMIT:
                 del self._lives[next(iter(self._lives))]
+
+    def _count_calls(self, record: TransitionRecord, life: _Life) -> None:
+        """What calls had of the outage since the record before: records say how many so far.
+
+        Outside of an outage they say 0, and the end of one may be told after that.
+        """
+        begins = record.dest == _RECOVERING != record.source
+        for name, counter in (("waited", self._waited), ("failed", self._failed)):
+            now, before = getattr(record, name, 0), getattr(life, name)
+            counter.add(max(0, now - before), {POOL: record.address})
+            setattr(life, name, now if begins else max(now, before))
 
     def _follow(self, record: TransitionRecord, life: _Life) -> None:
         """One step of a life."""
@@ -145,15 +157,11 @@ class OpenTelemetry:
         life.generation, life.held = record.generation, record.clients > 0
 
     def _suffer(self, record: TransitionRecord, life: _Life, pool: Attributes) -> None:
-        """The outage, by the definition of ``docs/audit.md``, and what calls had of it."""
+        """The outage, by the definition of ``docs/audit.md``."""
         if record.dest == _RECOVERING and record.trigger in _FAILURES and life.outage is None:
             life.outage = 0.0
         elif record.trigger == _GIVE_UP and life.outage is None:
             life.outage = life.stay  # of a move, whose channel failed on the way
-        for name, counter in (("waited", self._waited), ("failed", self._failed)):
-            now, before = getattr(record, name, 0), getattr(life, name)
-            counter.add(max(0, now - before), pool)
-            setattr(life, name, now)
         if life.outage is not None and (record.trigger in _ENDS or record.dest == _CLOSED):
             self._outage_time.record(life.outage, pool)
             life.outage = None

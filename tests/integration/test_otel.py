@@ -191,5 +191,4 @@ def test_opentelemetry_instrument_finds_the_engine(server: FakeMilvus, tmp_path:
         "milvus.client.connection.recovery",  # the span
         "milvus.client.connection.recoveries",
         "db.client.connection.create_time",
-        "db.client.connection.count",
     }

@@ -203,11 +203,23 @@ CLOSE = told("close", "ACTIVE", "CLOSED")
 
 def test_calls_of_an_outage_are_counted_once(telemetry: Telemetry) -> None:
     """Records say how many there were so far in this outage; the next one begins anew."""
-    for waited, failed in ((0, 0), (2, 0), (3, 1), (0, 0), (1, 1)):
-        retry = told("retry", "RECOVERING", "RECOVERING", waited=waited, failed=failed)
-        telemetry.listener(retry)
+    news = {"event": "connection.outage", "seq": None}
+    telemetry.listener(told("acquire", "PROBING", "ACTIVE"))
+    for waited, failed, record in (
+        (0, 0, FAIL),
+        (2, 0, told("retry", "RECOVERING", "RECOVERING")),
+        (3, 1, RECOVERED),
+        (0, 0, told("release", "ACTIVE", "IDLE")),
+        (3, 2, told("back", "ACTIVE", "ACTIVE", **news)),  # of the outage that is over
+        (0, 0, FAIL),
+        (1, 1, told("retry", "RECOVERING", "RECOVERING")),
+        (1, 1, told("close", "RECOVERING", "CLOSED")),
+        (1, 1, told("closed", "CLOSED", "CLOSED", **news)),
+    ):
+        counted: Any = SimpleNamespace(**{**vars(record), "waited": waited, "failed": failed})
+        telemetry.listener(counted)
     assert telemetry.figures("milvus.client.connection.calls.waited") == {"": 4}
-    assert telemetry.figures("milvus.client.connection.calls.failed") == {"": 2}
+    assert telemetry.figures("milvus.client.connection.calls.failed") == {"": 3}
 
 
 OUTAGES = {
