@@ -203,7 +203,7 @@ CLOSE = told("close", "ACTIVE", "CLOSED")
 
 def test_calls_of_an_outage_are_counted_once(telemetry: Telemetry) -> None:
     """Records say how many there were so far in this outage; the next one begins anew."""
-    news = {"event": "connection.outage", "seq": None}
+    news: dict[str, Any] = {"event": "connection.outage", "seq": None}
     telemetry.listener(told("acquire", "PROBING", "ACTIVE"))
     for waited, failed, record in (
         (0, 0, FAIL),
