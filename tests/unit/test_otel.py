@@ -114,12 +114,12 @@ def test_an_outage(telemetry: Telemetry, connect: Connect) -> None:
         rig.clock.advance(1.0)
         rig.script.let_go()
         call.value(20)
-        assert rig.audit.records[-1].trigger == "recovered"
+        assert rig.audit.transitions("recovered")
         assert telemetry.figures("db.client.connection.pending_requests") == {"": 0}
         assert telemetry.figures("milvus.client.connection.down") == {"": 0}
         rig.clock.advance(5.0)
         rig.manager.close_all()
-        assert rig.audit.records[-1].trigger == "close"
+        assert rig.audit.transitions("close")
     assert telemetry.figures("db.client.connection.count") == {}
     assert telemetry.figures("db.client.connection.create_time") == {"": (1, 2.0)}
     assert telemetry.figures("milvus.client.connection.outage.duration") == {"": (1, 4.0)}
@@ -170,8 +170,12 @@ def test_an_outage_that_outlives_its_recovery(telemetry: Telemetry, connect: Con
         assert telemetry.figures("milvus.client.connection.outage.duration") == {}
         rig.clock.advance(7.0)
         rig.manager.close_all()
-        assert rig.audit.records[-1].trigger == "close"
+        assert rig.audit.transitions("close")
+        records = rig.audit.records
     assert telemetry.figures("milvus.client.connection.outage.duration") == {"": (1, 12.0)}
+    for name in ("waited", "failed"):
+        calls = max(getattr(record, name, 0) for record in records)
+        assert telemetry.figures(f"milvus.client.connection.calls.{name}") == {"": calls}
 
 
 # -- records that are made up ---------------------------------------------------------------------
