@@ -19,7 +19,7 @@ from milvus_lifecycle.audit.records import CREATED, REFUSED, TRANSITION, WAITING
 from milvus_lifecycle.errors import RecoveryExhausted
 from milvus_lifecycle.integrations import otel
 from milvus_lifecycle.integrations.otel import POOL, OpenTelemetry
-from milvus_lifecycle.testing import rpc_error
+from milvus_lifecycle.testing import ScriptedRpcError, rpc_error
 from tests.observe import Call
 from tests.rigs import Rig
 
@@ -178,6 +178,24 @@ def test_an_outage_that_outlives_its_recovery(telemetry: Telemetry, connect: Con
         assert telemetry.figures(f"milvus.client.connection.calls.{name}") == {"": calls}
 
 
+def test_who_works_is_not_down(telemetry: Telemetry) -> None:
+    """Neither one that connects for the first time, nor one that is back and had no call yet."""
+    with Rig() as rig:
+        rig.script.hold("register")
+        call = Call(rig.manager.get_or_create, CONFIG, client=telemetry)
+        rig.script.wait_held("register")
+        assert telemetry.figures("milvus.client.connection.down") == {"": 0}
+        rig.script.let_go()
+        handler = call.value(20)
+        rig.script.plan("rpc", UNAVAILABLE)
+        with pytest.raises(ScriptedRpcError):
+            handler.rpc()
+        rig.audit.wait_for("recovered")
+        (row,) = rig.manager.get_stats()["connections"]
+        assert (row["state"], row["outage"] is None) == ("ACTIVE", False)
+        assert telemetry.figures("milvus.client.connection.down") == {"": 0}
+
+
 # -- records that are made up ---------------------------------------------------------------------
 
 
@@ -285,6 +303,15 @@ def test_a_recovery_that_nobody_saw_begin(telemetry: Telemetry) -> None:
     assert telemetry.figures("milvus.client.connection.recoveries") == {"unknown recovered": 1}
     assert telemetry.figures("db.client.connection.create_time") == {}
     assert telemetry.spans() == []
+
+
+def test_a_probe_creates_nothing(telemetry: Telemetry) -> None:
+    """Nor does a first connect that fails."""
+    telemetry.listener(told("acquire", "IDLE", "PROBING"))
+    telemetry.listener(told("probe_passed", "PROBING", "ACTIVE", 1.0))
+    telemetry.listener(told("acquire", "ACTIVE", "PROBING"))
+    telemetry.listener(told("probe_failed", "PROBING", "CLOSED", 1.0))
+    assert telemetry.figures("db.client.connection.create_time") == {}
 
 
 def test_what_changes_no_state_is_not_counted(telemetry: Telemetry) -> None:
