@@ -108,6 +108,8 @@ def test_what_prometheus_sees(flavour: Flavour, prometheus: Prometheus) -> None:
     assert now["db_client_connection_create_time_seconds_count"] == {"": 1.0}
     assert now["milvus_client_connection_recoveries_total"] == {"fail recovered": 1.0}
     assert now["milvus_client_connection_outage_duration_seconds_count"] == {"": 1.0}
+    assert "0.001" in now["db_client_connection_create_time_seconds_bucket"]
+    assert "3600.0" in now["milvus_client_connection_outage_duration_seconds_bucket"]
     lasted = now["milvus_client_connection_outage_duration_seconds_sum"][""]
     stays = now["milvus_client_connection_state_duration_seconds_sum"]
     assert call.elapsed is not None
