@@ -27,7 +27,7 @@ from opentelemetry.trace import INVALID_SPAN, Span, Status, StatusCode, TracerPr
 from opentelemetry.util.types import AttributeValue
 
 from ..audit.records import CREATED, TRANSITION, TransitionRecord
-from ..table import State, Trigger
+from ..table import LIVE, State, Trigger
 from .health import status
 
 Attributes = dict[str, AttributeValue]
@@ -104,6 +104,9 @@ class OpenTelemetry:
         self._recoveries = meter.create_counter(
             f"{_OURS}.recoveries", "{recovery}", "Recoveries, and how they ended"
         )
+        self._outages = meter.create_counter(
+            f"{_OURS}.outages", "{outage}", "Outages of a connection that have begun"
+        )
         self._waited = meter.create_counter(
             f"{_OURS}.calls.waited", "{call}", "Calls that waited for a connection in an outage"
         )
@@ -119,6 +122,7 @@ class OpenTelemetry:
         life = self._lives.pop(record.connection_id, None)
         if record.event == CREATED or record.trigger == _FORKED:
             life = _Life(record.generation, record.clients > 0)
+            self._begin_at_zero({POOL: record.address})
         elif record.event == TRANSITION:
             life = life or _Life(record.generation, True)  # it was there before this listened
             self._count_calls(record, life)
@@ -129,6 +133,14 @@ class OpenTelemetry:
             self._lives[record.connection_id] = life
             if len(self._lives) > LIMIT:
                 del self._lives[next(iter(self._lives))]
+
+    def _begin_at_zero(self, pool: Attributes) -> None:
+        """Prometheus sees no increase in a counter that it has not known at zero."""
+        for counter in (self._outages, self._waited, self._failed):
+            counter.add(0, pool)
+        for cause in _FAILURES:
+            for outcome in (_GIVE_UP, str(Trigger.RECOVERED)):
+                self._recoveries.add(0, {**pool, **_recovery(cause, outcome)})
 
     def _count_calls(self, record: TransitionRecord, life: _Life) -> None:
         """What calls had of the outage since the record before: records say how many so far.
@@ -158,10 +170,11 @@ class OpenTelemetry:
 
     def _suffer(self, record: TransitionRecord, life: _Life, pool: Attributes) -> None:
         """The outage, by the definition of ``docs/audit.md``."""
-        if record.dest == _RECOVERING and record.trigger in _FAILURES and life.outage is None:
-            life.outage = 0.0
-        elif record.trigger == _GIVE_UP and life.outage is None:
-            life.outage = life.stay  # of a move, whose channel failed on the way
+        failed = record.dest == _RECOVERING and record.trigger in _FAILURES
+        if life.outage is None and (failed or record.trigger == _GIVE_UP):
+            # A move that gives up: its channel failed on the way.
+            life.outage = 0.0 if failed else life.stay
+            self._outages.add(1, pool)
         if life.outage is not None and (record.trigger in _ENDS or record.dest == _CLOSED):
             self._outage_time.record(life.outage, pool)
             life.outage = None
@@ -177,7 +190,6 @@ class OpenTelemetry:
                     "db.system.name": "milvus",
                     **_server(record.address),
                     f"{_OURS}.id": record.connection_id,
-                    f"{_OURS}.recovery.cause": life.cause,
                     f"{_OURS}.recovery.reason": record.reason,
                 },
                 start_time=_nanoseconds(record.ts),
@@ -190,14 +202,17 @@ class OpenTelemetry:
             attempt = {**error, "outcome": outcome, "failed": record.attempt}
             life.span.add_event("attempt", {**attempt, "reason": record.reason}, moment)
         if record.dest != _RECOVERING:
-            ended: Attributes = {f"{_OURS}.recovery.outcome": outcome}
-            cause: Attributes = {f"{_OURS}.recovery.cause": life.cause}
-            self._recoveries.add(1, {**pool, **cause, **ended})
-            life.span.set_attributes(ended)
+            recovery = _recovery(life.cause, outcome)
+            self._recoveries.add(1, {**pool, **recovery})
+            life.span.set_attributes(recovery)
             if outcome in _BAD:
                 life.span.set_status(Status(StatusCode.ERROR, record.reason))
             life.span.end(moment)
             life.cause, life.span = "unknown", INVALID_SPAN
+
+
+def _recovery(cause: str, outcome: str) -> Attributes:
+    return {f"{_OURS}.recovery.cause": cause, f"{_OURS}.recovery.outcome": outcome}
 
 
 def _server(address: str) -> Attributes:
@@ -225,15 +240,26 @@ def _rows() -> list[_Row]:
     return [row for manager in status()["managers"] for row in manager["connections"]]
 
 
-def _connections(options: CallbackOptions) -> list[Observation]:
-    counts: Counter[tuple[str, str]] = Counter()
-    for row in _rows():
-        for state in ("idle", "used"):
-            counts[row["address"], state] += (state == "idle") == (row["state"] == _IDLE)
-    return [
-        Observation(count, {POOL: pool, "db.client.connection.state": state})
-        for (pool, state), count in counts.items()
-    ]
+def _count(
+    attribute: str, states: tuple[str, ...], told: Callable[[str], str]
+) -> Callable[[CallbackOptions], list[Observation]]:
+    """Connections by state, those without any, too: a graph has no gaps then."""
+
+    def observe(options: CallbackOptions) -> list[Observation]:
+        counts: Counter[tuple[str, str]] = Counter()
+        for row in _rows():
+            for state in states:
+                counts[row["address"], state] += state == told(row["state"])
+        return [
+            Observation(count, {POOL: pool, attribute: state})
+            for (pool, state), count in counts.items()
+        ]
+
+    return observe
+
+
+def _usage(state: str) -> str:
+    return "idle" if state == _IDLE else "used"
 
 
 def _by_pool(figure: Callable[[_Row], int]) -> Callable[[CallbackOptions], list[Observation]]:
@@ -260,7 +286,7 @@ _OBSERVED = (
     (
         "db.client.connection.count",
         "{connection}",
-        _connections,
+        _count("db.client.connection.state", ("idle", "used"), _usage),
         "The number of connections that are currently in state described by the state attribute",
     ),
     (
@@ -268,6 +294,12 @@ _OBSERVED = (
         "{request}",
         _by_pool(_waiting),
         "The number of current pending requests for an open connection",
+    ),
+    (
+        f"{_OURS}.state.count",
+        "{connection}",
+        _count(f"{_OURS}.state", tuple(map(str, LIVE)), str),
+        "Connections that are in this state now",
     ),
     (f"{_OURS}.down", "{connection}", _by_pool(_down), "Connections that are in an outage now"),
 )

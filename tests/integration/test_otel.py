@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlencode
 
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
@@ -106,7 +111,7 @@ def test_what_prometheus_sees(flavour: Flavour, prometheus: Prometheus) -> None:
     assert now["db_client_connection_pending_requests"] == {"": 0.0}
     assert now["milvus_client_connection_down"] == {"": 0.0}
     assert now["db_client_connection_create_time_seconds_count"] == {"": 1.0}
-    assert now["milvus_client_connection_recoveries_total"] == {"fail recovered": 1.0}
+    assert now["milvus_client_connection_recoveries_total"]["fail recovered"] == 1.0
     assert now["milvus_client_connection_outage_duration_seconds_count"] == {"": 1.0}
     assert "0.001" in now["db_client_connection_create_time_seconds_bucket"]
     assert "3600.0" in now["milvus_client_connection_outage_duration_seconds_bucket"]
@@ -125,6 +130,92 @@ def test_what_prometheus_sees(flavour: Flavour, prometheus: Prometheus) -> None:
     asked = re.findall(r"\b(?:db|milvus)_client_\w+", DASHBOARD)
     assert set(asked) <= known
     assert len(set(asked) & set(now)) >= 9
+
+
+#: What Grafana puts in, and a time in which a test is over.
+VARIABLES = {
+    "$__rate_interval": "1m",
+    "$__range": "1m",
+    "$__interval_ms": "1000",
+    "$__interval": "1s",
+    "$pool": ".*",
+}
+
+
+class RealPrometheus:
+    """A server that scrapes every 200 ms."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        scrape = {"job_name": "test", "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]}
+        (folder / "config.yml").write_text(
+            json.dumps({"global": {"scrape_interval": "200ms"}, "scrape_configs": [scrape]})
+        )
+        address = f"127.0.0.1:{free_port()}"
+        self._url = f"http://{address}/api/v1/query?"
+        self._process = subprocess.Popen(
+            [
+                "prometheus",
+                f"--config.file={folder}/config.yml",
+                f"--storage.tsdb.path={folder}/data",
+                f"--web.listen-address={address}",
+            ],
+            stderr=subprocess.DEVNULL,
+        )
+
+    def ask(self, query: str) -> dict[str, float]:
+        """The values of a query by those of its labels; none while the server comes up."""
+        for name, value in VARIABLES.items():
+            query = query.replace(name, value)
+        try:
+            url = self._url + urlencode({"query": query})
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                found = json.load(answer)["data"]["result"]
+        except URLError as error:
+            if isinstance(error, HTTPError) and error.code != HTTPStatus.SERVICE_UNAVAILABLE:
+                raise AssertionError(f"{query}: {error.read().decode()}") from error
+            return {}
+        return {" ".join(sorted(one["metric"].values())): float(one["value"][1]) for one in found}
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait(10)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="no prometheus")
+def test_the_dashboard_on_a_real_prometheus(
+    server: FakeMilvus, prometheus: Prometheus, tmp_path: Path
+) -> None:
+    """It understands every query, and the first outage of a process is seen in each of them."""
+    real = RealPrometheus(tmp_path, prometheus.port)
+    queries = {
+        (panel["title"], target["refId"]): target["expr"]
+        for panel in json.loads(DASHBOARD)["panels"]
+        for target in panel["targets"]
+    }
+
+    def lost() -> float:
+        """Seconds so far, by what the panel shows."""
+        return real.ask(queries["Time in each state", "A"]).get("RECOVERING", 0.0)
+
+    try:
+        client = MilvusClient(server.uri)
+        wait_until(lambda: real.ask("milvus_client_connection_down"), 30)
+        server.stop()
+        call = Call(client.list_collections)
+        wait_until(lambda: max(real.ask("milvus_client_connection_down").values()) == 1, 30)
+        wait_until(lambda: lost() > 0, 30)
+        server.start()
+        call.value(60)
+        ended = "milvus_client_connection_outage_duration_seconds_count"
+        wait_until(lambda: real.ask(ended), 30)
+        shown = {place: real.ask(query) for place, query in queries.items()}
+    finally:
+        real.close()
+    assert [place for place, values in shown.items() if not values] == []
+    assert shown["Outages", "A"][""] > 0
+    assert shown["Recoveries", "A"]["fail recovered"] > 0
+    assert shown["Connections down now", "A"] == {"": 0}
 
 
 def test_the_other_program_of_the_docs_is_told_once(server: FakeMilvus) -> None:

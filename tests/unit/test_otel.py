@@ -29,6 +29,12 @@ UNAVAILABLE = rpc_error("UNAVAILABLE")
 #: 2030-01-01, when the fake clock began (nanoseconds)
 BEGAN = 1_893_456_000 * 10**9
 SECOND = 10**9
+#: Known from the beginning, so that the first one is an increase.
+NO_RECOVERY = {
+    f"{cause} {outcome}": 0
+    for cause in ("fail", "probe_failed")
+    for outcome in ("recovered", "give_up")
+}
 
 
 class Telemetry:
@@ -109,6 +115,10 @@ def test_an_outage(telemetry: Telemetry, connect: Connect) -> None:
         assert telemetry.figures("db.client.connection.pending_requests") == {"": 1}
         assert telemetry.figures("milvus.client.connection.down") == {"": 1}
         assert telemetry.figures("db.client.connection.count") == {"idle": 0, "used": 1}
+        assert telemetry.figures("milvus.client.connection.state.count") == {
+            **dict.fromkeys(("IDLE", "ACTIVE", "PROBING"), 0),
+            "RECOVERING": 1,
+        }
         rig.clock.advance(3.0)
         rig.script.wait_held("register")
         rig.clock.advance(1.0)
@@ -123,7 +133,11 @@ def test_an_outage(telemetry: Telemetry, connect: Connect) -> None:
     assert telemetry.figures("db.client.connection.count") == {}
     assert telemetry.figures("db.client.connection.create_time") == {"": (1, 2.0)}
     assert telemetry.figures("milvus.client.connection.outage.duration") == {"": (1, 4.0)}
-    assert telemetry.figures("milvus.client.connection.recoveries") == {"fail recovered": 1}
+    assert telemetry.figures("milvus.client.connection.outages") == {"": 1}
+    assert telemetry.figures("milvus.client.connection.recoveries") == {
+        **NO_RECOVERY,
+        "fail recovered": 1,
+    }
     assert telemetry.figures("milvus.client.connection.state.duration") == {
         "IDLE": (1, 0.0),
         "PROBING": (1, 2.0),
@@ -164,7 +178,10 @@ def test_an_outage_that_outlives_its_recovery(telemetry: Telemetry, connect: Con
         rig.audit.wait_for("give_up")
         (span,) = telemetry.spans()
         assert span.status.status_code is StatusCode.ERROR
-        assert telemetry.figures("milvus.client.connection.recoveries") == {"fail give_up": 1}
+        assert telemetry.figures("milvus.client.connection.recoveries") == {
+            **NO_RECOVERY,
+            "fail give_up": 1,
+        }
         assert telemetry.figures("milvus.client.connection.down") == {"": 1}
         assert telemetry.figures("db.client.connection.count") == {"idle": 1, "used": 0}
         assert telemetry.figures("milvus.client.connection.outage.duration") == {}
@@ -295,6 +312,7 @@ def test_how_long_an_outage_was(telemetry: Telemetry, case: str) -> None:
         telemetry.listener(record)
     ended = {} if seconds is None else {"": (1, seconds)}
     assert telemetry.figures("milvus.client.connection.outage.duration") == ended
+    assert telemetry.figures("milvus.client.connection.outages") == ({"": 1} if ended else {})
 
 
 def test_a_recovery_that_nobody_saw_begin(telemetry: Telemetry) -> None:
