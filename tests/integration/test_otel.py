@@ -107,6 +107,9 @@ def test_what_prometheus_sees(flavour: Flavour, prometheus: Prometheus) -> None:
         assert away["db_client_connection_count"] == {"idle": 0.0, "used": 1.0}
         server.start()
         call.value(60)
+    stays = "milvus_client_connection_state_duration_seconds_sum"
+    # The listener may be behind the call; this is what it counts last.
+    wait_until(lambda: "RECOVERING" in prometheus.scrape()[stays], 30)
     now = prometheus.scrape()
     assert now["db_client_connection_pending_requests"] == {"": 0.0}
     assert now["milvus_client_connection_down"] == {"": 0.0}
@@ -116,10 +119,9 @@ def test_what_prometheus_sees(flavour: Flavour, prometheus: Prometheus) -> None:
     assert "0.001" in now["db_client_connection_create_time_seconds_bucket"]
     assert "3600.0" in now["milvus_client_connection_outage_duration_seconds_bucket"]
     lasted = now["milvus_client_connection_outage_duration_seconds_sum"][""]
-    stays = now["milvus_client_connection_state_duration_seconds_sum"]
     assert call.elapsed is not None
     assert 0 < lasted < call.elapsed
-    assert stays["RECOVERING"] == pytest.approx(lasted)
+    assert now[stays]["RECOVERING"] == pytest.approx(lasted)
 
     printed = prometheus.samples()
     named = set(re.findall(r"^\| `\S+` \| `(\S+)` \|", SECTION, re.M))
@@ -143,12 +145,12 @@ VARIABLES = {
 
 
 class RealPrometheus:
-    """A server that scrapes every 200 ms."""
+    """A server that scrapes twice a second."""
 
     def __init__(self, folder: Path, port: int) -> None:
         scrape = {"job_name": "test", "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]}
         (folder / "config.yml").write_text(
-            json.dumps({"global": {"scrape_interval": "200ms"}, "scrape_configs": [scrape]})
+            json.dumps({"global": {"scrape_interval": "500ms"}, "scrape_configs": [scrape]})
         )
         address = f"127.0.0.1:{free_port()}"
         self._url = f"http://{address}/api/v1/query?"
@@ -189,33 +191,30 @@ def test_the_dashboard_on_a_real_prometheus(
     """It understands every query, and the first outage of a process is seen in each of them."""
     real = RealPrometheus(tmp_path, prometheus.port)
     queries = {
-        (panel["title"], target["refId"]): target["expr"]
+        f"{panel['title']} {target['refId']}": target["expr"]
         for panel in json.loads(DASHBOARD)["panels"]
         for target in panel["targets"]
     }
 
-    def lost() -> float:
-        """Seconds so far, by what the panel shows."""
-        return real.ask(queries["Time in each state", "A"]).get("RECOVERING", 0.0)
+    def shows(place: str, value: str) -> float:
+        """A value of a panel. Under load a scrape may fail, and then there is none."""
+        return real.ask(queries[place]).get(value, -1.0)
 
     try:
         client = MilvusClient(server.uri)
-        wait_until(lambda: real.ask("milvus_client_connection_down"), 30)
+        wait_until(lambda: shows("Connections down now A", "") == 0, 30)
         server.stop()
         call = Call(client.list_collections)
-        wait_until(lambda: max(real.ask("milvus_client_connection_down").values()) == 1, 30)
-        wait_until(lambda: lost() > 0, 30)
+        wait_until(lambda: shows("Connections down now A", "") == 1, 30)
+        wait_until(lambda: shows("Time in each state A", "RECOVERING") > 0, 30)
         server.start()
         call.value(60)
-        ended = "milvus_client_connection_outage_duration_seconds_count"
-        wait_until(lambda: real.ask(ended), 30)
-        shown = {place: real.ask(query) for place, query in queries.items()}
+        wait_until(lambda: all(map(real.ask, queries.values())), 30)
+        wait_until(lambda: shows("Outages A", "") > 0, 30)
+        wait_until(lambda: shows("Recoveries A", "fail recovered") > 0, 30)
+        wait_until(lambda: shows("Connections down now A", "") == 0, 30)
     finally:
         real.close()
-    assert [place for place, values in shown.items() if not values] == []
-    assert shown["Outages", "A"][""] > 0
-    assert shown["Recoveries", "A"]["fail recovered"] > 0
-    assert shown["Connections down now", "A"] == {"": 0}
 
 
 def test_the_other_program_of_the_docs_is_told_once(server: FakeMilvus) -> None:
