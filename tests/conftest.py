@@ -35,6 +35,7 @@ ALLOWED_SKIPS = {
     "grpcio before 1.84 hangs or aborts in the child of a process": "newer ones run it",
     "no mount namespace to be had": "containers may be refused one",
     "no chromium": "`.ci/run` installs it where it may, and says so where not",
+    "no prometheus": "the same",
 }
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)

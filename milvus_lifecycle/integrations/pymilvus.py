@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 import threading
 import warnings
+from dataclasses import replace
 from typing import Any
 
 from ..audit import stream
 from ..audit.jsonl import audit_path
+from ..audit.stream import Listener
 from ..config import ConnectionConfig
 from ..drivers.pymilvus import require_supported, untested
 from ..managers import (
@@ -26,6 +28,8 @@ _lock = threading.RLock()
 _installed: tuple[object, ...] | None = None
 #: whether `milvus-lifecycle run` has installed it: an install() of the program's own replaces that
 _by_run = False
+#: what every install() listens with besides its own listeners
+_around: tuple[Listener, ...] = ()
 _originals: list[tuple[Any, str, Any]] = []
 
 _NO_GEVENT = """gevent has patched this process, but not gRPC: every call will stop all greenlets, \
@@ -47,13 +51,15 @@ def install(
     (RuntimeWarning) of a pymilvus that is newer than those tested, and of gevent without gRPC's.
     """
     global _installed, _by_run
+    own = (listener for listener in hooks.listeners if listener not in _around)
+    hooks = replace(hooks, listeners=(*_around, *own))
     wanted = (*what_to_install(policy, audit), hooks)
     # Before the lock is taken: under `milvus-lifecycle run` this import installs the engine.
     from pymilvus.client import connection_manager  # noqa: F401
 
     with _lock:
         if _by_run and _installed != wanted:
-            uninstall()
+            _put_back()
         _by_run = False
         if _installed is None:
             _warn()
@@ -89,6 +95,19 @@ def install_for_run() -> None:
             _by_run = True
 
 
+def install_around(listeners: tuple[Listener, ...]) -> None:
+    """The same for what is around a program and listens: an install() of its own keeps that."""
+    global _by_run, _around
+    with _lock:
+        if _installed is not None and not _by_run:
+            raise RuntimeError(
+                "milvus_lifecycle is installed: give this to its install(listeners=...) instead"
+            )
+        _around = listeners
+    install()
+    _by_run = True
+
+
 def what_to_install(policy: object, audit: object) -> tuple[LifecyclePolicy | None, str | None]:
     """Policy and audit path of ``install(policy, audit)``; raises what that would raise."""
     require_supported()
@@ -97,6 +116,13 @@ def what_to_install(policy: object, audit: object) -> tuple[LifecyclePolicy | No
 
 def uninstall() -> None:
     """Put pymilvus back as it was and close the engine's connections. Idempotent."""
+    global _around
+    with _lock:
+        _around = ()
+        _put_back()
+
+
+def _put_back() -> None:
     global _installed
     with _lock:
         if _installed is None:
