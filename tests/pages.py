@@ -44,8 +44,8 @@ def _read(page: str, text: str) -> list[Block]:
     return found
 
 
-def program(page: str, title: str) -> str:
-    """The one program of Python under that heading."""
-    here = (page, title, "python")
+def program(page: str, title: str, language: str = "python") -> str:
+    """The one block of that language under that heading."""
+    here = (page, title, language)
     (text,) = (b.text for b in blocks() if (b.page, b.title, b.language) == here)
     return text

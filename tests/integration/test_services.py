@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 from pymilvus import MilvusClient
 
-from tests.network import TcpProxy, free_port
+from tests.network import TcpProxy, free_port, listens
 from tests.observe import Call, wait_until
 from tests.pages import program
 from tests.processes import REPOSITORY, MilvusLiteProcess
@@ -151,6 +152,48 @@ class Site:
         except (OSError, ValueError):
             return False
         return True
+
+
+def test_getting_started(tmp_path: Path) -> None:
+    """The page, step by step: server, program, Ctrl-C, server, and what is made of the log."""
+    port = free_port()
+    title = "A server, and a program"
+    serve = program("getting-started.md", title, "").replace("19530", str(port))
+    (tmp_path / "app.py").write_text(
+        program("getting-started.md", title).replace("19530", str(port)), encoding="utf-8"
+    )
+    scripts = str(Path(sys.executable).parent)
+    env = {**os.environ, "PATH": scripts + os.pathsep + os.environ["PATH"]}
+    where: dict[str, Any] = {"cwd": tmp_path, "env": {**env, "PYTHONPATH": str(REPOSITORY)}}
+
+    def server() -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(f"exec {serve}", shell=True, start_new_session=True, **where)
+        wait_until(lambda: listens(port), LIMIT)
+        return process
+
+    with (
+        server() as first,
+        subprocess.Popen(
+            [sys.executable, "app.py"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **where
+        ) as app,
+    ):
+        assert app.stdout is not None
+        assert b" []" in app.stdout.readline()
+        first.send_signal(signal.SIGINT)
+        first.wait(LIMIT)
+        time.sleep(2)  # the outage
+        with server() as second:
+            wait_until(lambda: "recovered" in (tmp_path / "audit.jsonl").read_text(), LIMIT)
+            assert b" []" in app.stdout.readline()
+            app.kill()
+            second.kill()
+        assert b"Traceback" not in app.stdout.read()
+    commands = program("getting-started.md", "Look at the outage", "")
+    done = subprocess.run(
+        f"set -e\n{commands}", shell=True, check=True, capture_output=True, text=True, **where
+    )
+    assert "legal: " in done.stdout, done.stdout
+    assert {"report.html", "outage.svg"} <= set(os.listdir(tmp_path))
 
 
 def test_fastapi(place: Place) -> None:
