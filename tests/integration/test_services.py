@@ -319,6 +319,15 @@ def test_langchain(place: Place, engine: bool) -> None:
             wait_until(lambda: search("what?") == found, LIMIT)
 
 
+def test_haystack(place: Place) -> None:
+    """A pipeline finds the document before the outage, in it, and after."""
+    place.write("Haystack", "pipeline.py")
+    place.env["HAYSTACK_TELEMETRY_ENABLED"] = "False"
+    with place.asking("pipeline.py") as search:
+        said = [search("what?"), place.outage(search, "what?"), search("what?")]
+    assert said == ["found: a connection is a state machine"] * 3
+
+
 NOTEBOOK = """
 import pathlib, sys, nbclient, nbformat
 notebook = nbformat.v4.new_notebook()
