@@ -8,6 +8,8 @@ root_doc = "index"
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "milvus_lifecycle"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 # Words that stand in docstrings between single quotes are code, as in the pages.
 default_role = "code"
 myst_heading_anchors = 3
