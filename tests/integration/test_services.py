@@ -358,7 +358,8 @@ def test_pytest(tmp_path: Path) -> None:
     """The page's fixtures, and its tests, in a run of pytest's own."""
     (tmp_path / "test_mine.py").write_text(program("services.md", "pytest"), encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py"]
+    env = {**environment(), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=LIMIT
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=LIMIT
     )
     assert "2 passed" in done.stdout, done.stdout
