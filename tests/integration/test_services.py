@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,17 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
 
 
+@contextmanager
+def running(command: str | Sequence[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A process in a group of its own; killed at the end with all that it started."""
+    with subprocess.Popen(command, text=True, start_new_session=True, **options) as process:
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
 class Place:
     """Where a program of the page runs: a folder, and a Milvus with three rows in "docs"."""
 
@@ -55,27 +66,17 @@ class Place:
 
     @contextmanager
     def running(self, *command: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
-        """A module of Python, or a file, with arguments; killed at the end with what it started."""
+        """A module of Python, or a file, with arguments."""
+        where: dict[str, Any] = {"cwd": self.folder, "env": self.env, **options}
         with (
             (self.folder / "log").open("w+") as log,
-            subprocess.Popen(
-                [sys.executable, *command],
-                cwd=self.folder,
-                env=self.env,
-                text=True,
-                start_new_session=True,
-                stderr=log,
-                **options,
-            ) as process,
+            running([sys.executable, *command], stderr=log, **where) as process,
         ):
             try:
                 yield process
             except BaseException:
                 print((self.folder / "log").read_text()[-5000:])
                 raise
-            finally:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
 
     @contextmanager
     def asking(self, *command: str) -> Iterator[Callable[[str], str]]:
@@ -167,28 +168,22 @@ def test_getting_started(tmp_path: Path) -> None:
     )
     where: dict[str, Any] = {"cwd": tmp_path, "env": environment()}
 
-    def server() -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(f"exec {serve}", shell=True, start_new_session=True, **where)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(running(f"exec {serve}", shell=True, **where))
         wait_until(lambda: listens(port), LIMIT)
-        return process
-
-    with (
-        server() as first,
-        subprocess.Popen(
-            [sys.executable, "app.py"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **where
-        ) as app,
-    ):
-        assert app.stdout is not None
-        assert b" []" in app.stdout.readline()
+        app = stack.enter_context(running([sys.executable, "app.py"], **pipes, **where))
+        said = app.stdout
+        assert said is not None
+        assert " []" in said.readline()
         first.send_signal(signal.SIGINT)
         first.wait(LIMIT)
         time.sleep(2)  # the outage
-        with server() as second:
+        with running(f"exec {serve}", shell=True, **where):
             wait_until(lambda: "recovered" in (tmp_path / "audit.jsonl").read_text(), LIMIT)
-            assert b" []" in app.stdout.readline()
+            assert " []" in said.readline()
             app.kill()
-            second.kill()
-        assert b"Traceback" not in app.stdout.read()
+            assert "Traceback" not in said.read()
     commands = program("getting-started.md", "Look at the outage", "")
     done = subprocess.run(
         f"set -e\n{commands}", shell=True, check=True, capture_output=True, text=True, **where
