@@ -1,7 +1,7 @@
 """The floor under branch coverage: the core at 100 %, the package at 97 %.
 
     python -m tests.coverage_floor            the core, by the tests whose timing cannot matter
-    python -m tests.coverage_floor --whole    the package, by all tests but the long faults
+    python -m tests.coverage_floor --whole    the package, by all but the long faults and recipes
 
 The core is what decides: the table and everything that moves a connection by it, in both flavours.
 It has to be covered by the unit and conformance tests alone, which run on injected clocks and
@@ -52,7 +52,7 @@ WHOLE_FLOOR = 97.0
 #: Tests of what reads logs and draws: they run nothing of the core.
 _READING = ("*/test_replay*", "*/test_diagram*", "*/test_demo*", "*/test_audit_docs*")
 _DETERMINISTIC = ("tests/unit", "tests/conformance", *(f"--ignore-glob={it}" for it in _READING))
-_PLAIN = ("tests", "--ignore=tests/simulation", "-m", "not long")
+_PLAIN = ("tests", "--ignore=tests/simulation", "-m", "not (long or recipes)")
 
 Files = dict[str, dict[str, Any]]
 

@@ -66,7 +66,7 @@ _SIMULATION_TAKES = 60.0
 #: its first round, which most mutants do not survive
 FIRST_ROUND = 3.0
 
-_QUICK = "not (stock or search or slow or browser or long)"
+_QUICK = "not (stock or search or slow or browser or recipes or long)"
 _PYTEST = ("-q", "-o", "addopts=", "-p", "no:cacheprovider")
 # The fork server imports hypothesis before pytest can rewrite its assertions, which nobody needs.
 _ONE = ("-x", "--tb=line", "-rfE", "-W", "ignore::pytest.PytestAssertRewriteWarning")

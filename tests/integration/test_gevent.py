@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.pages import program
 from tests.processes import Child
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -11,10 +12,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 _PATCHED = """
 from gevent import monkey
 monkey.patch_all()
-"""
-_TOLD = """
-from grpc.experimental import gevent as grpcs
-grpcs.init_gevent()
 """
 _PROGRAM = """
 import gevent
@@ -44,7 +41,7 @@ with FakeMilvusProcess({"HasPartition": 2.0}) as server:
 
 def test_greenlets_ride_out_a_restart() -> None:
     """Calls wait beside one another, and the server is started by a greenlet while they do."""
-    with Child(_PATCHED + _TOLD + _PROGRAM) as child:
+    with Child(program("integration.md", "gevent") + _PROGRAM) as child:
         child.says("side by side")
         child.says(str([["demo"]] * 5))
         said, errors = child.end()

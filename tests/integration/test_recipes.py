@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,11 +16,10 @@ from pymilvus.grpc_gen import milvus_pb2, schema_pb2
 import milvus_lifecycle as ml
 from tests.flavours import Flavour
 from tests.observe import Call, wait_until
+from tests.pages import program
 from tests.servers import FakeMilvus, RpcFailure, ServedCall, credentials, status
 
 pytestmark = pytest.mark.timeout(90)
-
-PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -34,9 +31,8 @@ def uninstalled() -> Iterator[None]:
 
 def recipe(title: str) -> Any:
     """What the program under that heading defines."""
-    (program,) = re.findall(rf"^## {title}$.*?```python\n(.*?)```", PAGE, re.S | re.M)
     names: dict[str, Any] = {}
-    exec(program, names)
+    exec(program("recipes.md", title), names)
     return SimpleNamespace(**names)
 
 
