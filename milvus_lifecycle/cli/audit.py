@@ -11,7 +11,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, TextIO
@@ -328,13 +328,18 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-@_uncollected()
 def _report(options: argparse.Namespace) -> int:
+    return write_report(options.logs, options.output)
+
+
+@_uncollected()
+def write_report(logs: Sequence[str], output: str) -> int:
+    """Write the page about logs, and say so; returns the exit code of ``audit report``."""
     from ..replay.files import find_sources
     from ..report.page import fold_report, render_page
 
     problems = Problems(limit=200)
-    sources = find_sources(options.logs, problems)
+    sources = find_sources(logs, problems)
     with progress(sources.size, "reading") as on_progress:
         report = fold_report(sources, problems, on_progress)
     if not report.stats.records:
@@ -343,10 +348,10 @@ def _report(options: argparse.Namespace) -> int:
     _complain(one for one in problems.kept if one.kind is Kind.UNREADABLE)
     page = render_page(report).encode()
     try:
-        with open(options.output, "wb") as file:
+        with open(output, "wb") as file:
             file.write(page)
     except OSError as error:
-        print(f"{options.output}: cannot be written: {error.strerror}", file=sys.stderr)
+        print(f"{output}: cannot be written: {error.strerror}", file=sys.stderr)
         return 2
-    print(f"{options.output}: {report.stats.records:,} records, {len(page) / 1e6:.1f} MB")
+    print(f"{output}: {report.stats.records:,} records, {len(page) / 1e6:.1f} MB")
     return 2 if problems.unreadable else 0

@@ -322,6 +322,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_fields_of_the_policy_reach_the_program_and_its_children(tmp_path: Path) -> None:
     """With what the environment says of the other fields."""
     (tmp_path / "app.py").write_text(_CHILD)
