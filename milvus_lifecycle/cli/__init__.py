@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -31,6 +33,7 @@ _EXTRAS = {"msgspec": "audit", "bokeh": "report"}
 #: Subcommand, which is the name of its module here: what it does.
 COMMANDS = {
     "demo": "kill a real server under an unmodified MilvusClient program and watch the connections",
+    "probe": "look at a server step by step: name, TCP, TLS, version, latency",
     "run": "run an unchanged program with its MilvusClients on the engine",
     "diagram": "draw the lifecycle from the table, or from what audit logs say of it",
     "audit": "verify, count, follow and show audit logs",
@@ -44,10 +47,20 @@ class Refused(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (argparse itself exits with 2 on bad usage)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Windows redirects in a code page without arrows: better a question mark than an end.
+        sys.stdout.reconfigure(errors="replace")
     try:
-        return _execute(words)
+        code = _execute(words)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has seen enough (| head). Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Refused as error:
         why = f" {words[0]}: {error}"
     except ImportError as error:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import io
 import json
 import os
 import sys
@@ -42,17 +41,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Run the subcommand that was chosen; returns the exit code."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # Windows redirects in a code page without arrows: better a question mark than an end.
-        sys.stdout.reconfigure(errors="replace")
-    try:
-        code: int = options.audit_execute(options)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        # Whoever read our output has seen enough (| head). Python would complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    code: int = options.audit_execute(options)
+    return code
 
 
 def _add(
