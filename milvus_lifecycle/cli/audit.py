@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from ..replay.findings import LIMIT, NOTES, Kind, Problem, Problems, clean
 from ..table import Trigger
+from . import PROGRAM, Help
 
 if TYPE_CHECKING:
     from ..replay.files import Sources
@@ -48,7 +49,8 @@ def execute(options: argparse.Namespace) -> int:
 def _add(
     children: Commands, name: str, summary: str, execute: Callable[[argparse.Namespace], int]
 ) -> argparse.ArgumentParser:
-    parser = children.add_parser(name, help=summary, description=summary[0].upper() + summary[1:])
+    text = summary[0].upper() + summary[1:]
+    parser = children.add_parser(name, help=summary, description=text, formatter_class=Help)
     parser.set_defaults(audit_execute=execute)
     if name == "tail":
         parser.add_argument("log", metavar="LOG", help="a file, .gz, or - (stdin)")
@@ -144,10 +146,13 @@ def _add_verify(children: Commands) -> None:
     kinds = [str(kind) for kind in Kind if kind is not Kind.UNREADABLE]
     add("--ignore", action="append", default=[], metavar="KIND", choices=kinds, help=ignore)
     add("-q", "--quiet", action="store_true", help="print the last line only")
-    parser.epilog = (
-        "Exit code: 0 legal, 1 violations, 2 no verdict: a file could not be opened, or there is "
-        "no record in any."
-    )
+    parser.epilog = f"""examples:
+  {PROGRAM} audit verify audit.jsonl
+  {PROGRAM} audit verify --jobs 0 'logs/*.jsonl.gz'
+  {PROGRAM} audit verify --ignore foreign-line --quiet app.log
+
+Exit code: 0 legal, 1 violations, 2 no verdict: a file could not be opened, or there is no
+record in any."""
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -214,10 +219,12 @@ def _add_stats(children: Commands) -> None:
     summary = "figures per endpoint: recoveries, time in each state, errors, outages"
     parser = _add(children, "stats", summary, _stats)
     parser.add_argument("--json", action="store_true", help="the figures as one JSON object")
-    parser.epilog = (
-        "Exit code: 0, or 2 if a file could not be opened, or if there are lines and none of them "
-        "is a record."
-    )
+    parser.epilog = f"""examples:
+  {PROGRAM} audit stats audit.jsonl
+  {PROGRAM} audit stats --json audit.jsonl audit.jsonl.1
+
+Exit code: 0, or 2 if a file could not be opened, or if there are lines and none of them is
+a record."""
 
 
 def _stats(options: argparse.Namespace) -> int:
@@ -252,7 +259,14 @@ def _stats(options: argparse.Namespace) -> int:
 
 def _add_tail(children: Commands) -> None:
     summary = "show the last transitions, one line each, and follow the log"
-    add = _add(children, "tail", summary, _tail).add_argument
+    parser = _add(children, "tail", summary, _tail)
+    parser.epilog = f"""examples:
+  {PROGRAM} audit tail -f audit.jsonl
+  {PROGRAM} audit tail --since 2h --trigger give_up audit.jsonl
+
+Exit code: 0, or 2 if the file could not be opened or has no record in it; 130 for the
+Ctrl-C that ends -f."""
+    add = parser.add_argument
     add("-f", "--follow", action="store_true", help="go on as the log grows")
     lines = f"how many lines, or 'all' (default: {LINES}; all with --since)"
     add("-n", "--lines", type=_lines, metavar="N", help=lines)
@@ -299,10 +313,11 @@ def _add_report(children: Commands) -> None:
     summary = "write one HTML page: timeline, outages, diagram, figures"
     parser = _add(children, "report", summary, _report)
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the page to write")
-    parser.epilog = (
-        "Exit code: 0, or 2 if a file could not be opened or the page not written. Without a "
-        "single record there is no page."
-    )
+    parser.epilog = f"""examples:
+  {PROGRAM} audit report audit.jsonl -o report.html
+
+Exit code: 0, or 2 if a file could not be opened or the page not written. Without a single
+record there is no page."""
 
 
 @contextmanager

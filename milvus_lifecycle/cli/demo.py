@@ -33,13 +33,18 @@ _NEEDED_OF_THE_PLATFORM = ((os, "killpg"), (signal, "SIGSTOP"), (socket, "SO_REU
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the demo's options."""
     low, high = OUTAGE_RANGE_S
-    parser.epilog = (
-        "Starts a Milvus Lite server in a temporary folder, runs an unmodified pymilvus program "
-        "against it (insert, search, list; no timeouts), kills the server with SIGKILL in the "
-        "middle of its calls, shows the connections' states live, and ends with a summary. "
-        "Exit code 0: no call failed on the engine (and, in a failover, every write is in the "
-        "database of the server that was the primary)."
-    )
+    parser.epilog = f"""Starts a Milvus Lite server in a temporary folder, runs an unmodified
+pymilvus program against it (insert, search, list; no timeouts), kills the server with SIGKILL
+in the middle of its calls, shows the connections' states live, and ends with a summary.
+
+examples:
+  {PROGRAM} demo --compare
+  {PROGRAM} demo --outages 2 --asyncio --audit demo.jsonl
+  {PROGRAM} demo --failover --report demo.html
+
+Exit code 0: no call failed on the engine (and, in a failover, every write is in the
+database of the server that was the primary); 1: some did; 2: it could not be run; 128 + n:
+ended by signal n."""
     add = parser.add_argument
     outages = (
         f"seconds from each kill to the next start of the server: 1 to {OUTAGES_MOST} numbers from "

@@ -63,7 +63,6 @@ Where = tuple[socket.AddressFamily, Any]
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the subcommand's options."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = f"""examples:
   {PROGRAM} probe http://localhost:19530
   {PROGRAM} probe https://milvus.example.com --ca ca.pem --token-env MILVUS_TOKEN

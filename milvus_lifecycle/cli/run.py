@@ -20,13 +20,20 @@ import milvus_lifecycle
 from ..audit.jsonl import ENVIRONMENT as AUDIT
 from ..errors import ConfigError
 from ..managers import RUN, VARIABLES, choose_policy
-from . import Refused
+from . import PROGRAM, Refused
 
 _BOOTSTRAP = os.path.join(os.path.dirname(os.path.abspath(milvus_lifecycle.__file__)), "bootstrap")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The program and its own arguments."""
+    parser.epilog = f"""examples:
+  {PROGRAM} run app.py --port 8000
+  {PROGRAM} run --audit audit.jsonl --policy recovery_budget=30 -m uvicorn app:app
+
+It is `python app.py` on the engine: exit code, signals and tracebacks are the program's. 2
+before it has started: an option or an environment variable of the engine's cannot be used,
+or pymilvus is missing."""
     add = parser.add_argument
     add("--audit", metavar="FILE", help="write the audit records there, as JSON lines")
     policy = "a field of LifecyclePolicy, such as recovery_budget=30 or linger=none (repeatable)"
