@@ -17,10 +17,11 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import tomllib
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+
+import tomllib
 
 import milvus_lifecycle
 from tests.processes import REPOSITORY

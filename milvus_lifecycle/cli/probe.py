@@ -45,6 +45,7 @@ from ..errors import (
 )
 from ..managers import ConnectionManager
 from ..policy import LifecyclePolicy
+from ..replay.findings import clean
 from ..tls import client_context
 from . import PROGRAM, Refused
 from .audit import Paint
@@ -212,21 +213,22 @@ def in_lines(finding: Finding, paint: Paint) -> Iterator[str]:
         rows += [("", shown.untrusted and f"not trusted here: {shown.untrusted}")]
     rows += [("connect", finding.connect), ("GetVersion", finding.get_version)]
     rows += [("server", finding.server_version)]
-    yield from (f"  {name:<12}{told}" for name, told in rows if told is not None)
+    # What a server says may hold control characters, which a terminal would obey.
+    yield from (f"  {name:<12}{clean(str(told), 500)}" for name, told in rows if told is not None)
     if finding.healthy:
         yield f"{paint('healthy', 'green')}, in {finding.seconds:.1f} s"
     else:
-        yield f"{paint('NOT HEALTHY', 'alarm')}: {finding.problem}"
+        yield f"{paint('NOT HEALTHY', 'alarm')}: {clean(str(finding.problem), 1000)}"
 
 
 def in_a_line(finding: Finding, paint: Paint) -> str:
     """For --watch."""
     if not finding.healthy:
-        return f"{paint('NOT HEALTHY', 'alarm')}  {finding.problem}"
+        return f"{paint('NOT HEALTHY', 'alarm')}  {clean(str(finding.problem), 1000)}"
     assert finding.connect is not None
     assert finding.get_version is not None
     took = f"connect {finding.connect.min:g} ms, GetVersion {finding.get_version.min:g} ms"
-    what = f"{finding.server_version}  {finding.address}  {took}"
+    what = f"{clean(str(finding.server_version))}  {finding.address}  {took}"
     return f"{paint('healthy', 'green')}  {what}"
 
 

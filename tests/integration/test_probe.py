@@ -18,7 +18,7 @@ from typing import Any
 
 import grpc
 import pytest
-from pymilvus.grpc_gen.milvus_pb2 import GetVersionRequest
+from pymilvus.grpc_gen import milvus_pb2
 from pymilvus.grpc_gen.milvus_pb2_grpc import MilvusServiceStub
 
 from milvus_lifecycle.cli import audit, main
@@ -118,6 +118,16 @@ def test_for_a_terminal(
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("\x1b[1;31mNOT HEALTHY\x1b[0m: ")
     assert "connection refused. Nothing listens there" in last
+
+
+def test_a_server_does_not_speak_to_the_terminal(server: FakeMilvus, capsys: Any) -> None:
+    """What it says of itself, or as an error, is shown without its control characters."""
+    version = milvus_pb2.GetVersionResponse(version="v9\x1b[2J\n")
+    server.on("GetVersion", lambda call: version)
+    assert main(["probe", server.uri]) == 0
+    shown = capsys.readouterr().out
+    assert "v9\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}\n" in shown
+    assert "\x1b" not in shown
 
 
 # -- TLS -----------------------------------------------------------------------------------------
@@ -366,7 +376,7 @@ def test_the_variables_mean_what_grpc_makes_of_them(
         monkeypatch.setenv(name, value.replace("PROXY", refusing.address))
     channel = grpc.insecure_channel(f"127.0.0.1:{free_port()}")
     with channel, pytest.raises(grpc.RpcError):
-        MilvusServiceStub(channel).GetVersion(GetVersionRequest(), timeout=10)
+        MilvusServiceStub(channel).GetVersion(milvus_pb2.GetVersionRequest(), timeout=10)
     assert (command.find_proxy("127.0.0.1")[0] is not None) == bool(refusing.asked)
 
 
