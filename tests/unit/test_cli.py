@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 
+import milvus_lifecycle
 from milvus_lifecycle import cli
 
 HELPS = [
@@ -41,12 +41,11 @@ def test_help_has_examples_that_can_be_typed(
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
-    """That of the package that is installed."""
+    """That of the package."""
     with pytest.raises(SystemExit) as ended:
         cli.main(["--version"])
     assert ended.value.code == 0
-    version = importlib.metadata.version("milvus_lifecycle")
-    assert capsys.readouterr().out == f"milvus-lifecycle {version}\n"
+    assert capsys.readouterr().out == f"milvus-lifecycle {milvus_lifecycle.__version__}\n"
 
 
 def test_bash_completes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
