@@ -28,7 +28,7 @@ PROGRAM = "milvus-lifecycle"
 USAGE_ERROR = 2
 INTERRUPTED = 130
 #: Package: the extra that brings it.
-_EXTRAS = {"msgspec": "audit", "bokeh": "report", "shtab": "completion"}
+_EXTRAS = {"msgspec": "audit", "bokeh": "report", "certifi": "global", "shtab": "completion"}
 
 #: Subcommand, which is the name of its module here: what it does.
 COMMANDS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 import subprocess
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 import milvus_lifecycle
 from milvus_lifecycle import cli
+from milvus_lifecycle.cli.audit import Paint
 
 HELPS = [
     "",
@@ -46,6 +48,37 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--version"])
     assert ended.value.code == 0
     assert capsys.readouterr().out == f"milvus-lifecycle {milvus_lifecycle.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("terminal", "variable", "colours"),
+    [(True, None, True), (True, "", True), (True, "1", False), (False, None, False)],
+)
+def test_colours_are_for_terminals(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool, variable: str | None, colours: bool
+) -> None:
+    """And not if NO_COLOR is set to anything but an empty text."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("NO_COLOR", variable)
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: terminal)
+    assert ("\x1b" in Paint.of(stream)("text", "red")) is colours
+
+
+@pytest.mark.parametrize(("package", "extra"), [("certifi", "global"), ("shtab", "completion")])
+def test_what_is_missing_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], package: str, extra: str
+) -> None:
+    """Exit code 2, no traceback."""
+
+    def fail(shell: str) -> str:
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+    monkeypatch.setattr(cli, "_completion", fail)
+    assert cli.main(["--completion", "bash"]) == cli.USAGE_ERROR
+    said = capsys.readouterr().err
+    assert said.endswith(f": this needs {package}: pip install 'milvus_lifecycle[{extra}]'\n")
 
 
 def test_bash_completes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
