@@ -7,7 +7,7 @@ import json
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -33,18 +33,21 @@ from .policy import LifecyclePolicy, parse_timeout
 #: The default of ``install(policy=...)``: fields of LifecyclePolicy, as a JSON object.
 POLICY = "MILVUS_LIFECYCLE_POLICY"
 #: The same, one field each: what is set here holds over that.
-_VARIABLES = {
-    f"MILVUS_LIFECYCLE_{field.name.upper()}": field.name
+VARIABLES = {
+    field.name: f"MILVUS_LIFECYCLE_{field.name.upper()}"
     for field in dataclasses.fields(LifecyclePolicy)
 }
 #: Set by `milvus-lifecycle run`: the environment (sys.prefix) whose programs run on the engine.
 RUN = "MILVUS_LIFECYCLE_RUN"
 
 
-def choose_policy(policy: object) -> LifecyclePolicy | None:
-    """What ``install(policy=...)`` and the environment ask for. Raises ConfigError."""
+def choose_policy(policy: object, given: Mapping[str, str] | None = None) -> LifecyclePolicy | None:
+    """What ``install(policy=...)`` and the environment ask for. Raises ConfigError.
+
+    ``given``: fields of the command line as they were written, which hold over the environment.
+    """
     if policy is None:
-        return _read_policy()
+        return _read_policy(given or {})
     if isinstance(policy, LifecyclePolicy):
         return policy
     raise ConfigError(
@@ -52,21 +55,31 @@ def choose_policy(policy: object) -> LifecyclePolicy | None:
     )
 
 
-def _read_policy() -> LifecyclePolicy | None:
-    text, name = os.environ.get(POLICY, ""), POLICY
-    own = {field: name for name, field in _VARIABLES.items() if os.environ.get(name)}
+def _read_policy(given: Mapping[str, str]) -> LifecyclePolicy | None:
+    text = os.environ.get(POLICY, "")
+    own = {field: name for field, name in VARIABLES.items() if os.environ.get(name)}
+    words = {**{field: os.environ[name] for field, name in own.items()}, **given}
+    own.update(dict.fromkeys(given, "--policy"))
     try:
         fields = {**json.loads(text)} if text else {}
-        for field, name in own.items():
-            fields[field] = json.loads(os.environ[name])
-        name = POLICY  # from here on no text can be unreadable
+        own = {**dict.fromkeys(fields, POLICY), **own}
+        fields.update({field: _read_value(word) for field, word in words.items()})
         return LifecyclePolicy(**fields) if fields or text else None
     except ConfigError as error:
-        name = own.get(error.field) or (POLICY if text else " and ".join(own.values()))
+        # Two that do not fit may be of two places, or one a default.
+        name = own.get(error.field) or " and ".join(dict.fromkeys(own.values()))
         raise ConfigError(f"{name}: {error}", field=error.field) from None
     except (ValueError, TypeError) as error:
-        accepted = "a JSON object of LifecyclePolicy's fields" if name == POLICY else "a number"
-        raise ConfigError(f"{name} is not {accepted}: {error}", field="policy") from None
+        accepted = "a JSON object of LifecyclePolicy's fields"
+        raise ConfigError(f"{POLICY} is not {accepted}: {error}", field="policy") from None
+
+
+def _read_value(word: str) -> object:
+    """A number or None; another word as it is, for LifecyclePolicy to refuse with its own words."""
+    try:
+        return json.loads("null" if word.lower() == "none" else word)
+    except ValueError:
+        return word
 
 
 def hand_on(policy: LifecyclePolicy | None, audit: str | None) -> None:
@@ -75,7 +88,7 @@ def hand_on(policy: LifecyclePolicy | None, audit: str | None) -> None:
         return
     if policy is not None:
         os.environ[POLICY] = json.dumps(dataclasses.asdict(policy))
-        for name in _VARIABLES:
+        for name in VARIABLES.values():
             os.environ.pop(name, None)
     if audit is not None:
         os.environ[AUDIT] = audit

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import argparse
 import gc
-import io
 import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from math import inf
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from ..replay.findings import LIMIT, NOTES, Kind, Problem, Problems, clean
 from ..table import Trigger
+from . import PROGRAM, Help
 
 if TYPE_CHECKING:
     from ..replay.files import Sources
@@ -46,23 +46,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Run the subcommand that was chosen; returns the exit code."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # Windows redirects in a code page without arrows: better a question mark than an end.
-        sys.stdout.reconfigure(errors="replace")
-    try:
-        code: int = options.audit_execute(options)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        # Whoever read our output has seen enough (| head). Python would complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    code: int = options.audit_execute(options)
+    return code
 
 
 def _add(
     children: Commands, name: str, summary: str, execute: Callable[[argparse.Namespace], int]
 ) -> argparse.ArgumentParser:
-    parser = children.add_parser(name, help=summary, description=summary[0].upper() + summary[1:])
+    text = summary[0].upper() + summary[1:]
+    parser = children.add_parser(name, help=summary, description=text, formatter_class=Help)
     parser.set_defaults(audit_execute=execute)
     if name == "tail":
         parser.add_argument("log", metavar="LOG", help="a file, .gz, or - (stdin)")
@@ -158,10 +150,13 @@ def _add_verify(children: Commands) -> None:
     kinds = [str(kind) for kind in Kind if kind is not Kind.UNREADABLE]
     add("--ignore", action="append", default=[], metavar="KIND", choices=kinds, help=ignore)
     add("-q", "--quiet", action="store_true", help="print the last line only")
-    parser.epilog = (
-        "Exit code: 0 legal, 1 violations, 2 no verdict: a file could not be opened, or there is "
-        "no record in any."
-    )
+    parser.epilog = f"""examples:
+  {PROGRAM} audit verify audit.jsonl
+  {PROGRAM} audit verify --jobs 0 'logs/*.jsonl.gz'
+  {PROGRAM} audit verify --ignore foreign-line --quiet app.log
+
+Exit code: 0 legal, 1 violations, 2 no verdict: a file could not be opened, or there is no
+record in any."""
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -228,10 +223,12 @@ def _add_stats(children: Commands) -> None:
     summary = "figures per endpoint: recoveries, time in each state, errors, outages"
     parser = _add(children, "stats", summary, _stats)
     parser.add_argument("--json", action="store_true", help="the figures as one JSON object")
-    parser.epilog = (
-        "Exit code: 0, or 2 if a file could not be opened, or if there are lines and none of them "
-        "is a record."
-    )
+    parser.epilog = f"""examples:
+  {PROGRAM} audit stats audit.jsonl
+  {PROGRAM} audit stats --json audit.jsonl audit.jsonl.1
+
+Exit code: 0, or 2 if a file could not be opened, or if there are lines and none of them is
+a record."""
 
 
 def _stats(options: argparse.Namespace) -> int:
@@ -267,7 +264,14 @@ def _stats(options: argparse.Namespace) -> int:
 
 def _add_tail(children: Commands) -> None:
     summary = "show the last transitions, one line each, and follow the log"
-    add = _add(children, "tail", summary, _tail).add_argument
+    parser = _add(children, "tail", summary, _tail)
+    parser.epilog = f"""examples:
+  {PROGRAM} audit tail -f audit.jsonl
+  {PROGRAM} audit tail --since 2h --trigger give_up audit.jsonl
+
+Exit code: 0, or 2 if the file could not be opened or has no record in it; 130 for the
+Ctrl-C that ends -f."""
+    add = parser.add_argument
     add("-f", "--follow", action="store_true", help="go on as the log grows")
     lines = f"how many lines, or 'all' (default: {LINES}; all with --since)"
     add("-n", "--lines", type=_lines, metavar="N", help=lines)
@@ -320,10 +324,12 @@ def _add_report(children: Commands) -> None:
         "until Ctrl-C"
     )
     where.add_argument("--serve", nargs="?", type=_natural, const=0, metavar="PORT", help=serve)
-    parser.epilog = (
-        "Exit code: 0, or 2 if a file could not be opened or the page not written. Without a "
-        "single record there is no page."
-    )
+    parser.epilog = f"""examples:
+  {PROGRAM} audit report audit.jsonl -o report.html
+  {PROGRAM} audit report audit.jsonl --serve
+
+Exit code: 0, or 2 if a file could not be opened or the page not written. Without a single
+record there is no page."""
 
 
 @contextmanager
@@ -340,7 +346,7 @@ def _uncollected() -> Iterator[None]:
 
 
 @_uncollected()
-def _page(logs: list[str]) -> tuple[bytes, int, Problems]:
+def _page(logs: Sequence[str]) -> tuple[bytes, int, Problems]:
     """The page, of how many records, and what is wrong with them; empty if there is none."""
     from ..replay.files import find_sources
     from ..report.page import fold_report, render_page
@@ -359,16 +365,21 @@ def _page(logs: list[str]) -> tuple[bytes, int, Problems]:
 def _report(options: argparse.Namespace) -> int:
     if options.serve is not None:
         return _serve(options.logs, options.serve)
-    page, records, problems = _page(options.logs)
+    return write_report(options.logs, options.output)
+
+
+def write_report(logs: Sequence[str], output: str) -> int:
+    """Write the page about logs, and say so; returns the exit code of ``audit report``."""
+    page, records, problems = _page(logs)
     if not page:
         return 2
     try:
-        with open(options.output, "wb") as file:
+        with open(output, "wb") as file:
             file.write(page)
     except OSError as error:
-        print(f"{options.output}: cannot be written: {error.strerror}", file=sys.stderr)
+        print(f"{output}: cannot be written: {error.strerror}", file=sys.stderr)
         return 2
-    print(f"{options.output}: {records:,} records, {len(page) / 1e6:.1f} MB")
+    print(f"{output}: {records:,} records, {len(page) / 1e6:.1f} MB")
     return 2 if problems.unreadable else 0
 
 

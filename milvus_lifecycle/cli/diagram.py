@@ -24,10 +24,13 @@ _FORMATS = {".md": "mermaid", ".mmd": "mermaid", ".gv": "dot"} | {f".{it}": it f
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the subcommand's options."""
-    parser.epilog = (
-        "SVG and PNG need the extra milvus_lifecycle[diagram]. Exit codes: 0 done, 1 --check found "
-        "drift, 2 wrong usage, or a file or package is missing."
-    )
+    parser.epilog = f"""examples:
+  {PROGRAM} diagram -o lifecycle.svg
+  {PROGRAM} diagram --audit audit.jsonl -o outage.svg
+  {PROGRAM} diagram --check diagrams
+
+SVG and PNG need the extra milvus_lifecycle[diagram]. Exit codes: 0 done, 1 --check found
+drift, 2 wrong usage, or a file or package is missing."""
     add = parser.add_argument
     add("--format", choices=_WRITERS, help="default: by the suffix of -o FILE, else mermaid")
     logs = "annotate with what these audit logs tell: files, globs, .gz, or - (stdin)"

@@ -119,6 +119,8 @@ def _play_run(
     worker = "task" if options.asyncio else "thread"
     arguments = [f"--workers={options.threads}", *["--asyncio"] * options.asyncio]
     arguments += ["--stock"] * stock
+    if options.audit is not None and not stock:
+        arguments.append(f"--audit={options.audit}")
     seen = Seen(options.threads)
     with contextlib.ExitStack() as stack:
         prefix = "milvus-lifecycle-demo-"

@@ -127,7 +127,7 @@ def _prepare(options: argparse.Namespace, tally: Tally, manager: str) -> None:
         import milvus_lifecycle
 
         policy = milvus_lifecycle.LifecyclePolicy(topology_refresh=TOPOLOGY_REFRESH_S)
-        milvus_lifecycle.install(policy=policy)
+        milvus_lifecycle.install(policy=policy, audit=options.audit)
         getattr(milvus_lifecycle, manager).get_instance().subscribe(
             lambda record: tally.put("record", at=time.monotonic(), record=record.as_dict())
         )
@@ -158,6 +158,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, required=True)
     parser.add_argument("--asyncio", action="store_true")
     parser.add_argument("--stock", action="store_true", help="pymilvus's own connection manager")
+    parser.add_argument("--audit", help="where the engine writes its audit log")
     options = parser.parse_args()
     # stdout is for messages; whatever a library prints goes to stderr instead.
     tally = Tally(os.fdopen(os.dup(1), "w", encoding="utf-8"))

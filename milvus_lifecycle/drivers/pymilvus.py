@@ -45,6 +45,12 @@ def require_supported() -> str:
     return version
 
 
+def load_pymilvus() -> None:
+    """Import it now, which takes most of a second, and not with the first connection."""
+    require_supported()
+    import pymilvus  # noqa: F401
+
+
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 import threading
 import warnings
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from ..audit import stream
 from ..audit.jsonl import audit_path
+from ..audit.logs import warn
 from ..audit.stream import Listener
 from ..config import ConnectionConfig
 from ..drivers.pymilvus import require_supported, untested
@@ -36,6 +38,29 @@ _NO_GEVENT = """gevent has patched this process, but not gRPC: every call will s
 and a server that is away the whole program. Before install():
     from grpc.experimental import gevent
     gevent.init_gevent()"""
+
+#: said once of a process
+_hints = [
+    "this program uses pymilvus's ORM (connections, Collection, utility), which is not on "
+    "milvus_lifecycle: its calls fail when their server restarts; those of MilvusClient and "
+    "AsyncMilvusClient do not"
+]
+
+
+class _Used:
+    """A method, and a hint for the first who asks an object for it.
+
+    Not a function around it: pymilvus's own warning of the method names the line that called it.
+    """
+
+    def __init__(self, method: Any) -> None:
+        self.method = method
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        if instance is not None:
+            with suppress(IndexError):  # it was said
+                warn(_hints.pop())
+        return self.method.__get__(instance, owner)
 
 
 def install(
@@ -174,5 +199,13 @@ def _patch(settings: Settings) -> None:
     )
     for owner, name, replacement in replacements:
         # The class attribute itself: whoever imported the class sees the replacement.
-        _originals.append((owner, name, vars(owner)[name]))
-        setattr(owner, name, classmethod(replacement))
+        _replace(owner, name, classmethod(replacement))
+    orm = getattr(sys.modules.get("pymilvus.orm.connections"), "Connections", None)
+    for name in ("connect", "_fetch_handler"):
+        if _hints and hasattr(orm, name):
+            _replace(orm, name, _Used(vars(orm)[name]))
+
+
+def _replace(owner: Any, name: str, replacement: object) -> None:
+    _originals.append((owner, name, vars(owner)[name]))
+    setattr(owner, name, replacement)

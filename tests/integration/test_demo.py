@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from milvus_lifecycle.cli import main
 
 pytest.importorskip("milvus_lite")
 pytest.importorskip("rich")
@@ -141,10 +145,23 @@ def tmp(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("flavour", [[], ["--asyncio"]], ids=["threads", "asyncio"])
 def test_the_program_rides_through(tmp: Path, flavour: list[str]) -> None:
-    """MilvusClient and AsyncMilvusClient get through an outage without a failed call."""
-    _, figures = run_to_the_end(tmp, "--outages", "0.3", "--threads", "4", *flavour)
+    """MilvusClient and AsyncMilvusClient get through an outage without a failed call. What the
+    engine said of it is kept, if that is asked for, and the next command is named."""
+    audit, report = tmp.parent / "the log.jsonl", tmp.parent / "report.html"
+    keep = ["--report", str(report)] if flavour else ["--audit", str(audit)]
+    said, figures = run_to_the_end(tmp, "--outages", "0.3", "--threads", "4", *flavour, *keep)
     assert figures["ok"] is True
     assert_rode_through(figures["runs"][0], 4)
+    assert audit.exists() != report.exists()
+    if flavour:
+        assert "recovered" in report.read_text()
+        assert f"open {report} in a browser" in said
+        return
+    (told,) = (line for line in said.splitlines() if " audit stats " in line)
+    with redirect_stdout(io.StringIO()):
+        assert main(shlex.split(told)[1:]) == 0
+    recovered = figures["runs"][0]["transitions_by_trigger"]["recovered"]
+    assert audit.read_text().count('"trigger":"recovered"') == recovered
 
 
 @pytest.mark.parametrize(

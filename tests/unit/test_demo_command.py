@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,8 @@ def test_outages_are_seconds(text: str, outages: tuple[float, ...]) -> None:
         "--json=/no/such/folder/figures.json",
         "--json=/",
         "--json=",
+        "--report=/no/such/folder/report.html",
+        "--audit=/",
         "--bogus",
     ],
 )
@@ -68,15 +71,23 @@ def test_a_refusal_says_what_is_accepted(
 
 
 def test_a_json_file_may_exist_already(tmp_path: Path) -> None:
-    """Running the demo twice with the same --json is no mistake."""
+    """Running the demo twice with the same --json is no mistake. An --audit has to be empty."""
     path = tmp_path / "figures.json"
     path.write_text("{}")
-    assert command.parse_json_file(str(path)) == path
+    assert command.parse_file(str(path)) == path
+    with pytest.raises(ArgumentTypeError, match="name a new file"):
+        command.parse_new_file(str(path))
+    path.write_text("")
+    assert command.parse_new_file(str(path)) == path
 
 
 @pytest.mark.parametrize(
     ("missing", "options", "extra"),
-    [("milvus_lite", [], "[demo]"), ("httpx", ["--failover"], "[demo,global]")],
+    [
+        ("milvus_lite", [], "[demo]"),
+        ("httpx", ["--failover"], "[demo,global]"),
+        ("bokeh", ["--report=report.html"], "[demo,report]"),
+    ],
 )
 def test_a_missing_extra_is_named(
     missing: str,
@@ -86,7 +97,7 @@ def test_a_missing_extra_is_named(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Without what a run needs, the demo says what to install instead of failing to import; only
-    a failover needs an HTTP library."""
+    a failover needs an HTTP library, only a report a plotting library."""
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name: None if name == missing else object()
     )
@@ -94,7 +105,7 @@ def test_a_missing_extra_is_named(
     said = capsys.readouterr().err
     assert missing.replace("_", "-") in said
     assert f"milvus-lifecycle{extra}" in said
-    assert (command.find_obstacle() is None) == (missing == "httpx")
+    assert (command.find_obstacle() is None) == bool(options)
 
 
 def test_no_subcommand_prints_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import milvus_lifecycle
+from milvus_lifecycle.cli import main
 from milvus_lifecycle.cli.run import interpreter_flags
 from tests.processes import REPOSITORY
 
@@ -240,6 +241,7 @@ def unsupported(folder: Path) -> dict[str, str]:
         (("--audit", "no/such/folder/a.jsonl"), "", "audit='"),
         ((), '{"linger": -1}', "MILVUS_LIFECYCLE_POLICY: LifecyclePolicy: linger=-1 is not"),
         ((), '{"budget": 1}', "MILVUS_LIFECYCLE_POLICY is not a JSON object of LifecyclePolicy's"),
+        (("--policy", "linger=-1"), "", "--policy: LifecyclePolicy: linger=-1 is not a number of"),
         ((), "[1", "MILVUS_LIFECYCLE_POLICY is not a JSON object of LifecyclePolicy's fields"),
         ((), None, "pymilvus 2.5.0 is not supported"),
     ],
@@ -303,3 +305,44 @@ def test_an_install_of_the_programs_own_has_the_last_word(tmp_path: Path, first:
     (tmp_path / "app.py").write_text(first + _OWN)
     ended = run(tmp_path, "--audit", "audit.jsonl", "app.py")
     assert (ended.errors, ended.lines, ended.code) == ("", ["9", "refused"], 0)
+
+
+_CHILD = """
+import multiprocessing, sys
+def show():
+    import pymilvus
+    from milvus_lifecycle import ConnectionManager
+    policy = ConnectionManager.get_instance()._pool.policy
+    print(policy.recovery_budget, policy.linger, policy.max_age, flush=True)
+if __name__ == "__main__":
+    show()
+    process = multiprocessing.get_context("spawn").Process(target=show)
+    process.start()
+    process.join()
+"""
+
+
+@pytest.mark.slow
+def test_fields_of_the_policy_reach_the_program_and_its_children(tmp_path: Path) -> None:
+    """With what the environment says of the other fields."""
+    (tmp_path / "app.py").write_text(_CHILD)
+    words = ["--policy", "recovery_budget=9", "--policy=linger=none", "app.py"]
+    ended = run(tmp_path, *words, MILVUS_LIFECYCLE_MAX_AGE="60", MILVUS_LIFECYCLE_LINGER="1")
+    assert (ended.errors, ended.lines, ended.code) == ("", ["9 None 60"] * 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("lingr=3", "'lingr=3': LifecyclePolicy has no field 'lingr'; it has idle_threshold, "),
+        ("linger", "'linger' names no value, as in linger=30"),
+    ],
+)
+def test_a_field_that_there_is_not_is_wrong_usage(
+    capsys: pytest.CaptureFixture[str], given: str, said: str
+) -> None:
+    """Said by argparse, as for any other option."""
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "--policy", given, "app.py"])
+    assert ended.value.code == 2
+    assert f"argument --policy: {said}" in capsys.readouterr().err
