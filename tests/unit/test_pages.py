@@ -111,9 +111,10 @@ def test_a_command_means_something(line: str) -> None:
         elif words[:2] == ["python", "-m"]:
             _check_module(words[2], words[3:])
         elif words[0] == "milvus-lifecycle":
-            _check_module(f"milvus_lifecycle.cli.{words[1]}", words[2:])
+            place = "" if words[1].startswith("-") else f".{words[1]}"
+            _check_module(f"milvus_lifecycle.cli{place}", words[1:])
         else:
-            assert words[0] in ("milvus-lite", "lint-imports")
+            assert words[0] in ("milvus-lite", "lint-imports", "opentelemetry-instrument")
 
 
 def _variable(word: str) -> bool:
@@ -156,6 +157,7 @@ def _check_module(name: str, options: list[str]) -> None:
     found = importlib.util.find_spec(name)
     assert found is not None
     main = f"{name}.__main__" if found.submodule_search_locations else name
+    main = name if name == "milvus_lifecycle.cli" else main
     found = importlib.util.find_spec(main)
     assert found is not None
     assert found.origin is not None
