@@ -73,6 +73,7 @@ def test_who_waits_for_a_turn_gives_up_in_time(program: Program, proxy: TcpProxy
     assert all_done(calls, 60)
 
 
+@pytest.mark.slow
 def test_a_connection_that_cannot_recover_holds_up_no_other(
     program: Program, proxy: TcpProxy, server: FakeMilvus
 ) -> None:

@@ -15,9 +15,17 @@ from tests.integration import defects_global, defects_loops, defects_outage, def
 from tests.stock import Kind, run
 
 MODULES = (defects_outage, defects_pool, defects_loops, defects_global)
-#: Those of global clusters wait for fetches of a topology, each for some seconds.
+#: Those of global clusters wait for fetches of a topology, each for some seconds; so do these.
+LONG = (
+    *("d1_restart_under_load_in_a", "d5_a_deadline_is_kept_during_an_outage_in_a"),
+    *("d7_", "d22_", "d28_", "d31_"),
+)
 BODIES = [
-    pytest.param(body, marks=pytest.mark.slow if module is defects_global else (), id=name)
+    pytest.param(
+        body,
+        marks=pytest.mark.slow if module is defects_global or name.startswith(LONG) else (),
+        id=name,
+    )
     for module in MODULES
     for name, body in vars(module).items()
     if "limit" in getattr(body, "__dict__", {})  # what `defect` leaves on a body

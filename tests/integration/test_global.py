@@ -276,6 +276,7 @@ async def test_a_call_that_is_cancelled_fails_nobody_else(
 # -- a first connect that fails --------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_first_connect_without_topology_service_says_so_and_leaves_nothing(
     program: Program, cluster: GlobalCluster
 ) -> None:

@@ -18,7 +18,7 @@ from tests.network import TcpProxy
 from tests.observe import Call, came_true, held, wait_until
 from tests.servers import FakeMilvus
 
-pytestmark = [pytest.mark.timeout(90), pytest.mark.policy(topology_refresh=None)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(90), pytest.mark.policy(topology_refresh=None)]
 
 #: How long (seconds) the service takes to answer.
 DELAY = 2.0

@@ -51,6 +51,7 @@ def path(tmp_path: Path) -> Iterator[Path]:
     milvus_lite.server_manager_instance.release_server(str(chosen))
 
 
+@pytest.mark.slow
 def test_the_first_connect_starts_the_server_and_blocks_nobody(
     program: Program, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -300,6 +300,7 @@ def test_a_server_that_cannot_say(
 # -- how long --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_callers_timeout_holds(
     program: Program, server: FakeMilvus, collections: Collections
 ) -> None:

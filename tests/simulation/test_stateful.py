@@ -24,7 +24,7 @@ from tests.simulation.pools import Pools
 
 #: Examples of each flavour, unless the option says otherwise: in all, and in every run.
 EXAMPLES = 50
-EVERYDAY = 15
+EVERYDAY = 10
 #: ... and those of the day
 FRESH = 100
 Record = Callable[[str, object], None]

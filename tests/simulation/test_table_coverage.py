@@ -57,6 +57,7 @@ def _books(connection: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.search
 def test_every_row_is_travelled(record_property: Record) -> None:
     """The searches of the table's corners take each of its rows at least once."""
     Watch.rows.clear()
