@@ -219,7 +219,10 @@ def _stay_row(stay: Stay, since: datetime, texts: dict[str, int]) -> tuple[objec
 
 
 _INDEX: dict[str, int] = {state: number for number, state in enumerate(STATES)}
-_NUMBERS = ("seq", "generation", "attempt", "clients", "in_flight", "dwell_s", "topology_version")
+_NUMBERS = (
+    *("seq", "generation", "attempt", "clients", "in_flight", "dwell_s", "topology_version"),
+    *("waiting", "waited", "failed"),
+)
 _TEXTS = ("source", "reason", "error_code", "address", "thread_name")
 _COLUMNS = ("start", "state", "merged", "trigger", *_NUMBERS, *_TEXTS)
 _READ = attrgetter("trigger", *_NUMBERS, *_TEXTS)
