@@ -157,8 +157,9 @@ def test_key_of_another_certificate(pki: Pki) -> None:
         load_tls(parse("https://h", **pki.three(client_key_path=str(pki.other_key))))
 
 
-def test_a_key_that_goes_while_it_is_read(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_that_goes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half written, read, and away before the pair is checked: that is no pair, and it is said."""
+    pki = Pki(tmp_path)
     pki.key.write_text("half a key")
     read = tls._read_file
 
