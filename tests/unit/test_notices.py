@@ -167,6 +167,34 @@ def test_one_that_is_back_and_has_no_call_keeps_no_outage_open() -> None:
         assert rig.manager._pool.notices.troubles == {}
 
 
+def test_a_call_that_is_tried_again_and_has_not_waited_yet_is_counted() -> None:
+    """The first channel that failed it was replaced by others before it could wait."""
+    with Told(backoff_jitter=0.0) as rig:
+        client = Client()
+        handler = rig.connected(client)
+        rig.script.plan("rpc", UNAVAILABLE)
+
+        def work() -> None:
+            with pytest.raises(type(UNAVAILABLE)) as raised:
+                handler.rpc()
+            rig.sees(lambda: handler.face.connection.state is State.ACTIVE, "it does not recover")
+            Call(handler.rpc).value(LIMIT)
+            assert handler.face.on_rpc_error(raised.value)
+            rig.script.plan("rpc", UNAVAILABLE)
+            rig.script.hold("register")
+            handler.call()
+
+        call = Call(work)
+        rig.script.wait_held("register")
+        rig.sees(lambda: rig.clock.sleeping() == 1, "the call does not wait")
+        rig.clock.advance(5.0)
+        rig.fails()
+        rig.clock.advance(1.0)
+        rig.script.let_go()
+        call.value(LIMIT)
+        assert rig.told()[1].endswith(": 1 call waited, 0 failed")
+
+
 def test_both_lines_of_a_cluster_that_moves_have_one_address() -> None:
     """Alerts find the two by it."""
     roamer = Roamer()
