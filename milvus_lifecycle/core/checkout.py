@@ -106,7 +106,8 @@ class Checkout:
         """That of an RPC. It ends a moment before the call does: then pymilvus cancels it
         (asyncio), or makes another error of what it gets (threads)."""
         if until is not None and timeout is not None:
-            until -= min(SAY_BEFORE, timeout / 10)
+            # Once a call, however often it is tried again.
+            until = min(until, began + timeout - min(SAY_BEFORE, timeout / 10))
         return cls(pool, began, until)
 
     def obtain(
