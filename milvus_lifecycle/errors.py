@@ -46,7 +46,8 @@ _BOILERPLATE = re.compile(r"^failed to connect to all addresses; last error: (UN
 #: Where gRPC looks for a proxy; the first that is set counts.
 PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
 
-#: What gRPC says of a connect that failed -> what to do about it. ``{proxy}`` is the variable.
+#: What gRPC says of a connect that failed (a pattern) -> what to do about it. ``{proxy}`` is the
+#: variable.
 _ADVICE = (
     ("WRONG_VERSION_NUMBER", "The server speaks plaintext: use http://, or secure=False."),
     (
@@ -63,8 +64,14 @@ _ADVICE = (
         "It was refused by the proxy in {proxy}: if Milvus is to be reached directly, name its "
         "host in no_proxy.",
     ),
-    ("resolving", "The name cannot be resolved: check the URI's host, and DNS."),
-    ("Socket closed", "Check that Milvus listens there; if it wants TLS, use https://."),
+    (
+        "UNAVAILABLE: errors resolving",
+        "The name cannot be resolved: check the URI's host, and DNS.",
+    ),
+    (
+        "UNAVAILABLE: .*Socket closed",
+        "Check that Milvus listens there; if it wants TLS, use https://.",
+    ),
 )
 
 REPLICATE_VIOLATION_MARK = "STREAMING_CODE_REPLICATE_VIOLATION"
@@ -181,7 +188,7 @@ class LifecycleError(Exception):
         """What to do, by the cause if that is known to tell."""
         variable = next((name for name in PROXY_VARIABLES if os.environ.get(name)), "")
         for sign, advice in _ADVICE:
-            if sign in cause:
+            if re.search(sign, cause):
                 return advice.format(proxy=variable)
         if variable and "remote host" in cause:
             return f"{self.advice} gRPC goes through the proxy in {variable}.".strip()

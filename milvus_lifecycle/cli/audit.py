@@ -385,23 +385,25 @@ def write_report(logs: Sequence[str], output: str) -> int:
 
 def _serve(logs: list[str], port: int) -> int:
     """Show the page of a log that grows, until Ctrl-C; nobody but this machine's users sees it."""
-    from http.server import BaseHTTPRequestHandler, HTTPServer
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             page = _page(logs)[0] or b"<!doctype html><title>No record yet</title>No record yet."
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html; charset=utf-8")
-            self.send_header("Content-Length", str(len(page)))
-            self.send_header("Refresh", str(REFRESH))
-            self.end_headers()
-            self.wfile.write(page)
+            with suppress(ConnectionError):  # it may be gone: the page took a while
+                self.send_response(200)
+                self.send_header("Content-Type", "text/html; charset=utf-8")
+                self.send_header("Content-Length", str(len(page)))
+                self.send_header("Refresh", str(REFRESH))
+                self.end_headers()
+                self.wfile.write(page)
 
         def log_message(self, *args: object) -> None:
             """Not a line for each look."""
 
     try:
-        server = HTTPServer(("127.0.0.1", port), Handler)
+        # With threads: a browser opens connections that it does not use yet.
+        server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     except (OSError, OverflowError) as error:
         print(f"--serve {port}: cannot listen at 127.0.0.1:{port}: {error}", file=sys.stderr)
         return 2

@@ -343,8 +343,8 @@ class _Steps:
             found: Any = _begin(resolve)(self.left)
         except TimeoutError:
             _fail(f"{host}: DNS does not answer within {self.timeout:g} s", "Check the resolver.")
-        except OSError as error:
-            why = error.strerror or "it cannot be resolved"
+        except (OSError, UnicodeError) as error:  # a label that is longer than DNS has them
+            why = getattr(error, "strerror", None) or "it cannot be resolved"
             advice = "Check how it is spelt, and DNS (in Kubernetes: the namespace of the service)."
             _fail(f"{host} has no address: {why}", advice)
         return [(family, place) for family, _, _, _, place in found][:_ADDRESSES_MOST]

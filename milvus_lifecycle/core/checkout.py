@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from functools import partial
 from math import inf
 from typing import Any
@@ -105,7 +106,8 @@ class Checkout:
         """That of an RPC. It ends a moment before the call does: then pymilvus cancels it
         (asyncio), or makes another error of what it gets (threads)."""
         if until is not None and timeout is not None:
-            until -= min(SAY_BEFORE, timeout / 10)
+            # Once a call, however often it is tried again.
+            until = min(until, began + timeout - min(SAY_BEFORE, timeout / 10))
         return cls(pool, began, until)
 
     def obtain(
@@ -155,7 +157,7 @@ class Checkout:
         A connection that close_all, linger or a failed reconnect in a child closed is looked up
         again or created anew, for the handler that the client already has.
         """
-        self.counted = face.retries(self.began) > 0
+        self.counted = face.waited(self.began)
         while True:
             connection = face.connection
             if connection.state is State.CLOSED:
@@ -171,7 +173,8 @@ class Checkout:
                 raise DeadlineExceeded(address=connection.address, elapsed=now - self.began)
             binding = connection.lifecycle.enter(rpc, now, trusted=True)
             if binding is not None:
-                return Start(connection, binding, rpc, now, self.began, self.until, timeout)
+                start = Start(connection, binding, rpc, now, self.began, self.until, timeout)
+                return replace(start, waited=self.counted)
             if connection.lifecycle.flight is None and connection.state is not State.CLOSED:
                 yield self._no_worker(connection)
 

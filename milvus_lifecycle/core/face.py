@@ -76,6 +76,8 @@ class Start:
     timeout: float | None
     #: what it ended with
     failure: FailureSummary | None = None
+    #: has its call been counted among those that waited in an outage?
+    waited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,8 @@ class _Call:
     noted_at: float
     #: how often it has been tried again
     retries: int
+    #: has it been counted among those that waited?
+    waited: bool
     #: its next RPC has started
     taken: bool = False
 
@@ -250,7 +254,7 @@ class Face:
             raise UnavailableError(f"no channel to {life.address} is in use now")
         return Start(self.connection, binding, _ENDED, 0.0, 0.0, timeout, timeout)
 
-    def expect_retry(self, start: Start) -> None:
+    def expect_retry(self, start: Start, *, waited: bool = False) -> None:
         """The decorator will retry this call: its next RPC gets only what is left.
 
         Raises DeadlineExceeded if nothing worth a retry is left.
@@ -264,13 +268,20 @@ class Face:
                 last_error=shown(start.connection.lifecycle.last_failure),
             )
         retries = self.retries(start.began) + 1
-        _call.set(_Call(id(self), start.began, start.until, start.timeout, now, retries))
+        waited = waited or start.waited or self.waited(start.began)
+        _call.set(_Call(id(self), start.began, start.until, start.timeout, now, retries, waited))
 
     def retries(self, began: float) -> int:
         """How often the call that began then was tried again before."""
         call = _call.get()
         known = call is not None and call.face == id(self) and call.began == began
         return call.retries if call is not None and known else 0
+
+    def waited(self, began: float) -> bool:
+        """Has the call that began then been counted among those that waited?"""
+        call = _call.get()
+        known = call is not None and call.face == id(self) and call.began == began
+        return call is not None and known and call.waited
 
     def pause(self, start: Start) -> float:
         """For how long the decorator will pause if it is told to retry the call of ``start``."""

@@ -7,7 +7,7 @@ no more than these two: what all of them go through is one outage to whoever is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..audit.records import WARNING
 from ..audit.stream import Audit, Emission
@@ -31,14 +31,29 @@ _CAUSES = {
 
 @dataclass(slots=True, eq=False)
 class _Trouble:
-    """What the connections to one address go through at the same time."""
+    """What the connections to one address go through at the same time, and since when."""
 
+    began: float
     #: by connection id: those that are out of service, and the outages of all that were
     down: dict[str, Lifecycle] = field(default_factory=dict)
     outages: dict[str, Outage] = field(default_factory=dict)
+    #: how often each had flapped before: an outage may outlast what people were told of it
+    flaps: dict[str, int] = field(default_factory=dict)
     #: what was made to be told, and has the first of it been queued?
     made: dict[str, Emission] = field(default_factory=dict)
     told: bool = False
+
+    def over(self, now: float) -> bool:
+        """A call has succeeded: are all the others back, too? One that has no call yet that says so
+        is, once it has been in service for a while."""
+        return all(
+            life.flight is None
+            and not life.suspect
+            and life.state in (State.ACTIVE, State.IDLE)
+            and now - life.state_since >= NOTICE_AFTER
+            and self.outages[life.id].flaps == self.flaps[life.id]
+            for life in list(self.down.values())
+        )
 
 
 def _calls(count: int, did: str) -> str:
@@ -63,15 +78,16 @@ class Notices:
         """A connection has taken a step: is there something to be told?"""
         address, outage = life.config.address, life.outage
         if outage is not None and life.state is not State.CLOSED:
-            trouble = self.troubles.setdefault(address, _Trouble())
+            trouble = self.troubles.setdefault(address, _Trouble(now))
             trouble.outages[life.id], trouble.down[life.id] = outage, life
+            trouble.flaps.setdefault(life.id, outage.flaps)
             if not trouble.told:
                 trouble.told = self._tell_beginning(trouble, life, outage, now)
-            return
-        ours = self.troubles.get(address)
-        if ours is not None and life.id in ours.outages:
+        # Asked anew: it may have ended since, and whoever ended it may have looked before that.
+        closed, ours = life.state is State.CLOSED, self.troubles.get(address)
+        if ours is not None and life.id in ours.outages and (closed or life.outage is None):
             ours.down.pop(life.id, None)
-            if not ours.down:
+            if not ours.down or (not closed and ours.over(now)):
                 if ours.told:
                     self._tell_end(ours, life, now)
                 self.troubles.pop(address, None)
@@ -79,8 +95,8 @@ class Notices:
     def _tell_beginning(
         self, trouble: _Trouble, life: Lifecycle, outage: Outage, now: float
     ) -> bool:
-        age = now - outage.began
-        if not (outage.given_up or outage.flaps or age >= NOTICE_AFTER):
+        age, flaps = now - trouble.began, outage.flaps > trouble.flaps[life.id]
+        if not (outage.given_up or flaps or age >= NOTICE_AFTER):
             return False
         down, budget = list(trouble.down.values()), life.policy.recovery_budget
         flights = [each.flight for each in down]
@@ -92,7 +108,7 @@ class Notices:
             what = "the server refuses this client, and waiting does not mend that"
         elif outage.given_up:
             what = f"no channel within recovery_budget ({budget:g} s); each call tries again"
-        elif outage.flaps:
+        elif flaps:
             what = "the server accepts connections and fails every call"
         elif waiting or failed:
             kind = Failure.OTHER if failure is None else failure.kind
@@ -112,7 +128,7 @@ class Notices:
 
     def _tell_end(self, trouble: _Trouble, life: Lifecycle, now: float) -> None:
         outages = list(trouble.outages.values())
-        age = now - min(outage.began for outage in outages)
+        age = now - trouble.began
         tries = sum(outage.attempts + outage.landings for outage in outages)
         waited = sum(outage.waited for outage in outages)
         failed = sum(outage.failed for outage in outages)
@@ -128,5 +144,7 @@ class Notices:
     def _tell(self, trouble: _Trouble, life: Lifecycle, news: str, what: str, age: float) -> None:
         with life.lock, life.section:
             record = record_outage(life, news, what, age, trouble.outages[life.id])
+            if "down" in trouble.made:  # of a global cluster that has moved, too
+                record = replace(record, address=trouble.made["down"].record.address)
             self._audit.queue(trouble.made.setdefault(news, Emission(record, WARNING)))
         self._audit.serve()

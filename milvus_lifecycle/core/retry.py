@@ -25,11 +25,13 @@ class Retry:
         self.face = face
         self.pool = face.pool
         self.clock = face.pool.seams.clock
+        #: has the call been counted among those that waited?
+        self.waited = False
 
     def ask(self, error: Exception) -> Procedure[bool]:
         """The retry decorator asks whether to retry: waits until a retry makes sense."""
         start, now = stamp_of(error), self.clock()
-        first = None if start is None else start.began
+        self.waited = start is not None and (start.waited or self.face.waited(start.began))
         failure = start.failure if start is not None else None
         if start is not None and failure is not None:
             # The budget is for waiting. A call may have run for longer than that when its server
@@ -50,9 +52,9 @@ class Retry:
                 return False  # nor is anything made of it: it is its caller's
             start, told = None if status is None else status.start, False
             failure = summarize(error)
-        handled = yield from self._settle(start, failure, told, first)
+        handled = yield from self._settle(start, failure, told)
         if handled and start is not None:
-            self.face.expect_retry(start)
+            self.face.expect_retry(start, waited=self.waited)
         return handled
 
     def _later(self, status: Status | None) -> bool:
@@ -71,9 +73,7 @@ class Retry:
         self.face.expect_retry(start)
         return True
 
-    def _settle(
-        self, start: Start | None, failure: FailureSummary, told: bool, first: float | None
-    ) -> Procedure[bool]:
+    def _settle(self, start: Start | None, failure: FailureSummary, told: bool) -> Procedure[bool]:
         connection, generation, began, until = self.face.connection, None, self.clock(), None
         if start is not None:
             connection, began, until = start.connection, start.began, start.until
@@ -90,8 +90,9 @@ class Retry:
         if not told or (life.flight is None and life.state is not State.ACTIVE):
             self.pool.step(connection, Trigger.FAIL, failure=failure, generation=generation)
         caller = Checkout(self.pool, began, until)
-        caller.counted = first is not None and self.face.retries(first) > 0
+        caller.counted = self.waited
         yield from caller.ride_out(connection)
+        self.waited = caller.counted
         return True
 
     def _wait_loaded(self, status: Status) -> Procedure[bool]:

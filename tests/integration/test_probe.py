@@ -196,6 +196,10 @@ def test_a_name_without_an_address(probe: Probe, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(socket, "getaddrinfo", nothing)
     problem = probe("http://milvus.example:19530")["problem"]
     assert problem.startswith("milvus.example has no address: Name or service not known. Check how")
+    monkeypatch.undo()
+    label = "a" * 64  # DNS has 63
+    problem = probe(f"http://{label}.example:19530")["problem"]
+    assert problem.startswith(f"{label}.example has no address: it cannot be resolved. Check how")
 
 
 @pytest.fixture

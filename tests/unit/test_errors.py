@@ -256,3 +256,13 @@ def test_plain_text_is_left_alone() -> None:
     """Redaction costs no ordinary message its meaning."""
     text = "connection refused at ipv4:127.0.0.1:19530 (errno 111): see https://milvus.io/docs"
     assert redact(text) == text
+
+
+@pytest.mark.parametrize("told", ["failed while resolving the user", "Socket closed"])
+def test_the_advice_is_of_the_cause(told: str) -> None:
+    """What gRPC says of a connect that failed may be a word of the server's, too."""
+    last = FakeRpcError(grpc.StatusCode.UNAUTHENTICATED, told)
+    refused = PermanentFailure(address="home:19530", last_error=last)
+    assert str(refused).endswith(PermanentFailure.advice)
+    lost = FakeRpcError(grpc.StatusCode.UNAVAILABLE, f"errors resolving home: {told}")
+    assert "The name cannot be resolved" in str(ConnectFailed(last_error=lost))

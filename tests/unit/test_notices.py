@@ -9,11 +9,12 @@ import pytest
 
 from milvus_lifecycle import ConnectionConfig
 from milvus_lifecycle.audit.logs import ApplicationLog
+from milvus_lifecycle.core.notices import NOTICE_AFTER
 from milvus_lifecycle.errors import RecoveryExhausted
 from milvus_lifecycle.table import State
 from milvus_lifecycle.testing import rpc_error
 from tests.observe import Call, Client, LogLines
-from tests.rigs import Rig
+from tests.rigs import Rig, Roamer, Signpost
 
 LIMIT = 20.0
 UNAVAILABLE = rpc_error("UNAVAILABLE")
@@ -138,6 +139,96 @@ def test_connections_to_one_address_are_one_outage() -> None:
         assert "for 5.0 s; 2 calls wait; 2 connections: " in down
         assert "2 calls waited, 0 failed; 2 connections" in back
         assert back.startswith("back: after 6.0 s and ")
+
+
+def test_one_that_is_back_and_has_no_call_keeps_no_outage_open() -> None:
+    """The address is back with the calls of the others, and their next outage is told of, too."""
+    with Told(backoff_jitter=0.0) as rig:
+        one, client = rig.connected(Client()), Client()
+        config = ConnectionConfig.from_uri("http://home:19530", token="an:other")
+        idle = rig.manager.get_or_create(config, client=client)
+        rig.script.plan("rpc", UNAVAILABLE)
+        with pytest.raises(type(UNAVAILABLE)):
+            idle.rpc()
+        for _ in range(2):
+            (call,) = rig.waits(one)
+            rig.clock.advance(5.0)
+            rig.fails()
+            rig.clock.advance(1.0)
+            rig.script.let_go()
+            call.value(LIMIT)
+            rig.sees(lambda: idle.face.connection.state is State.ACTIVE, "it does not recover")
+            rig.clock.advance(NOTICE_AFTER)
+            one.call()
+        told = rig.told()
+        assert [line[:5] for line in told] == ["down:", "back:", "down:", "back:"]
+        assert told[3].startswith("back: after 6.0 s ")
+        idle.call()
+        assert rig.manager._pool.notices.troubles == {}
+
+
+def test_a_call_that_is_tried_again_and_has_not_waited_yet_is_counted() -> None:
+    """The first channel that failed it was replaced by others before it could wait."""
+    with Told(backoff_jitter=0.0) as rig:
+        client = Client()
+        handler = rig.connected(client)
+        rig.script.plan("rpc", UNAVAILABLE)
+
+        def work() -> None:
+            with pytest.raises(type(UNAVAILABLE)) as raised:
+                handler.rpc()
+            rig.sees(lambda: handler.face.connection.state is State.ACTIVE, "it does not recover")
+            Call(handler.rpc).value(LIMIT)
+            assert handler.face.on_rpc_error(raised.value)
+            rig.script.plan("rpc", UNAVAILABLE)
+            rig.script.hold("register")
+            handler.call()
+
+        call = Call(work)
+        rig.script.wait_held("register")
+        rig.sees(lambda: rig.clock.sleeping() == 1, "the call does not wait")
+        rig.clock.advance(5.0)
+        rig.fails()
+        rig.clock.advance(1.0)
+        rig.script.let_go()
+        call.value(LIMIT)
+        assert rig.told()[1].endswith(": 1 call waited, 0 failed")
+
+
+def test_both_lines_of_a_cluster_that_moves_have_one_address() -> None:
+    """Alerts find the two by it."""
+    roamer = Roamer()
+    with Told(roamer, backoff_jitter=0.0) as rig:
+        handler = rig.connected(Client())
+        (call,) = rig.waits(handler)
+        rig.clock.advance(5.0)
+        rig.fails()
+        roamer.where, roamer.target = Signpost(rig.script, "away:19530"), "away:19530"
+        rig.clock.advance(1.0)
+        rig.script.let_go()
+        call.value(LIMIT)
+        rig.sees(lambda: handler.face.connection.address == "away:19530", "it does not move")
+        rig.sees(lambda: handler.face.connection.lifecycle.flight is None, "it goes on moving")
+        handler.call()
+        down, back = rig.told()
+        assert (down[:5], back[:5]) == ("down:", "back:")
+
+
+def test_a_connection_that_closes_while_it_is_looked_at_is_forgotten() -> None:
+    """Else nothing of its address would be told of any more."""
+    with Told() as rig:
+        rig.waits(rig.connected(Client()))
+        pool = rig.manager._pool
+        (connection,) = pool.registry.all()
+
+        class Meanwhile(dict[str, Any]):
+            def setdefault(self, *item: Any) -> Any:
+                rig.manager.close_all()
+                return super().setdefault(*item)
+
+        pool.notices.troubles = Meanwhile()
+        pool.notices.look(connection.lifecycle, rig.clock.seams().clock())
+        assert pool.notices.troubles == {}
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,8 @@ def test_a_live_log_is_served(tmp_path: Path) -> None:
         try:
             assert served.stdout is not None
             uri = served.stdout.readline().split()[0]
+            # Browsers open connections that they do not use yet.
+            idle = socket.create_connection(("127.0.0.1", int(uri.rstrip("/").rpartition(":")[2])))
             for outages in ("No outage in this log.", "lost its connection"):
                 with urllib.request.urlopen(uri, timeout=30) as answer:
                     assert answer.headers["Refresh"] == "10"
@@ -126,6 +128,7 @@ def test_a_live_log_is_served(tmp_path: Path) -> None:
         finally:
             served.send_signal(signal.SIGINT)
         assert served.wait(30) == 0
+        idle.close()
 
 
 def test_a_port_that_is_taken_is_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
