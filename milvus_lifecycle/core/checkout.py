@@ -43,8 +43,6 @@ VERDICT_GRACE = 0.5
 #: A checkout may take this long (seconds) however short its timeout is: pymilvus leaves it to gRPC
 #: whether a connect with a timeout of 0 succeeds (here 38 of 40 did). A connect takes 3 to 14 ms.
 SHORTEST_CHECKOUT = 0.2
-#: So long (seconds) before a call's deadline the engine says why it was not served.
-SAY_BEFORE = 0.05
 #: Gap (seconds) between two tries of a caller whose flights cannot even be started.
 NO_WORKER_PAUSE = 0.1
 
@@ -97,17 +95,6 @@ class Checkout:
         """A checkout that begins now and may take ``timeout`` seconds."""
         began = pool.seams.clock()
         until = None if timeout is None else began + max(timeout, SHORTEST_CHECKOUT)
-        return cls(pool, began, until)
-
-    @classmethod
-    def of_rpc(
-        cls, pool: Pool, began: float, until: float | None, timeout: float | None
-    ) -> Checkout:
-        """That of an RPC. It ends a moment before the call does: then pymilvus cancels it
-        (asyncio), or makes another error of what it gets (threads)."""
-        if until is not None and timeout is not None:
-            # Once a call, however often it is tried again.
-            until = min(until, began + timeout - min(SAY_BEFORE, timeout / 10))
         return cls(pool, began, until)
 
     def obtain(

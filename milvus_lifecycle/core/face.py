@@ -21,6 +21,7 @@ from ..errors import (
     DeadlineExceeded,
     Failure,
     FailureSummary,
+    LifecycleError,
     RpcSummary,
     error_code,
     not_up,
@@ -156,6 +157,18 @@ class UnavailableError(RpcSummary, grpc.Call, GrpcFuture):
 
     def add_done_callback(self, fn: Any) -> None:
         fn(self)
+
+
+class Refused(UnavailableError):
+    """An RPC that cannot begin, as an error of gRPC's.
+
+    Of a MilvusException whose time is up pymilvus's retry decorator makes another one; of gRPC's it
+    asks ``on_rpc_error`` first, which raises what this one carries.
+    """
+
+    def __init__(self, reason: LifecycleError) -> None:
+        super().__init__(str(reason.args[0]))
+        self.reason = reason
 
 
 def _factory(kind: str) -> Any:

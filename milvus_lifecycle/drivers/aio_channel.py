@@ -14,7 +14,7 @@ import grpc.aio
 
 from ..core.checkout import Checkout, hoping
 from ..core.connection import ManagedConnection
-from ..core.face import TELEMETRY, Face, Start, Status, UnavailableError
+from ..core.face import TELEMETRY, Face, Refused, Start, Status, UnavailableError
 from ..core.pool import FACE, Pool
 from ..core.requests import Procedure
 from ..core.retry import Retry
@@ -24,6 +24,9 @@ from ..policy import parse_timeout
 from .rpc import Method
 
 T = TypeVar("T")
+
+#: So long (seconds) before a call's deadline the engine says why it was not served.
+SAY_BEFORE = 0.05
 
 
 class AsyncDriver(Protocol):
@@ -114,7 +117,11 @@ class AsyncLifecycleChannel(Face, grpc.aio.Channel):
                 timeout = parse_timeout(timeout)
             start, began, until = self.quick(rpc, timeout)
             if start is None:
-                checkout = Checkout.of_rpc(self.pool, began, until, timeout)
+                if until is not None and timeout is not None:
+                    # pymilvus cancels the call at its deadline: its caller would learn nothing.
+                    # Once a call, however often it is tried again.
+                    until = min(until, began + timeout - min(SAY_BEFORE, timeout / 10))
+                checkout = Checkout(self.pool, began, until)
                 return await self._driver.drive(checkout.admit(self, rpc, timeout))
             return start
         except LifecycleError as error:
@@ -234,8 +241,11 @@ class _UnaryUnary(Method[AsyncLifecycleChannel]):
     async def __call__(
         self, request: Any, *, timeout: float | None = None, metadata: Any = None, **options: Any
     ) -> Any:
-        face = await self._face.here(timeout)
-        start = await face.begin(timeout)
+        try:
+            face = await self._face.here(timeout)
+            start = await face.begin(timeout)
+        except LifecycleError as error:
+            raise Refused(error) from None
         wire = start.binding.wire
         rpc, failure = start.rpc, None
         try:

@@ -176,8 +176,8 @@ class ThreadsDriver:
     def reschedule(self) -> None:
         keeper = self._keeper
         if keeper is not None and keeper.is_alive():
-            if keeper is not threading.current_thread():
-                self._mailbox.put(look)
+            # Itself, too: a finalizer may plan on its thread, after it has read what is next.
+            self._mailbox.put(look)
             return
         if self._keeper_lock._is_owned():  # type: ignore[attr-defined]
             self._mailbox.put(look)  # a finalizer sets a timer while this thread starts the keeper

@@ -10,7 +10,7 @@ import grpc
 
 from ..core.checkout import Checkout
 from ..core.connection import ManagedConnection
-from ..core.face import TELEMETRY, Face, GrpcFuture, Start, UnavailableError
+from ..core.face import TELEMETRY, Face, GrpcFuture, Refused, Start, UnavailableError
 from ..core.pool import Pool
 from ..core.requests import Procedure
 from ..core.retry import Retry
@@ -39,7 +39,7 @@ class LifecycleChannel(Face, grpc.Channel):
                 timeout = parse_timeout(timeout)
             start, began, until = self.quick(rpc, timeout)
             if start is None:
-                checkout = Checkout.of_rpc(self.pool, began, until, timeout)
+                checkout = Checkout(self.pool, began, until)
                 start = self._drive(checkout.admit(self, rpc, timeout))
             return start
         except LifecycleError as error:
@@ -106,7 +106,10 @@ class _UnaryUnary(Method[LifecycleChannel]):
         self, request: Any, timeout: float | None = None, metadata: Any = None, **options: Any
     ) -> tuple[Any, grpc.Call]:
         face = self._face
-        start = face.begin(timeout)
+        try:
+            start = face.begin(timeout)
+        except LifecycleError as error:
+            raise Refused(error) from None
         try:
             target, remaining, sent = self.prepare(start, metadata)
             response, call = target.with_call(request, timeout=remaining, metadata=sent, **options)

@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 
 from ..core.connection import ManagedConnection
+from ..core.face import Refused
 from ..core.facts import Located
 from ..core.readiness import Collection, LoadState
 from ..core.requests import Open
@@ -214,7 +215,10 @@ class FakeHandler:
 
     def rpc(self, request: Any = None, timeout: float | None = None) -> Any:
         """One RPC. Raises grpc.RpcError or LifecycleError."""
-        return self._method(request, timeout=timeout)
+        try:
+            return self._method(request, timeout=timeout)
+        except Refused as refused:
+            raise refused.reason from None
 
     def call(self, request: Any = None, timeout: float | None = None) -> Any:
         """An RPC that is retried, as pymilvus's decorator does, while the engine says so."""
@@ -235,7 +239,10 @@ class AsyncFakeHandler:
 
     async def rpc(self, request: Any = None, timeout: float | None = None) -> Any:
         """One RPC; see ``FakeHandler.rpc``."""
-        return await self._method(request, timeout=timeout)
+        try:
+            return await self._method(request, timeout=timeout)
+        except Refused as refused:
+            raise refused.reason from None
 
     async def call(self, request: Any = None, timeout: float | None = None) -> Any:
         """An RPC with retries; see ``FakeHandler.call``."""

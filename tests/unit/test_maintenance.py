@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import threading
 import weakref
 from typing import Any
 
@@ -256,6 +257,25 @@ def test_a_job_that_raises_does_not_stop_time() -> None:
         rig.manager._driver.post(lambda: done.append("next"))
         rig.sees(lambda: done, "the timekeeper has ended")
         assert ["of a strategy" in record.getMessage() for record in lines.records] == [True]
+
+
+def test_what_a_finalizer_plans_while_the_timekeeper_looks_at_the_schedule_is_done() -> None:
+    """The collector may run it on that very thread, when the time of the next job is read."""
+    done = threading.Event()
+    with Rig() as rig:
+        rig.connected()
+        pool, look_at = rig.manager._pool, rig.manager._pool.maintenance.schedule.next_due
+
+        def interrupted() -> float | None:
+            due = look_at()
+            if threading.current_thread() is rig.manager._driver._keeper:
+                pool.maintenance.schedule.next_due = look_at  # type: ignore[method-assign]
+                pool.maintenance.plan(rig.clock(), done.set)
+            return due
+
+        pool.maintenance.schedule.next_due = interrupted  # type: ignore[method-assign]
+        rig.manager._driver.post(lambda: None)
+        assert done.wait(20)
 
 
 def test_a_place_that_was_found_is_told_to_the_strategy() -> None:

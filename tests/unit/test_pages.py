@@ -189,7 +189,8 @@ def test_a_command_of_ours_runs(line: str, tmp_path: Path) -> None:
         write_log(tmp_path / name, merged(story))
     for name in ("app.py", "module.py"):
         (tmp_path / name).write_text("import pymilvus, sys\nprint(sys.argv[1:], flush=True)")
-    said = [_filled_in(word.strip("[]")) for word in LINES[line][1:] if word != "...]"]
+    words = itertools.takewhile(lambda word: word != ">", LINES[line][1:])
+    said = [_filled_in(word.strip("[]")) for word in words if word != "...]"]
     process = subprocess.Popen(
         [sys.executable, "-m", "milvus_lifecycle", *said],
         cwd=tmp_path,

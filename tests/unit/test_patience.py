@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import milvus_lifecycle as ml
-from milvus_lifecycle.core.checkout import Checkout, hoping
+from milvus_lifecycle.core.checkout import hoping
 from milvus_lifecycle.core.recovery import Recovery
 from milvus_lifecycle.core.retry import Retry
 from milvus_lifecycle.core.wire import Rpc
@@ -193,12 +193,3 @@ def test_members_are_filled_part_and_take_over() -> None:
         rig.sees(lambda: len(handler.face.members) == 2, "the successor has no members")
         assert handler.face.connection is not first
         assert CONFIG.key == handler.face.connection.config.key
-
-
-def test_a_call_that_is_tried_again_loses_its_last_moment_once() -> None:
-    """However often it has to wait: the moment in which its error is made is one."""
-    with Rig() as rig:
-        pool = rig.manager._pool
-        first = Checkout.of_rpc(pool, 10.0, 12.0, 2.0)
-        again = Checkout.of_rpc(pool, 10.0, first.until, 2.0)
-        assert first.until == again.until == pytest.approx(11.95)
