@@ -194,7 +194,9 @@ class Checkout:
                 connection = self.pool.register(self.pool.renew(old, face))
             usable = yield from anew.check_out(connection, caller)
             # Those who hold the old one now: somebody may have let go while this call waited.
-            heirs = [holder for each in closed for holder in each.leases.holders()]
+            # Clients only: a call that waits there gives its lease back there.
+            holders = [holder for each in closed for holder in each.leases.holders()]
+            heirs = [holder for holder in holders if not isinstance(holder, _Caller)]
             added = [heir for heir in heirs if not connection.leases.is_held_by(heir)]
             if usable and all(connection.lease(heir) for heir in added):
                 break

@@ -267,8 +267,8 @@ def check_call(
     # Without a limit of its own a call may run, fail and be waited for again and again.
     if limit is not None and took > limit + VERDICT_GRACE + slack + 1e-6:
         raise Broken(9, f"the {what} of {actor.name} took {took:g} s of {limit:g} s")
-    # Less of it where a recovery has given up.
-    budget = min((c.lifecycle.budget(world.kernel.now) for c in world.connections), default=budget)
+    # Less of it where a recovery has given up, at some time of the call.
+    budget = min([budget, least_budget(world), *world.least_since(began)])
     least = budget if limit is None else min(limit, budget)
     if isinstance(error, RecoveryExhausted) and took < least - 1e-6:
         raise Broken(9, f"RecoveryExhausted after {took:g} s of {least:g} s")
@@ -289,6 +289,12 @@ def check_call(
     closed = any(c.state is State.CLOSED for c in world.connections)
     if isinstance(error, ConnectionClosed) and not closed:
         raise Broken(9, "ConnectionClosed although no connection is")
+
+
+def least_budget(world: Any) -> float:
+    """How long a caller who comes now waits at least."""
+    budgets = [float(c.lifecycle.budget(world.kernel.now)) for c in world.connections]
+    return min(budgets, default=world.pool.policy.recovery_budget)
 
 
 def check_silence(world: World, began: float, limit: float | None, error: Any) -> None:

@@ -130,6 +130,8 @@ class World:
         self.chance = Random(seed).random
         self.trace: list[str] = []
         self.records: list[TransitionRecord] = []
+        #: how long callers waited at least, at which time
+        self.budgets: list[tuple[float, float]] = []
         self.connections: list[Any] = []
         self.handlers: dict[Any, Any] = {}
         self.channels: list[Channel] = []
@@ -212,6 +214,10 @@ class World:
 
     # -- what the world notes -----------------------------------------------------------------
 
+    def least_since(self, began: float) -> list[float]:
+        """How long callers waited at least, since then."""
+        return [budget for at, budget in self.budgets if at >= began]
+
     def note(self, what: str) -> None:
         self.trace.append(f"{self.now - EPOCH:.6g} {what}")
 
@@ -219,6 +225,7 @@ class World:
         """Reads the records as they are queued."""
         if record.event == TRANSITION:
             self.records.append(record)
+            self.budgets.append((self.now, laws.least_budget(self)))
             self.note(f"{record.connection_id[-2:]}: {record.trigger} -> {record.dest}")
 
     @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from milvus_lifecycle import ConnectionManager, LifecyclePolicy
-from milvus_lifecycle.core.checkout import Checkout
+from milvus_lifecycle.core.checkout import Checkout, _Caller
 from milvus_lifecycle.core.facts import Facts
 from milvus_lifecycle.core.readiness import LoadState
 from milvus_lifecycle.core.requests import AskLoadState, Pause, Wait
@@ -480,3 +480,17 @@ def test_a_first_connect_that_fails_before_its_caller_waits_is_hoped_for(joins: 
     manager.release(handler, client)
     manager.close_all()
     until(lambda: driver._keeper is None, 20, "its timekeeper goes on")
+
+
+def test_a_call_that_waits_on_a_closed_connection_is_no_heir_of_it() -> None:
+    """Its lease is given back where it has it: on the successor nobody would do that."""
+    with Rig() as rig:
+        client, caller = Client(), _Caller()
+        handler = rig.connected(client)
+        closed = handler.face.connection
+        assert closed.lease(caller)
+        rig.manager._pool.close(closed, "by a test")
+        assert handler.call() is None
+        leases = handler.face.connection.leases
+        assert handler.face.connection is not closed
+        assert (leases.is_held_by(client), leases.is_held_by(caller)) == (True, False)
