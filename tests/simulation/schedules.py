@@ -215,17 +215,18 @@ class World:
     # -- what the world notes -----------------------------------------------------------------
 
     def least_since(self, began: float) -> list[float]:
-        """How long callers waited at least, since then."""
-        return [budget for at, budget in self.budgets if at >= began]
+        """How long callers waited at least, since then, and when it was looked at before."""
+        before = [budget for at, budget in self.budgets if at < began][-1:]
+        return before + [budget for at, budget in self.budgets if at >= began]
 
     def note(self, what: str) -> None:
         self.trace.append(f"{self.now - EPOCH:.6g} {what}")
+        self.budgets.append((self.now, laws.least_budget(self)))
 
     def hear(self, record: TransitionRecord) -> None:
         """Reads the records as they are queued."""
         if record.event == TRANSITION:
             self.records.append(record)
-            self.budgets.append((self.now, laws.least_budget(self)))
             self.note(f"{record.connection_id[-2:]}: {record.trigger} -> {record.dest}")
 
     @contextmanager
