@@ -7,7 +7,7 @@ from dataclasses import replace
 from ..errors import Failure, FailureSummary, classify, summarize
 from ..table import State, Trigger
 from .checkout import Checkout
-from .face import DEADLINE_MARGIN, Face, Refused, Start, Status, stamp_of
+from .face import DEADLINE_MARGIN, Face, Start, Status, stamp_of
 from .facts import Facts
 from .readiness import NEWS, LoadState, Reload
 from .requests import AskLoadState, Pause, Procedure
@@ -30,8 +30,6 @@ class Retry:
 
     def ask(self, error: Exception) -> Procedure[bool]:
         """The retry decorator asks whether to retry: waits until a retry makes sense."""
-        if isinstance(error, Refused):
-            raise error.reason
         start, now = stamp_of(error), self.clock()
         self.waited = start is not None and (start.waited or self.face.waited(start.began))
         failure = start.failure if start is not None else None

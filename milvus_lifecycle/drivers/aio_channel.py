@@ -171,6 +171,8 @@ class AsyncLifecycleChannel(Face, grpc.aio.Channel):
 
         Asked of the handler's own channel; answered by the one that the RPC went through.
         """
+        if isinstance(error, Refused):
+            raise error.reason from None
         there = self._driver.loop is not asyncio.get_running_loop()
         face = self._elsewhere.get(self._driver.running()) if there else self
         if face is None:

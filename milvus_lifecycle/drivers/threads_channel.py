@@ -57,6 +57,8 @@ class LifecycleChannel(Face, grpc.Channel):
 
     def on_rpc_error(self, error: Exception) -> bool:
         """``handler._on_rpc_error``: waits for a recovery; True if the call should be retried."""
+        if isinstance(error, Refused):
+            raise error.reason from None
         try:
             return bool(self._drive(Retry(self).ask(error)))
         except LifecycleError as failure:
