@@ -34,8 +34,9 @@ from transitions import EventData
 from milvus_lifecycle import ConnectionConfig, LifecyclePolicy, TransitionRecord
 from milvus_lifecycle.audit.stream import Audit, Emission
 from milvus_lifecycle.core.admission import Admission, Line
+from milvus_lifecycle.core.checkout import Checkout
 from milvus_lifecycle.core.connection import ManagedConnection
-from milvus_lifecycle.core.face import Face, _Call, _call, _status, stamp_of
+from milvus_lifecycle.core.face import Face, Start, _Call, _call, _status, stamp_of
 from milvus_lifecycle.core.facts import Facts, Seams
 from milvus_lifecycle.core.flight import Outage
 from milvus_lifecycle.core.leases import Leases
@@ -44,6 +45,7 @@ from milvus_lifecycle.core.machine import RowTransition, TableEvent
 from milvus_lifecycle.core.maintenance import Maintenance, Schedule
 from milvus_lifecycle.core.mutex import Section
 from milvus_lifecycle.core.registry import Registry
+from milvus_lifecycle.core.retry import Retry
 from milvus_lifecycle.core.strategies import ConnectionStrategy
 from milvus_lifecycle.core.wire import Rpc, Wire
 from milvus_lifecycle.drivers.rpc import Method
@@ -65,7 +67,10 @@ _LEFT_OUT: dict[type, tuple[str, ...]] = {
     Wire: ("methods", "running"),
     FailureSummary: ("text", "_copy"),
     Facts: ("reason",),
-    _Call: ("face",),
+    _Call: ("face", "waited"),
+    Start: ("waited",),
+    Checkout: ("counted",),
+    Retry: ("waited",),
 }
 #: lists whose order makes no difference
 _BAGS = ("wakes", "waiters")
