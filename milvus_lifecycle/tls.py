@@ -154,8 +154,9 @@ def _read_roots(name: str, path: str) -> bytes:
 
 def _check_pair(chain_path: str, key_path: str) -> None:
     """Check that certificate and key are a pair, which only OpenSSL can tell, from files."""
-    if not (os.path.isfile(chain_path) and os.path.isfile(key_path)):
-        return  # a pipe can be read only once; gRPC will complain
+    for path in (chain_path, key_path):
+        if os.path.exists(path) and not os.path.isfile(path):
+            return  # a pipe can be read only once; gRPC will complain
     where = f"client_pem_path {chain_path!r} and client_key_path {key_path!r}"
     try:
         # A password, even an empty one, keeps OpenSSL from asking on the terminal.

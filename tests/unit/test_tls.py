@@ -11,6 +11,7 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
 
+from milvus_lifecycle import tls
 from milvus_lifecycle.config import ConnectionConfig, TlsMaterial, load_tls
 from milvus_lifecycle.errors import ConfigError, Failure, classify
 from milvus_lifecycle.tls import fingerprint, tls_files
@@ -154,6 +155,23 @@ def test_key_of_another_certificate(pki: Pki) -> None:
     """A key that does not belong to the certificate is found before any server is asked."""
     with pytest.raises(ConfigError, match="KEY_VALUES_MISMATCH"):
         load_tls(parse("https://h", **pki.three(client_key_path=str(pki.other_key))))
+
+
+def test_a_key_that_goes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half written, read, and away before the pair is checked: that is no pair, and it is said."""
+    pki = Pki(tmp_path)
+    pki.key.write_text("half a key")
+    read = tls._read_file
+
+    def read_and_lose(name: str, path: str) -> bytes:
+        content = read(name, path)
+        if name == "client_pem_path":  # the last one that is read
+            pki.key.unlink()
+        return content
+
+    monkeypatch.setattr(tls, "_read_file", read_and_lose)
+    with pytest.raises(ConfigError, match="are not a certificate and its unencrypted key"):
+        load_tls(parse("https://host", **pki.three()))
 
 
 def test_encrypted_key_does_not_ask_for_a_password(pki: Pki, tmp_path: Path) -> None:
