@@ -211,7 +211,7 @@ class ThreadsDriver:
     def _busy(self) -> bool:
         return len(self.pool.registry) > 0 or not self._mailbox.empty()
 
-    def fork_begins(self) -> bool:
+    def fork_begins(self) -> None:
         """Let no flight be inside gRPC while the process forks: channels that connect are closed.
 
         Their flights open others afterwards. RPCs of callers are left alone.
@@ -220,11 +220,10 @@ class ThreadsDriver:
         try:
             recalled = [connection.lifecycle.recall() for connection in self.pool.registry.all()]
         except Reentered:  # a finalizer forks, of all things
-            return False
-        closed = [wire for result in recalled for wire in result.retired if wire.close_if_drained()]
-        for wire in closed:
-            self.pool.close_channel(wire)
-        return bool(closed)
+            return
+        for wire in (wire for result in recalled for wire in result.retired):
+            if wire.close_if_drained():
+                self.pool.close_channel(wire)
 
     def fork_child(self) -> None:
         self.gate = ForkGate()

@@ -6,11 +6,12 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from milvus_lifecycle import ConnectionConfig, ConnectionManager
+from milvus_lifecycle import ConnectionConfig, ConnectionManager, fork
 from milvus_lifecycle.core.mutex import Section
 from milvus_lifecycle.fork import ForkGate
 from milvus_lifecycle.testing import (
@@ -67,7 +68,7 @@ def scene() -> Iterator[Scene]:
 
 def _fork_begins(scene: Scene, operation: Operation) -> None:
     """What ``os.fork`` has the manager do first; gRPC ends what runs on a closed channel."""
-    assert scene.manager._driver.fork_begins()
+    scene.manager._driver.fork_begins()
     assert operation.channel is not None
     assert operation.channel.closed
     operation.fail(rpc_error("CANCELLED"))
@@ -110,7 +111,7 @@ def test_an_answer_that_comes_while_the_process_forks_is_not_used(scene: Scene) 
     scene.script.hold("register")
     call = scene.do(scene.connect)
     first = scene.script.wait_held("register")
-    assert scene.manager._driver.fork_begins()
+    scene.manager._driver.fork_begins()
     first.succeed("too late")
     scene.manager._driver.gate.open()
     until(lambda: len(scene.script.channels) == 2, 10, "no second channel")
@@ -128,7 +129,7 @@ def test_channels_in_use_are_left_alone(scene: Scene) -> None:
     scene.script.hold("rpc")
     call = scene.do(handler.call)
     running = scene.script.wait_held("rpc")
-    assert not scene.manager._driver.fork_begins()
+    scene.manager._driver.fork_begins()
     scene.manager._driver.gate.wait(
         time.monotonic() + 10.0
     )  # nothing of the engine's own is inside
@@ -139,13 +140,33 @@ def test_channels_in_use_are_left_alone(scene: Scene) -> None:
     assert not scene.script.channels[0].closed
 
 
+@pytest.mark.parametrize("ago", [None, 0.0, 0.01, 10.0])
+def test_a_fork_leaves_grpc_time_for_a_channel_that_was_closed(
+    scene: Scene, ago: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever closed it: its threads are not in the middle of that as the process forks."""
+    now, slept = 1000.0, list[float]()
+    monkeypatch.setattr(fork, "_closed_at", float("-inf"))
+    time_there = SimpleNamespace(monotonic=lambda: now, sleep=slept.append)
+    monkeypatch.setattr(fork, "time", time_there)
+    scene.connect()
+    if ago is not None:
+        scene.manager.close_all()
+        now += ago
+    fork._before_fork()
+    fork._after_fork_in_parent()
+    left = {None: 0.0, 0.0: fork.SETTLING, 0.01: fork.SETTLING - 0.01, 10.0: 0.0}[ago]
+    assert slept == [pytest.approx(left)]
+
+
 def test_a_fork_inside_a_critical_section_recalls_nothing(scene: Scene) -> None:
     """A finalizer that forks leaves the connections alone, and the gate is open afterwards."""
     handler = scene.connect()
     lock = threading.RLock()
     with lock, Section(lock):
-        assert not scene.manager._driver.fork_begins()
+        scene.manager._driver.fork_begins()
     scene.manager._driver.gate.open()
+    assert not scene.script.channels[0].closed
     scene.script.plan("rpc", rpc_error("UNAVAILABLE"))
     handler.call()
     assert scene.triggers()[-2:] == ["fail", "recovered"]
