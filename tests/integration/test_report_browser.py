@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,10 +52,10 @@ def browser() -> Iterator[Any]:
 class Opened:
     """A report in a browser, with everything that went wrong while it was used."""
 
-    def __init__(self, browser: Any, path: Path) -> None:
+    def __init__(self, browser: Any, path: Path, **options: Any) -> None:
         self.troubles: list[str] = []
         self.requests: list[str] = []
-        self.page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        self.page = browser.new_page(viewport={"width": 1400, "height": 1000}, **options)
         self.page.set_default_timeout(30_000)
         self.page.on("pageerror", lambda error: self.troubles.append(str(error)))
         self.page.on("console", self._heard)
@@ -178,6 +179,56 @@ def test_an_incident_leads_to_its_place(browser: Any, tmp_path: Path) -> None:
     opened.page.reload()
     opened.page.wait_for_function("() => document.documentElement.dataset.ready")
     assert 60_000 < opened.page.evaluate(span) < whole
+
+
+def test_from_incident_to_incident(browser: Any, tmp_path: Path) -> None:
+    """A button leads to the next one, whatever lies between; after the last comes the first."""
+    story = Story("troubled", "one:1").connect()
+    for calm in (10.0, 86_400.0, 5.0):
+        story.step("fail", "RECOVERING", calm).step("recovered", "ACTIVE", 2.0)
+    story.step("release", "IDLE", 20.0)
+    opened = open_report(browser, tmp_path, merged(story))
+    middle = "() => (reportPage.figure.x_range.start + reportPage.figure.x_range.end) / 2"
+
+    def leap(name: str) -> float:
+        opened.page.get_by_role("button", name=name).click()
+        found: float = opened.page.evaluate(middle)
+        return found / 1000
+
+    first, *others = [leap("Incident after") for _ in range(4)]
+    steps = [round(other - first) for other in others]
+    assert steps[-1] == 0  # it is the first again
+    assert 86_400 <= steps[0] <= steps[1]
+    assert round(leap("Incident before") - first) == steps[1]
+    opened.page.get_by_role("button", name="Whole log").click()
+    assert round(leap("Incident before") - first) == steps[1]
+    assert opened.troubles == []
+
+
+def test_a_log_without_an_incident_leads_to_none(browser: Any, tmp_path: Path) -> None:
+    """There is no button that would do nothing."""
+    opened = open_report(browser, tmp_path, merged(Story("calm", "two:1").connect()))
+    assert opened.page.get_by_role("button", name="Whole log").is_visible()
+    assert not opened.page.get_by_role("button", name="Incident").count()
+
+
+def test_all_moments_are_the_readers(browser: Any, tmp_path: Path) -> None:
+    """The axis, the record under the pointer and a leap go by his clock, as the tables do."""
+    outage_of_one(browser, tmp_path).page.close()
+    opened = Opened(browser, tmp_path / "report.html", timezone_id="Asia/Kolkata")  # half past
+    for figure in ("figure", "overview"):
+        whole = f"() => [reportPage.{figure}.x_range.start, reportPage.{figure}.x_range.end]"
+        assert opened.page.evaluate(whole) == opened.page.evaluate("() => reportPage.whole")
+    assert opened.page.evaluate("() => reportPage.stays.data.left.length") > 3
+    shown = opened.page.locator("li[data-from] time").inner_text()
+    opened.page.get_by_role("button", name="Incident after").click()
+    opened.point_at(0.5, 0.5)
+    tip = opened.page.locator("#tip")
+    tip.wait_for(state="visible")
+    moment = re.search(r"(\d\d):(\d\d):(\d\d)", tip.inner_text())
+    assert moment is not None
+    assert moment.group(2) + ":" + moment.group(3) in shown
+    assert opened.page.evaluate("() => reportPage.log.shift") == 5.5 * 3_600_000
 
 
 @pytest.mark.parametrize("width", [400, 800])

@@ -10,6 +10,8 @@ class Page {
     this.stays = this.figure.renderers[0].data_source;
     this.share = this.overview.renderers[0].data_source;
     this.whole = [this.figure.x_range.start, this.figure.x_range.end];
+    this.incidents = [...document.querySelectorAll("li[data-from]")].reverse(); // oldest first
+    this.incident = null;
     this.page = 0;
     this.pointer = [0, 0];
     this.waiting = false;
@@ -31,9 +33,13 @@ class Page {
     $("controls").addEventListener("submit", (event) => event.preventDefault());
     $("whole").addEventListener("click", () => {
       $("inview").checked = false;
+      this.incident = null;
       this.zoom(...this.whole);
       this.search("");
     });
+    $("before").addEventListener("click", () => this.leap(-1));
+    $("after").addEventListener("click", () => this.leap(1));
+    $("before").hidden = $("after").hidden = !this.incidents.length;
     $("back").addEventListener("click", () => this.turn(-1));
     $("more").addEventListener("click", () => this.turn(1));
     // Before Bokeh hears of it: its events say where in the figure, not where on the screen.
@@ -45,9 +51,13 @@ class Page {
     $("chart").addEventListener("mouseleave", () => this.hide());
     for (const row of document.querySelectorAll("[data-from]")) {
       row.tabIndex = 0;
-      row.addEventListener("click", () => this.show(row.dataset));
+      const show = () => {
+        this.incident = this.incidents.indexOf(row);
+        this.show(row.dataset);
+      };
+      row.addEventListener("click", show);
       row.addEventListener("keydown", (event) => {
-        if (event.key === "Enter") this.show(row.dataset);
+        if (event.key === "Enter") show();
       });
     }
   }
@@ -186,11 +196,19 @@ class Page {
     this.choose();
   }
 
+  // From one incident to the next, round and round: what lies between is skipped.
+  leap(by) {
+    const count = this.incidents.length;
+    const here = this.incident ?? (by > 0 ? -1 : count);
+    this.incident = (here + by + count) % count;
+    this.show(this.incidents[this.incident].dataset);
+  }
+
   // A row of the tables: its connections, and its time with some room on both sides.
   show({ from, to, search }) {
     const room = Math.max(500, (to - from) * 0.25);
     $("inview").checked = true;
-    this.zoom(Number(from) - room, Number(to) + room);
+    this.zoom(Number(from) + this.log.shift - room, Number(to) + this.log.shift + room);
     this.search(search);
     $("h-timeline").scrollIntoView({ behavior: "smooth" });
   }
@@ -221,7 +239,15 @@ async function begin() {
   const addresses = [...new Set(log.lanes.address)].map((number) => log.texts[number]).sort();
   for (const address of addresses.slice(0, 500)) element("option", null, $("addresses")).value = address;
   if (!log.total) return;
-  const item = JSON.parse($("chart-item").textContent);
+  // Its ranges of time, of all ranges those that say anything, go by the reader's clock.
+  const item = JSON.parse($("chart-item").textContent, (key, value) => {
+    if (value?.name === "Range1d" && value.attributes) {
+      const { start, end, bounds } = value.attributes, move = (ms) => ms + log.shift;
+      Object.assign(value.attributes, { start: move(start), end: move(end) });
+      if (bounds) value.attributes.bounds = bounds.map(move);
+    }
+    return value;
+  });
   const views = await Bokeh.embed.embed_item(item, $("chart"));
   window.reportPage = new Page(log, [...views][0]);
 }
