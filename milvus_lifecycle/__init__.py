@@ -78,10 +78,12 @@ def install(
     MILVUS_LIFECYCLE_FIRST_CONNECT_PATIENCE, are the defaults.
 
     The rest is for every manager of ``get_instance``, of whichever loop: ``listeners`` are
-    called with each record, ``strategy_for`` may choose a strategy for a configuration (None: the
-    engine does), ``interceptors`` are gRPC's client interceptors, of either flavour, nearest to the
-    wire. What a listener raises is counted; what ``strategy_for`` raises fails the client that is
-    made; what an interceptor raises fails its RPC. Raises ConfigError.
+    called with each record (and ``wait_ended``, if they have one, with each call that has waited:
+    ``address``, ``seconds``, ``served``), ``strategy_for`` may choose a strategy for a
+    configuration (None: the engine does), ``interceptors`` are gRPC's client interceptors, of
+    either flavour, nearest to the wire. What a listener raises is counted; what ``strategy_for``
+    raises fails the client that is made; what an interceptor raises fails its RPC. Raises
+    ConfigError.
     """
     from .integrations.pymilvus import install as install_pymilvus
 

@@ -78,6 +78,18 @@ class RecordsLost:
     schema: int = SCHEMA
 
 
+@dataclass(frozen=True, slots=True)
+class Waited:
+    """A call has waited for a connection: a first connect, or the end of an outage. No record."""
+
+    #: the server's, as in records
+    address: str
+    #: how long it waited
+    seconds: float
+    #: has it got one? If not, its own time was up, or that which the policy allows.
+    served: bool
+
+
 class Sink:
     """Where records go besides listeners. ``wants`` must cost well under a microsecond."""
 
@@ -90,6 +102,12 @@ class Sink:
 
         May raise: that is counted, never the trouble of whoever caused the record.
         """
+
+    #: is it told of calls that waited, too? (``note_wait``)
+    hears_waits = False
+
+    def note_wait(self, waited: Waited) -> None:
+        """A call has waited for a connection. On that thread, too."""
 
     def note_lost(self, count: int) -> None:
         """``count`` records were dropped here, because this sink was too slow for them."""

@@ -23,7 +23,7 @@ from typing import Any, Generic, TypeVar
 from ..errors import brief
 from ..fork import renew_in_child
 from .logs import warn
-from .records import WARNING, Sink, TransitionRecord
+from .records import WARNING, Sink, TransitionRecord, Waited
 
 Item = TypeVar("Item")
 
@@ -196,17 +196,20 @@ class Reader:
     """A sink, with the queue that it is served from."""
 
     def __init__(self, sink: Sink) -> None:
-        self.wants = sink.wants
+        self.wants, self.hears_waits = sink.wants, sink.hears_waits
         self.outlet = Outlet(self._read, partial(self._attempt, sink.note_lost))
         #: deliveries that raised
         self.failures = 0
         self._sink = sink
 
-    def _read(self, emission: Emission) -> None:
-        if self not in emission.readers and self.wants(emission.level):
-            emission.readers.append(self)
-            run = emission.context.copy().run
-            self._attempt(run, self._sink.write, emission.record, emission.level)
+    def _read(self, item: Emission | Waited) -> None:
+        if isinstance(item, Waited):
+            if self.hears_waits:
+                self._attempt(self._sink.note_wait, item)
+        elif self not in item.readers and self.wants(item.level):
+            item.readers.append(self)
+            run = item.context.copy().run
+            self._attempt(run, self._sink.write, item.record, item.level)
 
     def _attempt(self, tell: Callable[..., object], *what: object) -> None:
         try:
@@ -218,13 +221,19 @@ class Reader:
 
 
 class Listening(Sink):
-    """Calls a listener with every record."""
+    """Calls a listener with every record; one that has a ``wait_ended`` with every wait, too."""
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
+        self._wait_ended = getattr(listener, "wait_ended", None)
+        self.hears_waits = self._wait_ended is not None
 
     def write(self, record: TransitionRecord, level: int) -> None:
         self._listener(record)
+
+    def note_wait(self, waited: Waited) -> None:
+        if self._wait_ended is not None:
+            self._wait_ended(waited)
 
     def note_lost(self, count: int) -> None:
         complain(f"a listener was too slow: it missed {count} records")
@@ -260,7 +269,8 @@ class Audit:
         reader = self.add(Listening(listener))
 
         def unsubscribe() -> None:
-            reader.wants = lambda level=0: False  # not even what waits is told
+            # Not even what waits is told.
+            reader.wants, reader.hears_waits = lambda level=0: False, False
             with self._lock:
                 self.readers = tuple(known for known in self.readers if known is not reader)
 
@@ -291,6 +301,13 @@ class Audit:
         for reader in self.readers:
             if reader.wants(emission.level):
                 reader.outlet.put(emission)
+
+    def tell_wait(self, waited: Waited) -> None:
+        """Tell those who want to know of calls, too. Called outside of every lock."""
+        for reader in self.readers:
+            if reader.hears_waits:
+                reader.outlet.put(waited)
+                reader.outlet.serve()
 
     def serve(self) -> None:
         """See that what was queued is read. Called outside of every lock."""

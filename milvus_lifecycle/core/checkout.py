@@ -14,6 +14,7 @@ from functools import partial
 from math import inf
 from typing import Any
 
+from ..audit.records import Waited
 from ..config import ConnectionConfig, ForeignConfig
 from ..errors import (
     ConfigError,
@@ -89,6 +90,9 @@ class Checkout:
         self.hope = max(pool.policy.first_connect_patience, _hope.get())
         #: has its call been counted among those that waited in this outage?
         self.counted = False
+        #: since when it has waited for a connection, and has it raised because that took too long?
+        self.joined: float | None = None
+        self.too_long = False
 
     @classmethod
     def within(cls, pool: Pool, timeout: float | None) -> Checkout:
@@ -136,6 +140,8 @@ class Checkout:
         finally:
             self.pool.give_back(connection, caller)
         connection.lifecycle.last_used_at = self.clock()
+        if usable:
+            self.tell_wait(connection)
         return usable
 
     def admit(self, face: Face, rpc: Rpc, timeout: float | None) -> Procedure[Start]:
@@ -157,9 +163,11 @@ class Checkout:
             now = self.clock()
             connection = face.pick(now)
             if self.until is not None and now >= self.until:
+                self.tell_wait(connection, served=False)
                 raise DeadlineExceeded(address=connection.address, elapsed=now - self.began)
             binding = connection.lifecycle.enter(rpc, now, trusted=True)
             if binding is not None:
+                self.tell_wait(connection)
                 start = Start(connection, binding, rpc, now, self.began, self.until, timeout)
                 return replace(start, waited=self.counted)
             if connection.lifecycle.flight is None and connection.state is not State.CLOSED:
@@ -231,7 +239,15 @@ class Checkout:
             yield from self._ride_out(connection)
         except LifecycleError:
             connection.lifecycle.suffer(failed=1)
+            if self.too_long:
+                self.tell_wait(connection, served=False)
             raise
+
+    def tell_wait(self, connection: ManagedConnection, *, served: bool = True) -> None:
+        """Tell of the wait that is over, if there was one."""
+        if self.joined is not None:
+            waited = Waited(connection.address, self.clock() - self.joined, served)
+            self.pool.audit.tell_wait(waited)
 
     def _ride_out(self, connection: ManagedConnection) -> Procedure[None]:
         life, began, until = connection.lifecycle, self.began, self.until
@@ -256,6 +272,7 @@ class Checkout:
                 self._check_room(connection, flight)
             limit = end if until is None else min(until, end)
             self.counted = self.counted or life.suffer(waited=1)
+            self.joined = self.clock() if self.joined is None else self.joined
             # Even if there is no time left: whoever leaves a first connect last ends it.
             yield Wait(connection, flight, limit, VERDICT_GRACE if first else 0.0)
             if flight.outcome is Outcome.LANDED:
@@ -334,6 +351,7 @@ class Checkout:
             raise self._closed(connection, began)
         elif outcome is Outcome.GAVE_UP and (permanent or self.clock() >= limit):
             kind, message = RecoveryExhausted, self._spent(allowed)
+            self.too_long = not permanent
         if kind is not None:
             raise _verdict(kind, connection, max(1, flight.attempts), spent, failure, message)
         if outcome is Outcome.GAVE_UP:
@@ -358,6 +376,7 @@ class Checkout:
         allowed: float,
     ) -> LifecycleError:
         """What a caller sees whose time (``own``, or the budget) ends before the flight."""
+        self.too_long = True
         kind: type[LifecycleError] = DeadlineExceeded if own else RecoveryExhausted
         message = "" if own else self._spent(allowed)
         if first:

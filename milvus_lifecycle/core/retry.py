@@ -92,6 +92,7 @@ class Retry:
         caller = Checkout(self.pool, began, until)
         caller.counted = self.waited
         yield from caller.ride_out(connection)
+        caller.tell_wait(connection)
         self.waited = caller.counted
         return True
 

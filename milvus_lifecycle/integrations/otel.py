@@ -26,7 +26,7 @@ from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, g
 from opentelemetry.trace import INVALID_SPAN, Span, Status, StatusCode, TracerProvider, get_tracer
 from opentelemetry.util.types import AttributeValue
 
-from ..audit.records import CREATED, TRANSITION, TransitionRecord
+from ..audit.records import CREATED, TRANSITION, TransitionRecord, Waited
 from ..table import LIVE, State, Trigger
 from .health import status
 
@@ -58,6 +58,8 @@ class _Life:
     held: bool
     #: seconds in its state so far, failed attempts included
     stay: float = 0.0
+    #: seconds since it left IDLE, if this was there
+    used: float | None = None
     #: seconds of the outage under way
     outage: float | None = None
     #: what began the recovery under way
@@ -88,6 +90,23 @@ class OpenTelemetry:
             "s",
             "The time it took to create a new connection: its first connect",
             explicit_bucket_boundaries_advisory=_SHORT,
+        )
+        self._wait_time = meter.create_histogram(
+            "db.client.connection.wait_time",
+            "s",
+            "The time it took to obtain an open connection, of calls that had to wait for one",
+            explicit_bucket_boundaries_advisory=_LONG,
+        )
+        self._use_time = meter.create_histogram(
+            "db.client.connection.use_time",
+            "s",
+            "The time between borrowing a connection and returning it to the pool: out of IDLE",
+            explicit_bucket_boundaries_advisory=_LONG,
+        )
+        self._timeouts = meter.create_counter(
+            "db.client.connection.timeouts",
+            "{timeout}",
+            "The number of connection timeouts that have occurred trying to obtain a connection",
         )
         self._state_time = meter.create_histogram(
             f"{_OURS}.state.duration",
@@ -134,9 +153,17 @@ class OpenTelemetry:
             if len(self._lives) > LIMIT:
                 del self._lives[next(iter(self._lives))]
 
+    def wait_ended(self, waited: Waited) -> None:
+        """Count a call that waited for a connection."""
+        pool: Attributes = {POOL: waited.address}
+        if waited.served:
+            self._wait_time.record(waited.seconds, pool)
+        else:
+            self._timeouts.add(1, pool)
+
     def _begin_at_zero(self, pool: Attributes) -> None:
         """Prometheus sees no increase in a counter that it has not known at zero."""
-        for counter in (self._outages, self._waited, self._failed):
+        for counter in (self._outages, self._waited, self._failed, self._timeouts):
             counter.add(0, pool)
         for cause in _FAILURES:
             for outcome in (_GIVE_UP, str(Trigger.RECOVERED)):
@@ -159,6 +186,12 @@ class OpenTelemetry:
         if life.outage is not None and (life.held or record.source != _IDLE):
             life.outage += record.dwell_s  # nobody suffers from one that is idle and not held
         life.stay += record.dwell_s
+        if record.source == _IDLE:
+            life.used = 0.0
+        elif life.used is not None:
+            life.used += record.dwell_s
+            if record.dest in (_IDLE, _CLOSED):
+                self._use_time.record(life.used, pool)
         self._recover(record, life, pool)
         self._suffer(record, life, pool)
         if record.source != record.dest:

@@ -107,13 +107,18 @@ def test_what_prometheus_sees(flavour: Flavour, prometheus: Prometheus) -> None:
         assert away["db_client_connection_count"] == {"idle": 0.0, "used": 1.0}
         server.start()
         call.value(60)
+        client.close()
     stays = "milvus_client_connection_state_duration_seconds_sum"
     # The listener may be behind the call; this is what it counts last.
-    wait_until(lambda: "RECOVERING" in prometheus.scrape()[stays], 30)
+    used = "db_client_connection_use_time_seconds_count"
+    wait_until(lambda: used in prometheus.scrape(), 30)
     now = prometheus.scrape()
     assert now["db_client_connection_pending_requests"] == {"": 0.0}
     assert now["milvus_client_connection_down"] == {"": 0.0}
     assert now["db_client_connection_create_time_seconds_count"] == {"": 1.0}
+    assert now["db_client_connection_wait_time_seconds_count"] == {"": 2.0}  # the connect, too
+    assert now["db_client_connection_timeouts_total"] == {"": 0.0}
+    assert now["db_client_connection_use_time_seconds_count"] == {"": 1.0}
     assert now["milvus_client_connection_recoveries_total"]["fail recovered"] == 1.0
     assert now["milvus_client_connection_outage_duration_seconds_count"] == {"": 1.0}
     assert "0.001" in now["db_client_connection_create_time_seconds_bucket"]

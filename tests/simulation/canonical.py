@@ -69,7 +69,7 @@ _LEFT_OUT: dict[type, tuple[str, ...]] = {
     Facts: ("reason",),
     _Call: ("face", "waited"),
     Start: ("waited",),
-    Checkout: ("counted",),
+    Checkout: ("counted", "joined", "too_long"),
     Retry: ("waited",),
 }
 #: lists whose order makes no difference

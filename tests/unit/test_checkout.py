@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from milvus_lifecycle import ConnectionManager, LifecyclePolicy
+from milvus_lifecycle.audit.records import Waited
 from milvus_lifecycle.core.checkout import Checkout, _Caller
 from milvus_lifecycle.core.facts import Facts
 from milvus_lifecycle.core.readiness import LoadState
@@ -19,6 +21,8 @@ from milvus_lifecycle.errors import (
     ConnectFailed,
     ConnectionClosed,
     DeadlineExceeded,
+    LifecycleError,
+    PermanentFailure,
     RecoveryExhausted,
     summarize,
 )
@@ -30,6 +34,27 @@ from tests.rigs import Rig
 
 UNAVAILABLE = rpc_error("UNAVAILABLE")
 LOST = summarize(UNAVAILABLE)
+
+
+class Hearing:
+    """A listener that hears of calls, too."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.waits: list[Waited] = []
+        self.rig, self.deaf = rig, rig.manager.subscribe(self)
+
+    def __call__(self, record: object) -> None:
+        """Records are not what it is here for."""
+
+    def wait_ended(self, waited: Waited) -> None:
+        self.waits.append(waited)
+
+    def heard(self) -> list[tuple[float, bool]]:
+        assert self.rig.manager._pool.audit.flush(20)
+        assert {waited.address for waited in self.waits} <= {CONFIG.address}
+        heard = [(waited.seconds, waited.served) for waited in self.waits]
+        self.waits.clear()
+        return heard
 
 
 def shut_behind_its_back(rig: Rig, connection: Any) -> None:
@@ -129,11 +154,13 @@ def test_a_flight_that_lands_too_late_for_its_caller() -> None:
     """A deadline that passes while the flight lands is a deadline: no RPC with no time is sent."""
     with Rig() as rig:
         connection, caller, _ = waiting(rig, 5.0)
+        hearing = Hearing(rig)
         rig.clock.advance(5)
         land(rig, connection)
         with pytest.raises(DeadlineExceeded):
             caller.send(None)
         assert rig.count("rpc") == 0
+        assert hearing.heard() == [(5.0, False)]
 
 
 def test_a_first_connect_ends_with_a_caller_that_has_no_time_for_it() -> None:
@@ -209,6 +236,163 @@ def test_without_workers_a_caller_waits_no_longer_than_the_budget(
         rig.clock.advance(60)
         with pytest.raises(RecoveryExhausted, match="can't start new thread"):
             caller.send(None)
+
+
+# -- what is told of those that waited ------------------------------------------------------------
+
+
+def test_who_waits_is_told_of() -> None:
+    """A first connect and the end of an outage; what waits for nothing is not, nor who is deaf."""
+    with Rig() as rig:
+        hearing = Hearing(rig)
+        rig.script.hold("register")
+        connect = Call(rig.connected)
+        rig.script.wait_held("register")
+        rig.sees(lambda: rig.clock.sleeping() == 1, "it does not wait")
+        rig.clock.advance(3)
+        rig.script.let_go()
+        handler = connect.value(20)
+        rig.sees(lambda: len(hearing.waits) == 1, "nobody reads")
+        handler.call()
+        assert hearing.heard() == [(3.0, True)]
+        call = rig.failing(handler, "register")
+        rig.clock.advance(2)
+        rig.script.let_go()
+        call.value(20)
+        assert hearing.heard() == [(2.0, True)]
+        hearing.deaf()
+        call = rig.failing(handler, "register")
+        rig.script.let_go()
+        call.value(20)
+        assert hearing.heard() == []
+
+
+def test_a_wait_goes_on_while_something_is_in_the_way() -> None:
+    """It began as the call joined the first flight, and ends with a connection: once."""
+    with Rig() as rig:
+        handler, hearing, pool = rig.connected(), Hearing(rig), rig.manager._pool
+        rig.script.hold("register")
+        connection = handler.face.connection
+        pool.step(connection, Trigger.FAIL, failure=LOST, generation=1)
+        call = Checkout(pool, rig.clock() - 7.0, None).admit(handler.face, Rpc(), None)
+        next(call)
+        rig.clock.advance(1)
+        land(rig, connection)
+        pool.step(connection, Trigger.FAIL, failure=LOST, generation=2)
+        call.send(None)
+        rig.clock.advance(2)
+        land(rig, connection)
+        with pytest.raises(StopIteration):
+            call.send(None)
+        assert hearing.heard() == [(3.0, True)]
+
+
+def test_a_wait_ends_with_the_connection_that_is_looked_up_anew() -> None:
+    """Not with the one that the last waiter of its first connect has just closed."""
+    with Rig() as rig:
+        hearing = Hearing(rig)
+        rig.script.hold("register")
+        caller = Checkout.within(rig.manager._pool, None).obtain(CONFIG, False, None)
+        first = next(caller)
+        assert isinstance(first, Wait)
+        rig.clock.advance(1)
+        rig.manager._pool.step(first.connection, Trigger.ABANDONED, flight=first.flight.number)
+        second = caller.send(None)
+        assert isinstance(second, Wait)
+        assert second.connection is not first.connection
+        rig.clock.advance(2)
+        rig.script.let_go()
+        rig.sees(lambda: second.connection.state is State.ACTIVE, "it does not connect")
+        with pytest.raises(StopIteration):
+            caller.send(None)
+        assert hearing.heard() == [(3.0, True)]
+
+
+def test_who_is_not_to_hear_of_waits_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that never asked has no place in its queue taken; one that left hears no more."""
+    with Rig() as rig:
+        rig.manager.subscribe(lambda record: None)
+        hearing, audit = Hearing(rig), rig.manager._pool.audit
+        heard, go_on = threading.Event(), threading.Event()
+
+        def stay(waited: Waited) -> None:
+            hearing.waits.append(waited)
+            heard.set()
+            go_on.wait(20)
+
+        *others, reader = audit.readers
+        monkeypatch.setattr(reader._sink, "note_wait", stay)
+        with monkeypatch.context() as patch:
+            for other in others:
+                patch.setattr(other.outlet, "put", None)
+            for _ in range(2):
+                audit.tell_wait(Waited(CONFIG.address, 1.0, True))
+            assert heard.wait(20)
+        hearing.deaf()
+        go_on.set()
+        assert reader.outlet.flush(20)
+        assert len(hearing.waits) == 1
+
+
+@pytest.mark.parametrize(("timeout", "error"), [(5.0, DeadlineExceeded), (None, RecoveryExhausted)])
+def test_who_waits_for_too_long_is_told_of(timeout: float | None, error: type[Exception]) -> None:
+    """Its own deadline, or the budget; closing is no matter of time."""
+    with Rig(recovery_budget=10.0) as rig:
+        handler, hearing = rig.connected(), Hearing(rig)
+        rig.script.plan("rpc", UNAVAILABLE)
+        rig.script.hold("register")
+        call, other = Call(handler.call, None, timeout), Call(handler.call)
+        rig.sees(lambda: rig.clock.sleeping() == 2, "they do not wait")
+        rig.clock.advance(timeout or 10.0)
+        with pytest.raises(error):
+            call.value(20)
+        if timeout is None:
+            with pytest.raises(RecoveryExhausted):
+                other.value(20)
+            assert hearing.heard() == [(10.0, False)] * 2
+        else:
+            assert hearing.heard() == [(5.0, False)]
+            rig.manager.close_all()
+            with pytest.raises(ConnectionClosed):
+                other.value(20)
+            assert hearing.heard() == []
+
+
+@pytest.mark.parametrize(
+    ("error", "heard"),
+    [("UNAVAILABLE", [(10.0, False)]), ("UNAUTHENTICATED", [])],
+)
+def test_a_give_up_is_a_matter_of_time_or_of_the_server(
+    error: str, heard: list[tuple[float, bool]]
+) -> None:
+    """An outage that outlasts the budget is one; a server that refuses the client is none."""
+    with Rig(recovery_budget=10.0) as rig:
+        connection, caller, _ = waiting(rig, None)
+        hearing = Hearing(rig)
+        rig.clock.advance(10.0)
+        rig.script.wait_held("register").fail(rpc_error(error))
+        rig.sees(lambda: connection.lifecycle.flight is None, "it does not give up")
+        with pytest.raises(RecoveryExhausted if heard else PermanentFailure):
+            caller.send(None)
+        assert hearing.heard() == heard
+
+
+def test_a_first_connect_that_takes_too_long_is_told_of() -> None:
+    """One that is refused at once is not."""
+    with Rig() as rig:
+        hearing = Hearing(rig)
+        rig.script.plan("register", rpc_error("UNAUTHENTICATED"))
+        with pytest.raises(LifecycleError):
+            rig.connected()
+        assert hearing.heard() == []
+        rig.script.hold("register")
+        call = Call(rig.connected, timeout=4.0)
+        rig.sees(lambda: rig.clock.sleeping() == 1, "it does not wait")
+        rig.clock.advance(5.0)
+        with pytest.raises(ConnectFailed):
+            call.value(20)
+        ((seconds, served),) = hearing.heard()
+        assert (seconds >= 4.0, served) == (True, False)
 
 
 # -- what the retry decorator asks ----------------------------------------------------------------

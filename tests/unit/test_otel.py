@@ -87,6 +87,7 @@ def connect(telemetry: Telemetry) -> Iterator[Connect]:
         rig.script.hold("register")
         call = Call(rig.manager.get_or_create, CONFIG, client=client)
         rig.script.wait_held("register")
+        rig.sees(lambda: rig.clock.sleeping() == 1, "it does not wait")
         rig.clock.advance(2.0)
         rig.script.let_go()
         return call.value(20)
@@ -132,6 +133,9 @@ def test_an_outage(telemetry: Telemetry, connect: Connect) -> None:
         assert rig.audit.transitions("close")
     assert telemetry.figures("db.client.connection.count") == {}
     assert telemetry.figures("db.client.connection.create_time") == {"": (1, 2.0)}
+    assert telemetry.figures("db.client.connection.wait_time") == {"": (2, 6.0)}
+    assert telemetry.figures("db.client.connection.timeouts") == {"": 0}
+    assert telemetry.figures("db.client.connection.use_time") == {"": (1, 21.0)}
     assert telemetry.figures("milvus.client.connection.outage.duration") == {"": (1, 4.0)}
     assert telemetry.figures("milvus.client.connection.outages") == {"": 1}
     assert telemetry.figures("milvus.client.connection.recoveries") == {
@@ -190,6 +194,8 @@ def test_an_outage_that_outlives_its_recovery(telemetry: Telemetry, connect: Con
         assert rig.audit.transitions("close")
         records = rig.audit.records
     assert telemetry.figures("milvus.client.connection.outage.duration") == {"": (1, 12.0)}
+    assert telemetry.figures("db.client.connection.timeouts") == {"": 1}
+    assert telemetry.figures("db.client.connection.wait_time") == {"": (1, 2.0)}  # its connect
     for name in ("waited", "failed"):
         calls = max(getattr(record, name, 0) for record in records)
         assert telemetry.figures(f"milvus.client.connection.calls.{name}") == {"": calls}
@@ -313,6 +319,24 @@ def test_how_long_an_outage_was(telemetry: Telemetry, case: str) -> None:
     ended = {} if seconds is None else {"": (1, seconds)}
     assert telemetry.figures("milvus.client.connection.outage.duration") == ended
     assert telemetry.figures("milvus.client.connection.outages") == ({"": 1} if ended else {})
+
+
+def test_how_long_a_connection_was_in_use(telemetry: Telemetry) -> None:
+    """From IDLE to IDLE or to the end, whatever happens; not if its beginning was missed."""
+    telemetry.listener(told("release", "ACTIVE", "IDLE", 1.0))
+    for record in (
+        told("acquire", "IDLE", "PROBING", 2.0),
+        told("probe_passed", "PROBING", "ACTIVE", 4.0),
+        told("release", "ACTIVE", "IDLE", 8.0),
+        told("acquire", "IDLE", "ACTIVE", 16.0),
+        told("fail", "ACTIVE", "RECOVERING", 32.0),
+        told("close", "RECOVERING", "CLOSED", 64.0),
+    ):
+        telemetry.listener(record)
+    assert telemetry.figures("db.client.connection.use_time") == {"": (2, 12.0 + 96.0)}
+    telemetry.listener(told("created", None, "IDLE", event=CREATED, connection_id="unused"))
+    telemetry.listener(told("expire", "IDLE", "CLOSED", 128.0, connection_id="unused"))
+    assert telemetry.figures("db.client.connection.use_time") == {"": (2, 12.0 + 96.0)}
 
 
 def test_a_recovery_that_nobody_saw_begin(telemetry: Telemetry) -> None:
