@@ -70,7 +70,7 @@ _ADVICE = (
     ),
     (
         "UNAVAILABLE: .*Socket closed",
-        "Check that Milvus listens there; if it wants TLS, use https://.",
+        "Check that Milvus listens there; if it wants TLS, the URI has to begin with https://.",
     ),
 )
 

@@ -23,6 +23,7 @@ class Tap:
     """Reads records at once, where real readers have a queue and a thread."""
 
     failures = 0
+    hears_waits = False
 
     def __init__(self, read: Callable[[TransitionRecord], object]) -> None:
         self.read = read

@@ -389,6 +389,12 @@ def _serve(logs: list[str], port: int) -> int:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            # A stranger's page, whose name has come to mean this machine, is not to read it. The
+            # port may be another: that of a tunnel.
+            host = self.headers.get("Host", "").rpartition(":")
+            if (host[0] or host[2]) not in ("127.0.0.1", "localhost"):
+                self.send_error(403, "Ask for 127.0.0.1 or localhost")
+                return
             page = _page(logs)[0] or b"<!doctype html><title>No record yet</title>No record yet."
             with suppress(ConnectionError):  # it may be gone: the page took a while
                 self.send_response(200)

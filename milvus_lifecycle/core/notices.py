@@ -34,11 +34,12 @@ class _Trouble:
     """What the connections to one address go through at the same time, and since when."""
 
     began: float
-    #: by connection id: those that are out of service, and the outages of all that were
+    #: by connection id: those that are out of service, and the last outage of all that were
     down: dict[str, Lifecycle] = field(default_factory=dict)
-    outages: dict[str, Outage] = field(default_factory=dict)
-    #: how often each had flapped before: an outage may outlast what people were told of it
-    flaps: dict[str, int] = field(default_factory=dict)
+    last: dict[str, Outage] = field(default_factory=dict)
+    #: all outages there were, and how often each had flapped before: one may outlast what people
+    #: were told of it, and a connection may have several meanwhile
+    flaps: dict[Outage, int] = field(default_factory=dict)
     #: what was made to be told, and has the first of it been queued?
     made: dict[str, Emission] = field(default_factory=dict)
     told: bool = False
@@ -51,7 +52,7 @@ class _Trouble:
             and not life.suspect
             and life.state in (State.ACTIVE, State.IDLE)
             and now - life.state_since >= NOTICE_AFTER
-            and self.outages[life.id].flaps == self.flaps[life.id]
+            and self.last[life.id].flaps == self.flaps[self.last[life.id]]
             for life in list(self.down.values())
         )
 
@@ -79,13 +80,13 @@ class Notices:
         address, outage = life.config.address, life.outage
         if outage is not None and life.state is not State.CLOSED:
             trouble = self.troubles.setdefault(address, _Trouble(now))
-            trouble.outages[life.id], trouble.down[life.id] = outage, life
-            trouble.flaps.setdefault(life.id, outage.flaps)
+            trouble.flaps.setdefault(outage, outage.flaps)
+            trouble.last[life.id], trouble.down[life.id] = outage, life
             if not trouble.told:
                 trouble.told = self._tell_beginning(trouble, life, outage, now)
         # Asked anew: it may have ended since, and whoever ended it may have looked before that.
         closed, ours = life.state is State.CLOSED, self.troubles.get(address)
-        if ours is not None and life.id in ours.outages and (closed or life.outage is None):
+        if ours is not None and life.id in ours.last and (closed or life.outage is None):
             ours.down.pop(life.id, None)
             if not ours.down or (not closed and ours.over(now)):
                 if ours.told:
@@ -95,13 +96,13 @@ class Notices:
     def _tell_beginning(
         self, trouble: _Trouble, life: Lifecycle, outage: Outage, now: float
     ) -> bool:
-        age, flaps = now - trouble.began, outage.flaps > trouble.flaps[life.id]
+        age, flaps = now - trouble.began, outage.flaps > trouble.flaps[outage]
         if not (outage.given_up or flaps or age >= NOTICE_AFTER):
             return False
         down, budget = list(trouble.down.values()), life.policy.recovery_budget
         flights = [each.flight for each in down]
         waiting = sum(flight.waiting for flight in flights if flight is not None)
-        failed = sum(each.failed for each in list(trouble.outages.values()))
+        failed = sum(each.failed for each in list(trouble.flaps))
         failure = life.last_failure
         permanent = failure is not None and failure.kind is Failure.PERMANENT
         if outage.given_up and permanent:
@@ -127,7 +128,7 @@ class Notices:
         return True
 
     def _tell_end(self, trouble: _Trouble, life: Lifecycle, now: float) -> None:
-        outages = list(trouble.outages.values())
+        outages = list(trouble.flaps)
         age = now - trouble.began
         tries = sum(outage.attempts + outage.landings for outage in outages)
         waited = sum(outage.waited for outage in outages)
@@ -137,13 +138,13 @@ class Notices:
         plural = "" if tries == 1 else "s"
         what += f"after {age:.1f} s and {tries} attempt{plural}: "
         what += f"{_calls(waited, 'waited')}, {failed} failed"
-        if len(outages) > 1:
-            what += f"; {len(outages)} connections"
+        if len(trouble.last) > 1:
+            what += f"; {len(trouble.last)} connections"
         self._tell(trouble, life, news, what, age)
 
     def _tell(self, trouble: _Trouble, life: Lifecycle, news: str, what: str, age: float) -> None:
         with life.lock, life.section:
-            record = record_outage(life, news, what, age, trouble.outages[life.id])
+            record = record_outage(life, news, what, age, trouble.last[life.id])
             if "down" in trouble.made:  # of a global cluster that has moved, too
                 record = replace(record, address=trouble.made["down"].record.address)
             self._audit.queue(trouble.made.setdefault(news, Emission(record, WARNING)))

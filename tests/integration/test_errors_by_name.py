@@ -59,7 +59,7 @@ def test_what_to_do_about_tls(program: Program, tmp_path: Path) -> None:
                 {"server_pem_path": files.ca, "server_name": "other.example"},
                 "for another name: use that one in the URI",
             ),
-            (f"http://{secure.address}", {}, "if it wants TLS, use https://"),
+            (f"http://{secure.address}", {}, "if it wants TLS, the URI has to begin with https://"),
         ]
         for uri, options, advice in tries:
             with pytest.raises(ml.ConnectFailed, match=advice) as caught:

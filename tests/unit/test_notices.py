@@ -141,6 +141,38 @@ def test_connections_to_one_address_are_one_outage() -> None:
         assert back.startswith("back: after 6.0 s and ")
 
 
+def test_a_connection_that_is_lost_again_meanwhile_counts_twice() -> None:
+    """What its calls felt the first time is not forgotten, while another one is still down."""
+    with Told() as rig:
+        clients = Client(), Client()
+        config = ConnectionConfig.from_uri("http://home:19530", token="an:other")
+        one = rig.connected(clients[0])
+        two = rig.manager.get_or_create(config, client=clients[1])
+        calls = rig.waits(one, two)
+        rig.clock.advance(5.0)
+        rig.fails()
+        rig.clock.advance(1.0)
+        rig.script.finish(rig.script.wait_held("register"))
+        rig.sees(lambda: any(call.done for call in calls), "none is back")
+        back = one if calls[0].done else two
+        rig.sees(lambda: rig.script.held("register"), "the other one does not try")
+        rig.script.plan("rpc", UNAVAILABLE)
+        again = Call(back.call)
+        rig.sees(lambda: back.face.connection.state is State.RECOVERING, "it is not lost")
+        rig.sees(lambda: a_call_waits(back), "its call does not wait")
+        rig.script.let_go()
+        for call in (*calls, again):
+            call.value(LIMIT)
+        rig.sees(lambda: len(rig.told()) == 2, "it is not told")
+        assert "3 calls waited, 0 failed; 2 connections" in rig.told()[1]
+
+
+def a_call_waits(handler: Any) -> bool:
+    """Does a call wait for its recovery?"""
+    flight = handler.face.connection.lifecycle.flight
+    return flight is not None and flight.waiting == 1
+
+
 def test_one_that_is_back_and_has_no_call_keeps_no_outage_open() -> None:
     """The address is back with the calls of the others, and their next outage is told of, too."""
     with Told(backoff_jitter=0.0) as rig:

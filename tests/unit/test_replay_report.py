@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -125,6 +126,13 @@ def test_a_live_log_is_served(tmp_path: Path) -> None:
                     assert answer.headers["Refresh"] == "10"
                     assert outages in answer.read().decode()
                 write_log(tmp_path / "audit.jsonl", merged(Story().connect().outage(2.0, 0.5)))
+            for host in ("localhost", "localhost:9", "127.0.0.1:9"):
+                asked = urllib.request.Request(uri, headers={"Host": host})
+                with urllib.request.urlopen(asked, timeout=30) as answer:
+                    assert answer.status == 200
+            stranger = urllib.request.Request(uri, headers={"Host": "evil.example:80"})
+            with pytest.raises(urllib.error.HTTPError, match="or localhost"):
+                urllib.request.urlopen(stranger, timeout=30)
         finally:
             served.send_signal(signal.SIGINT)
         assert served.wait(30) == 0
