@@ -124,7 +124,8 @@ def check_wheel(work: Path) -> Iterable[str]:
 
 
 def check_metadata(work: Path) -> Iterable[str]:
-    """The metadata are complete, and the command is there"""
+    """The metadata are complete and what an index takes, and the command is there"""
+    _run(sys.executable, "-m", "twine", "check", "--strict", *(work / "dist").iterdir())
     with _wheel(work) as archive:
         read = email.message_from_bytes(archive.read(f"{PACKAGE}-{VERSION}.dist-info/METADATA"))
         commands = archive.read(f"{PACKAGE}-{VERSION}.dist-info/entry_points.txt").decode()
