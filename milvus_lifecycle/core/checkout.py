@@ -141,7 +141,7 @@ class Checkout:
             self.pool.give_back(connection, caller)
         connection.lifecycle.last_used_at = self.clock()
         if usable:
-            self.tell_wait(connection)
+            self._tell_wait(connection)
         return usable
 
     def admit(self, face: Face, rpc: Rpc, timeout: float | None) -> Procedure[Start]:
@@ -163,11 +163,11 @@ class Checkout:
             now = self.clock()
             connection = face.pick(now)
             if self.until is not None and now >= self.until:
-                self.tell_wait(connection, served=False)
+                self._tell_wait(connection, served=False)
                 raise DeadlineExceeded(address=connection.address, elapsed=now - self.began)
             binding = connection.lifecycle.enter(rpc, now, trusted=True)
             if binding is not None:
-                self.tell_wait(connection)
+                self._tell_wait(connection)
                 start = Start(connection, binding, rpc, now, self.began, self.until, timeout)
                 return replace(start, waited=self.counted)
             if connection.lifecycle.flight is None and connection.state is not State.CLOSED:
@@ -230,8 +230,8 @@ class Checkout:
         end = max(end, hope)
         return (end if self.until is None else min(self.until, end)), hope
 
-    def ride_out(self, connection: ManagedConnection) -> Procedure[None]:
-        """Join flights until none stands between the caller and its RPC.
+    def ride_out(self, connection: ManagedConnection, *, tell: bool = False) -> Procedure[None]:
+        """Join flights until none stands between the caller and its RPC; ``tell`` of the wait.
 
         Raises what the caller is to see: closed, connect failed, permanent, deadline or budget.
         """
@@ -240,10 +240,12 @@ class Checkout:
         except LifecycleError:
             connection.lifecycle.suffer(failed=1)
             if self.too_long:
-                self.tell_wait(connection, served=False)
+                self._tell_wait(connection, served=False)
             raise
+        if tell:
+            self._tell_wait(connection)
 
-    def tell_wait(self, connection: ManagedConnection, *, served: bool = True) -> None:
+    def _tell_wait(self, connection: ManagedConnection, *, served: bool = True) -> None:
         """Tell of the wait that is over, if there was one."""
         if self.joined is not None:
             waited = Waited(connection.address, self.clock() - self.joined, served)

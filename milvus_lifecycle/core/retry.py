@@ -91,8 +91,7 @@ class Retry:
             self.pool.step(connection, Trigger.FAIL, failure=failure, generation=generation)
         caller = Checkout(self.pool, began, until)
         caller.counted = self.waited
-        yield from caller.ride_out(connection)
-        caller.tell_wait(connection)
+        yield from caller.ride_out(connection, tell=True)
         self.waited = caller.counted
         return True
 

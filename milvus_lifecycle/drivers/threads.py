@@ -221,9 +221,9 @@ class ThreadsDriver:
             recalled = [connection.lifecycle.recall() for connection in self.pool.registry.all()]
         except Reentered:  # a finalizer forks, of all things
             return
-        for wire in (wire for result in recalled for wire in result.retired):
-            if wire.close_if_drained():
-                self.pool.close_channel(wire)
+        closed = [wire for result in recalled for wire in result.retired if wire.close_if_drained()]
+        for wire in closed:
+            self.pool.close_channel(wire)
 
     def fork_child(self) -> None:
         self.gate = ForkGate()

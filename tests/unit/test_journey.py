@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.journey import failed_rpc, moves
 
 #: 126 calls and 132 moves before the procedures were objects and failures values
-CALLS, MOVES = 110, 107
+CALLS, MOVES = 110, 109
 
 
 def test_a_failed_rpc_has_a_short_way() -> None:
