@@ -53,10 +53,13 @@ class Outlet(Generic[Item]):
         # Re-entrant: the collector may run a finalizer in here that loses a lease.
         self._lock = threading.RLock()
 
-    def put(self, item: Item) -> None:
-        """Add an item. Never waits; call ``serve`` once no lock is held."""
+    def put(self, item: Item, room: int = 0) -> None:
+        """Add an item. Never waits; call ``serve`` once no lock is held.
+
+        One that is to leave ``room`` for others is dropped before the queue is full.
+        """
         with self._lock:
-            if self._queue.qsize() >= LIMIT:
+            if self._queue.qsize() >= LIMIT - room:
                 self._dropped += 1
                 return
             self._confess()
@@ -236,7 +239,7 @@ class Listening(Sink):
             self._wait_ended(waited)
 
     def note_lost(self, count: int) -> None:
-        complain(f"a listener was too slow: it missed {count} records")
+        complain(f"a listener was too slow: it missed {count} records, or waits of calls")
 
 
 def reader_of(sink: Sink) -> Reader:
@@ -306,7 +309,7 @@ class Audit:
         """Tell those who want to know of calls, too. Called outside of every lock."""
         for reader in self.readers:
             if reader.hears_waits:
-                reader.outlet.put(waited)
+                reader.outlet.put(waited, LIMIT // 2)  # thousands come at once; records matter more
                 reader.outlet.serve()
 
     def serve(self) -> None:

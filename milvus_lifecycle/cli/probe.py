@@ -594,13 +594,12 @@ def _is_excepted(host: str, entry: str) -> bool:
 def _silence() -> Iterator[None]:
     """pymilvus logs each error with its traceback, and gRPC's core writes to stderr, below Python,
     as its variable said when it was imported. Both are said in a sentence here."""
-    before, stderr = logging.root.manager.disable, os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    logging.disable()
-    try:
+    with contextlib.ExitStack() as undo:
+        with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
+            stderr = os.dup(2)  # closed by whoever started this, perhaps
+            undo.callback(os.close, stderr)
+            undo.callback(os.dup2, stderr, 2)
+            os.dup2(nowhere.fileno(), 2)
+        undo.callback(logging.disable, logging.root.manager.disable)
+        logging.disable()
         yield
-    finally:
-        logging.disable(before)
-        os.dup2(stderr, 2)
-        os.close(stderr)

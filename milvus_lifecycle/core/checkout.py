@@ -163,6 +163,7 @@ class Checkout:
             now = self.clock()
             connection = face.pick(now)
             if self.until is not None and now >= self.until:
+                connection.lifecycle.suffer(failed=1)
                 self._tell_wait(connection, served=False)
                 raise DeadlineExceeded(address=connection.address, elapsed=now - self.began)
             binding = connection.lifecycle.enter(rpc, now, trusted=True)
@@ -347,6 +348,9 @@ class Checkout:
         if outcome is Outcome.FAILED:
             kind = ConnectFailed
             message = self._waited_for() if flight.attempts > 1 else ""
+            # Its verdict names the cause, and comes before its waiters go: theirs was the time.
+            patient = failure is not None and bool(self.hope) and may_pass(failure)
+            self.too_long = patient or (failure is not None and failure.kind is Failure.DEADLINE)
         elif connection.state is State.CLOSED:
             if _deserted(connection):
                 return

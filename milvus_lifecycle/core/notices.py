@@ -19,6 +19,7 @@ from .recording import record_outage
 
 #: An outage that is shorter (seconds) is nobody's business but that of those who wait.
 NOTICE_AFTER = 3.0
+_MOST = 1000
 
 _CAUSES = {
     Failure.TRANSIENT: "the server cannot be reached",
@@ -37,12 +38,25 @@ class _Trouble:
     #: by connection id: those that are out of service, and the last outage of all that were
     down: dict[str, Lifecycle] = field(default_factory=dict)
     last: dict[str, Outage] = field(default_factory=dict)
-    #: all outages there were, and how often each had flapped before: one may outlast what people
-    #: were told of it, and a connection may have several meanwhile
-    flaps: dict[Outage, int] = field(default_factory=dict)
+    #: all there were (a connection may have several while another one is down); of more than
+    #: ``_MOST`` that are over the oldest are forgotten
+    outages: dict[Outage, None] = field(default_factory=dict)
     #: what was made to be told, and has the first of it been queued?
     made: dict[str, Emission] = field(default_factory=dict)
     told: bool = False
+
+    def add(self, life: Lifecycle, outage: Outage) -> None:
+        """``life`` is in an outage."""
+        self.outages.setdefault(outage)
+        self.last[life.id], self.down[life.id] = outage, life
+        if len(self.outages) > len(self.last) + _MOST:
+            goes_on = set(self.last.values())
+            for oldest in [one for one in list(self.outages) if one not in goes_on][:1]:
+                self.outages.pop(oldest, None)
+
+    def felt(self) -> tuple[int, ...]:
+        """As of an outage, of all of them together."""
+        return tuple(map(sum, zip(*(one.felt() for one in list(self.outages)), strict=True)))
 
     def over(self, now: float) -> bool:
         """A call has succeeded: are all the others back, too? One that has no call yet that says so
@@ -52,7 +66,7 @@ class _Trouble:
             and not life.suspect
             and life.state in (State.ACTIVE, State.IDLE)
             and now - life.state_since >= NOTICE_AFTER
-            and self.last[life.id].flaps == self.flaps[self.last[life.id]]
+            and not self.last[life.id].felt()[-1]
             for life in list(self.down.values())
         )
 
@@ -80,8 +94,7 @@ class Notices:
         address, outage = life.config.address, life.outage
         if outage is not None and life.state is not State.CLOSED:
             trouble = self.troubles.setdefault(address, _Trouble(now))
-            trouble.flaps.setdefault(outage, outage.flaps)
-            trouble.last[life.id], trouble.down[life.id] = outage, life
+            trouble.add(life, outage)
             if not trouble.told:
                 trouble.told = self._tell_beginning(trouble, life, outage, now)
         # Asked anew: it may have ended since, and whoever ended it may have looked before that.
@@ -92,17 +105,19 @@ class Notices:
                 if ours.told:
                     self._tell_end(ours, life, now)
                 self.troubles.pop(address, None)
+                for one in list(ours.outages):  # it may outlast what people are told of it
+                    one.told = tuple(map(sum, zip(one.told, one.felt(), strict=True)))
 
     def _tell_beginning(
         self, trouble: _Trouble, life: Lifecycle, outage: Outage, now: float
     ) -> bool:
-        age, flaps = now - trouble.began, outage.flaps > trouble.flaps[outage]
+        age, flaps = now - trouble.began, outage.felt()[-1]
         if not (outage.given_up or flaps or age >= NOTICE_AFTER):
             return False
         down, budget = list(trouble.down.values()), life.policy.recovery_budget
         flights = [each.flight for each in down]
         waiting = sum(flight.waiting for flight in flights if flight is not None)
-        failed = sum(each.failed for each in list(trouble.flaps))
+        _, _, failed, _ = trouble.felt()
         failure = life.last_failure
         permanent = failure is not None and failure.kind is Failure.PERMANENT
         if outage.given_up and permanent:
@@ -128,11 +143,8 @@ class Notices:
         return True
 
     def _tell_end(self, trouble: _Trouble, life: Lifecycle, now: float) -> None:
-        outages = list(trouble.flaps)
         age = now - trouble.began
-        tries = sum(outage.attempts + outage.landings for outage in outages)
-        waited = sum(outage.waited for outage in outages)
-        failed = sum(outage.failed for outage in outages)
+        tries, waited, failed, _ = trouble.felt()
         closed = life.state is State.CLOSED
         news, what = ("closed", "while it was down, ") if closed else ("back", "")
         plural = "" if tries == 1 else "s"

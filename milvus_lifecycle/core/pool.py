@@ -23,7 +23,6 @@ from ..errors import (
     UnknownHandler,
     summarize,
 )
-from ..fork import note_closed_channel
 from ..policy import LifecyclePolicy
 from ..table import State, Trigger
 from .admission import ONE_MORE, Admission, Line, Turn
@@ -264,7 +263,6 @@ class Pool:
     def close_channel(self, wire: Wire) -> None:
         """Close a channel that nothing uses any more, and note that this was done."""
         self.driver.dispose(wire)
-        note_closed_channel()
         wire.gone = True
 
     def launch(self, connection: ManagedConnection, flight: Flight) -> None:

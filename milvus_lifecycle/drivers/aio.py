@@ -36,7 +36,7 @@ from ..core.requests import (
 )
 from ..core.wire import Wire
 from ..errors import Interrupted, LoopMismatch, summarize
-from ..fork import on_fork_in_child
+from ..fork import note_closed_channel, on_fork_in_child
 from .aio_channel import AsyncLifecycleChannel
 from .aio_loops import GONE, call_in, fail, hush, run_at_once, settle
 
@@ -278,6 +278,7 @@ class AsyncDriver:
                 run_at_once(channel.close())  # without grace it awaits nothing
                 break
         wire.channel = GONE
+        note_closed_channel()
 
     # -- time ------------------------------------------------------------------------------
 

@@ -36,7 +36,7 @@ from ..core.requests import (
 )
 from ..core.wire import Wire
 from ..errors import Interrupted, summarize
-from ..fork import ForkGate, around_fork, on_fork_in_child
+from ..fork import ForkGate, around_fork, note_closed_channel, on_fork_in_child
 from .threads_channel import LifecycleChannel
 
 T = TypeVar("T")
@@ -163,6 +163,7 @@ class ThreadsDriver:
             wire.interrupted = True
             raise
         finally:
+            note_closed_channel()
             if wire.interrupted:  # closing it may hang, and so may dropping it: not in this thread
                 self.post(_make_thread("close", wire.channel.close).start)
                 self.reschedule()

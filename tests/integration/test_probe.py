@@ -464,6 +464,17 @@ def test_stderr_is_for_complaints(tls_files: TlsFiles) -> None:
 
 
 @pytest.mark.slow
+def test_without_a_stderr_it_says_the_same() -> None:
+    """A service manager may have closed it."""
+    command = (
+        f'exec "{sys.executable}" -m milvus_lifecycle probe http://127.0.0.1:{free_port()} 2>&-'
+    )
+    ended = subprocess.run(command, shell=True, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert "NOT HEALTHY: 127.0.0.1" in ended.stdout
+
+
+@pytest.mark.slow
 def test_whoever_reads_no_further_ends_it(server: FakeMilvus) -> None:
     """`probe --watch | head`."""
     words = [sys.executable, "-m", "milvus_lifecycle", "probe", server.uri, "--watch"]

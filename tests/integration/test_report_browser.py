@@ -195,6 +195,8 @@ def test_from_incident_to_incident(browser: Any, tmp_path: Path) -> None:
         found: float = opened.page.evaluate(middle)
         return found / 1000
 
+    assert len(opened.page.locator("tr[data-from]").all()) == 3
+    opened.page.locator("tr[data-from]").first.click()  # of the outages: it is no incident
     first, *others = [leap("Incident after") for _ in range(4)]
     steps = [round(other - first) for other in others]
     assert steps[-1] == 0  # it is the first again
@@ -202,6 +204,11 @@ def test_from_incident_to_incident(browser: Any, tmp_path: Path) -> None:
     assert round(leap("Incident before") - first) == steps[1]
     opened.page.get_by_role("button", name="Whole log").click()
     assert round(leap("Incident before") - first) == steps[1]
+    oldest = opened.page.locator("li[data-from] a").last.get_attribute("href")
+    opened.page.goto(opened.page.url.partition("#")[0] + oldest)
+    opened.page.reload()
+    opened.page.wait_for_function("() => document.documentElement.dataset.ready")
+    assert round(leap("Incident after") - first) == steps[0]
     assert opened.troubles == []
 
 
@@ -229,6 +236,9 @@ def test_all_moments_are_the_readers(browser: Any, tmp_path: Path) -> None:
     assert moment is not None
     assert moment.group(2) + ":" + moment.group(3) in shown
     assert opened.page.evaluate("() => reportPage.log.shift") == 5.5 * 3_600_000
+    there = Opened(browser, tmp_path / "report.html", timezone_id="Europe/Berlin")
+    clocks = [there.page.evaluate(f"() => clock(Date.UTC(2026, {month}, 1))") for month in (0, 6)]
+    assert clocks == ["2026-01-01 01:00:00.000", "2026-07-01 02:00:00.000"]
 
 
 @pytest.mark.parametrize("width", [400, 800])

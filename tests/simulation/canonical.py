@@ -63,7 +63,7 @@ _LEFT_OUT: dict[type, tuple[str, ...]] = {
         *("idle_limit", "strict", "unit"),  # the same in every run of a set-up
         "leases",
     ),
-    Outage: ("attempts", "landings", "waited", "failed"),
+    Outage: ("attempts", "landings", "waited", "failed", "told"),
     Wire: ("methods", "running"),
     FailureSummary: ("text", "_copy"),
     Facts: ("reason",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +11,9 @@ import grpc.aio
 import pytest
 
 from milvus_lifecycle import AsyncConnectionManager
-from milvus_lifecycle.errors import ConnectionClosed, LifecycleError
-from milvus_lifecycle.table import State
-from milvus_lifecycle.testing import FakeChannel, FakeClock, Script
+from milvus_lifecycle.errors import ConnectionClosed, DeadlineExceeded, LifecycleError, summarize
+from milvus_lifecycle.table import State, Trigger
+from milvus_lifecycle.testing import FakeChannel, FakeClock, Script, rpc_error
 from tests.cores import CONFIG
 from tests.looping import in_loop
 
@@ -53,6 +54,22 @@ def test_a_stream_counts_until_it_ends(monkeypatch: pytest.MonkeyPatch, kind: st
             getattr(face, kind)("/method")("request")
 
     main()
+
+
+@in_loop
+async def test_a_short_timeout_is_waited_for_almost_to_its_end() -> None:
+    """A tenth of it, or less, is kept to say why: pymilvus ends the call without a word."""
+    script = Script()
+    manager = AsyncConnectionManager(transport=script.asyncio())
+    face = (await manager.get_or_create(CONFIG)).face
+    script.hold("register")
+    lost = summarize(rpc_error("UNAVAILABLE"))
+    manager._pool.step(face.connection, Trigger.FAIL, failure=lost, generation=1)
+    began = time.monotonic()
+    with pytest.raises(DeadlineExceeded):
+        await face.begin(0.2)
+    assert time.monotonic() - began > 0.17
+    await manager.close_all()
 
 
 @in_loop

@@ -161,6 +161,7 @@ def test_a_flight_that_lands_too_late_for_its_caller() -> None:
             caller.send(None)
         assert rig.count("rpc") == 0
         assert hearing.heard() == [(5.0, False)]
+        assert connection.lifecycle.outage.failed == 1
 
 
 def test_a_first_connect_ends_with_a_caller_that_has_no_time_for_it() -> None:
@@ -199,6 +200,8 @@ def test_a_retry_needs_some_time(left: float, retried: bool) -> None:
         else:
             with pytest.raises(DeadlineExceeded):
                 call.value(20)
+            outage = handler.face.connection.lifecycle.outage
+            assert outage.failed == 1
 
 
 def test_a_flight_that_lands_and_fails_before_its_caller_wakes() -> None:
@@ -373,6 +376,33 @@ def test_a_give_up_is_a_matter_of_time_or_of_the_server(
         rig.script.wait_held("register").fail(rpc_error(error))
         rig.sees(lambda: connection.lifecycle.flight is None, "it does not give up")
         with pytest.raises(RecoveryExhausted if heard else PermanentFailure):
+            caller.send(None)
+        assert hearing.heard() == heard
+
+
+@pytest.mark.parametrize(
+    ("patience", "error", "heard"),
+    [
+        (0.0, "UNAVAILABLE", []),
+        (0.0, "DEADLINE_EXCEEDED", [(0.0, False)]),
+        (3.0, "UNAVAILABLE", [(3.0, False)]),
+        (3.0, "UNAUTHENTICATED", []),
+    ],
+)
+def test_the_verdict_of_a_first_connect_may_be_one_of_time(
+    patience: float, error: str, heard: list[tuple[float, bool]]
+) -> None:
+    """It says so in gRPC's words, or comes when all patience is spent; a refusal is none."""
+    with Rig(first_connect_patience=patience) as rig:
+        hearing = Hearing(rig)
+        caller = Checkout.within(rig.manager._pool, None).obtain(CONFIG, False, None)
+        rig.script.hold("register")
+        request = next(caller)
+        assert isinstance(request, Wait)
+        rig.clock.advance(patience)
+        rig.script.wait_held("register").fail(rpc_error(error))
+        rig.sees(lambda: request.connection.state is State.CLOSED, "it does not fail")
+        with pytest.raises(LifecycleError):
             caller.send(None)
         assert hearing.heard() == heard
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from milvus_lifecycle import ConnectionConfig
 from milvus_lifecycle.audit.logs import ApplicationLog
+from milvus_lifecycle.core import notices
+from milvus_lifecycle.core.flight import Outage
 from milvus_lifecycle.core.notices import NOTICE_AFTER
-from milvus_lifecycle.errors import RecoveryExhausted
+from milvus_lifecycle.errors import DeadlineExceeded, RecoveryExhausted
 from milvus_lifecycle.table import State
 from milvus_lifecycle.testing import rpc_error
 from tests.observe import Call, Client, LogLines
@@ -99,6 +102,51 @@ def test_an_outage_that_nobody_feels_is_not_told_of() -> None:
         rig.script.let_go()
         call.value(LIMIT)
         assert rig.told() == []
+        (recovered,) = rig.audit.transitions("recovered")
+        assert recovered.reason.endswith("after 2.0 s and 1 attempt; 1 waited, 0 failed")
+
+
+def test_while_all_is_well_no_call_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way of a call that finds a good connection is not longer for it."""
+    with Told() as rig:
+        handler = rig.connected(Client())
+        monkeypatch.setattr(rig.manager._pool.notices, "look", None)
+        handler.call()
+
+
+def test_it_is_told_though_nothing_comes_after_it() -> None:
+    """The good call that ends an outage moves nothing: whoever reads is woken for it."""
+    with Told() as rig:
+        (call,) = rig.waits(rig.connected(Client()))
+        rig.clock.advance(5.0)
+        rig.fails()
+        rig.clock.advance(1.0)
+        rig.script.let_go()
+        call.value(LIMIT)
+        rig.sees(lambda: len(rig.lines.records) == 2, "it waits in the queue")
+
+
+def test_one_that_gave_up_keeps_its_address_down() -> None:
+    """Nothing vouches for it, whatever the others' calls say, until a call of its own does."""
+    with Told(recovery_budget=5.0, backoff_jitter=0.0) as rig:
+        one, client = rig.connected(Client()), Client()
+        config = ConnectionConfig.from_uri("http://home:19530", token="an:other")
+        rejected = rig.manager.get_or_create(config, client=client)
+        rig.script.plan("rpc", UNAVAILABLE)
+        rig.script.hold("register")
+        with pytest.raises(type(UNAVAILABLE)):
+            rejected.rpc()
+        rig.script.wait_held("register").fail(rpc_error("UNAUTHENTICATED"))
+        rig.sees(lambda: rejected.face.connection.state is State.IDLE, "it does not give up")
+        rig.script.let_go()
+        rig.sees(lambda: len(rig.told()) == 1, "it is not told")
+        rig.script.plan("rpc", UNAVAILABLE)
+        one.call()
+        rig.clock.advance(10.0)
+        one.call()
+        assert len(rig.told()) == 1
+        rejected.call()
+        rig.sees(lambda: len(rig.told()) == 2, "it is not told")
 
 
 def test_calls_that_failed_are_told_of_though_none_waits() -> None:
@@ -197,6 +245,53 @@ def test_one_that_is_back_and_has_no_call_keeps_no_outage_open() -> None:
         assert told[3].startswith("back: after 6.0 s ")
         idle.call()
         assert rig.manager._pool.notices.troubles == {}
+
+
+def test_what_was_told_of_an_outage_is_not_told_again() -> None:
+    """It may outlast what people were told of it, until its next call: then only news is news."""
+    with Told(backoff_jitter=0.0) as rig:
+        one, client = rig.connected(Client()), Client()
+        config = ConnectionConfig.from_uri("http://home:19530", token="an:other")
+        idle = rig.manager.get_or_create(config, client=client)
+        (call,) = rig.waits(one)
+        rig.script.plan("rpc", UNAVAILABLE)
+        late = Call(idle.call, None, 2.0)
+        rig.sees(lambda: rig.clock.sleeping() == 2, "it does not wait")
+        rig.clock.advance(2.0)
+        with pytest.raises(DeadlineExceeded):
+            late.value(LIMIT)
+        rig.clock.advance(3.0)
+        rig.fails()
+        rig.script.let_go()
+        rig.clock.advance(1.0)
+        call.value(LIMIT)
+        rig.sees(lambda: idle.face.connection.state is State.ACTIVE, "it does not recover")
+        rig.clock.advance(NOTICE_AFTER)
+        one.call()
+        rig.sees(lambda: len(rig.told()) == 2, "it is not told")
+        assert "2 calls waited, 1 failed; 2 connections" in rig.told()[1]
+        rig.script.plan("rpc", UNAVAILABLE)
+        with pytest.raises(type(UNAVAILABLE)):
+            idle.rpc()
+        rig.clock.advance(5.0)
+        rig.sees(lambda: idle.face.connection.state is State.ACTIVE, "it does not recover")
+        idle.call()
+        rig.sees(lambda: len(rig.told()) == 4, "it is not told")
+        assert "fails every call" in rig.told()[2]
+        assert "0 calls waited, 0 failed" in rig.told()[3]
+
+
+def test_neighbours_that_come_and_go_are_not_remembered_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While one connection stays down: the oldest of the others' outages are forgotten."""
+    monkeypatch.setattr(notices, "_MOST", 2)
+    trouble, outages = notices._Trouble(0.0), [Outage(float(n), 1, waited=1) for n in range(6)]
+    for number, outage in enumerate(outages):
+        life: Any = SimpleNamespace(id="down" if number == 0 else "neighbour")
+        trouble.add(life, outage)
+    assert list(trouble.outages) == [outages[0], *outages[-3:]]
+    assert trouble.felt() == (0, 4, 0, 0)
 
 
 def test_a_call_that_is_tried_again_and_has_not_waited_yet_is_counted() -> None:

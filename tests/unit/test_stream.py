@@ -68,6 +68,22 @@ def test_what_is_too_much_is_dropped_and_told_at_its_place(
     assert reading.seen == [1, 2, 3, 4, -5, -1, 11]
 
 
+def test_what_is_to_leave_room_is_dropped_first(
+    reading: Reading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Waits come by thousands at the end of an outage: records still find a place."""
+    monkeypatch.setattr(stream, "LIMIT", 4)
+    reading.put(1)
+    assert reading.busy.wait(LIMIT)
+    for item in range(2, 8):
+        reading.outlet.put(item, 2)
+    reading.put(8, 9)
+    reading.go.set()
+    assert reading.outlet.flush(LIMIT)
+    assert reading.seen == [1, 2, 3, -4, 8, -1]
+    assert reading.outlet.flush(LIMIT)
+
+
 def test_a_loss_is_told_though_nothing_comes_after_it(
     reading: Reading, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ class Page {
     this.listen();
     this.choose();
     const linked = document.getElementById(location.hash.slice(1));
-    if (linked?.dataset.from) this.show(linked.dataset);
+    if (linked?.dataset.from) this.visit(linked);
   }
 
   listen() {
@@ -51,13 +51,9 @@ class Page {
     $("chart").addEventListener("mouseleave", () => this.hide());
     for (const row of document.querySelectorAll("[data-from]")) {
       row.tabIndex = 0;
-      const show = () => {
-        this.incident = this.incidents.indexOf(row);
-        this.show(row.dataset);
-      };
-      row.addEventListener("click", show);
+      row.addEventListener("click", () => this.visit(row));
       row.addEventListener("keydown", (event) => {
-        if (event.key === "Enter") show();
+        if (event.key === "Enter") this.visit(row);
       });
     }
   }
@@ -200,12 +196,13 @@ class Page {
   leap(by) {
     const count = this.incidents.length;
     const here = this.incident ?? (by > 0 ? -1 : count);
-    this.incident = (here + by + count) % count;
-    this.show(this.incidents[this.incident].dataset);
+    this.visit(this.incidents[(here + by + count) % count]);
   }
 
   // A row of the tables: its connections, and its time with some room on both sides.
-  show({ from, to, search }) {
+  visit(row) {
+    const { from, to, search } = row.dataset, found = this.incidents.indexOf(row);
+    this.incident = found < 0 ? null : found;
     const room = Math.max(500, (to - from) * 0.25);
     $("inview").checked = true;
     this.zoom(Number(from) + this.log.shift - room, Number(to) + this.log.shift + room);

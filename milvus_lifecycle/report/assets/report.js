@@ -14,11 +14,14 @@ async function unpack(text) {
 
 // -- the data ---------------------------------------------------------------------------------
 
+// What the reader's clock is ahead of UTC at a moment.
+const offset = (ms) => -60_000 * new Date(ms).getTimezoneOffset();
+
 class Log {
   constructor(data) {
     Object.assign(this, data);
     // Bokeh knows of UTC alone: moments are moved so that its axis shows the reader's clock.
-    this.shift = -60_000 * new Date(this.since).getTimezoneOffset();
+    this.shift = offset(this.since);
     this.since += this.shift;
     this.count = this.lanes.id.length;
     this.total = this.stays.start.length;
@@ -158,7 +161,7 @@ function duration(ms) {
   return `${value && value < 9.95 ? value.toFixed(1) : Math.round(value)} ${name}`;
 }
 
-const clock = (ms) => new Date(ms).toISOString().replace("T", " ").replace("Z", "");
+const clock = (ms) => new Date(ms + offset(ms)).toISOString().replace("T", " ").replace("Z", "");
 
 function fieldsOf(log, lane, stay) {
   const { stays, lanes } = log;
@@ -167,7 +170,7 @@ function fieldsOf(log, lane, stay) {
   const entered = stays.trigger[stay] !== 0;
   const open = stay + 1 === log.end(lane) && state !== "CLOSED";
   const fields = [
-    ["from", clock(start)],
+    ["from", clock(start - log.shift)],
     ["for", state === "CLOSED" ? null : duration(stop - start) + (open ? ", until the log ends" : "")],
     ["reason", entered ? log.text(stays.reason, stay) : "the log starts later than the connection"],
     ["error_code", log.text(stays.error_code, stay)],
