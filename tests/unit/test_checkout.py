@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from contextvars import copy_context
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from milvus_lifecycle import ConnectionManager, LifecyclePolicy
 from milvus_lifecycle.audit.records import Waited
 from milvus_lifecycle.core.checkout import Checkout, _Caller
+from milvus_lifecycle.core.face import Start
 from milvus_lifecycle.core.facts import Facts
 from milvus_lifecycle.core.readiness import LoadState
 from milvus_lifecycle.core.requests import AskLoadState, Pause, Wait
@@ -239,6 +242,27 @@ def test_without_workers_a_caller_waits_no_longer_than_the_budget(
         rig.clock.advance(60)
         with pytest.raises(RecoveryExhausted, match="can't start new thread"):
             caller.send(None)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_call_that_has_waited_is_counted_once_however_often_it_is_tried(known: bool) -> None:
+    """Its next RPC may have to wait in the same outage again."""
+    with Rig() as rig:
+        handler = rig.connected()
+        face, connection, began = handler.face, handler.face.connection, rig.clock()
+        rig.script.hold("register")
+        rig.manager._pool.step(connection, Trigger.FAIL, failure=LOST, generation=1)
+        start = Start(connection, connection.lifecycle.binding, Rpc(), began, began, None, None)
+
+        def again() -> None:
+            face.expect_retry(replace(start, waited=known))
+            face.expect_retry(start)  # and once more: what is known stays known
+            caller = Checkout(rig.manager._pool, began, None).admit(face, Rpc(), None)
+            assert isinstance(next(caller), Wait)
+            caller.close()
+
+        copy_context().run(again)
+        assert connection.lifecycle.outage.waited == (0 if known else 1)
 
 
 # -- what is told of those that waited ------------------------------------------------------------

@@ -106,6 +106,17 @@ def test_an_outage_that_nobody_feels_is_not_told_of() -> None:
         assert recovered.reason.endswith("after 2.0 s and 1 attempt; 1 waited, 0 failed")
 
 
+def test_a_forked_child_has_no_outage_of_its_parents_to_tell_of() -> None:
+    """They are the parent's to tell of, whose address is back there."""
+    with Told() as rig:
+        (call,) = rig.waits(rig.connected(Client()))
+        assert rig.manager._pool.notices.troubles
+        rig.manager._pool.notices.reset_after_fork()
+        assert rig.manager._pool.notices.troubles == {}
+        rig.script.let_go()
+        call.value(LIMIT)
+
+
 def test_while_all_is_well_no_call_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The way of a call that finds a good connection is not longer for it."""
     with Told() as rig:
