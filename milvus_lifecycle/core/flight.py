@@ -80,16 +80,15 @@ class Outage:
     #: calls that waited for its end, and calls that it made fail
     waited: int = 0
     failed: int = 0
-    #: of those, and of its tries and flaps, what an earlier notice told of
+    #: what it was (``so_far``) when people were told that all is well; it may outlast that
     told: tuple[int, ...] = (0, 0, 0, 0)
 
     def __post_init__(self) -> None:
         self.budget_from = self.began
 
-    def felt(self) -> tuple[int, ...]:
-        """Its tries, the calls that waited, those that failed, and its flaps; but for ``told``."""
-        so_far = (self.attempts + self.landings, self.waited, self.failed, self.flaps)
-        return tuple(now - before for now, before in zip(so_far, self.told, strict=True))
+    def so_far(self) -> tuple[int, ...]:
+        """Its tries, the calls that waited, those that failed, and its flaps."""
+        return self.attempts + self.landings, self.waited, self.failed, self.flaps
 
 
 @dataclass(slots=True, eq=False, repr=False)

@@ -8,6 +8,7 @@ no more than these two: what all of them go through is one outage to whoever is 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from operator import sub
 
 from ..audit.records import WARNING
 from ..audit.stream import Audit, Emission
@@ -54,9 +55,10 @@ class _Trouble:
             for oldest in [one for one in list(self.outages) if one not in goes_on][:1]:
                 self.outages.pop(oldest, None)
 
-    def felt(self) -> tuple[int, ...]:
-        """As of an outage, of all of them together."""
-        return tuple(map(sum, zip(*(one.felt() for one in list(self.outages)), strict=True)))
+    def so_far(self) -> tuple[int, ...]:
+        """As of an outage, of all of them together, but for what was told before."""
+        news = [map(sub, one.so_far(), one.told) for one in list(self.outages)]
+        return tuple(map(sum, zip(*news, strict=True)))
 
     def over(self, now: float) -> bool:
         """A call has succeeded: are all the others back, too? One that has no call yet that says so
@@ -66,7 +68,7 @@ class _Trouble:
             and not life.suspect
             and life.state in (State.ACTIVE, State.IDLE)
             and now - life.state_since >= NOTICE_AFTER
-            and not self.last[life.id].felt()[-1]
+            and self.last[life.id].flaps == self.last[life.id].told[-1]
             for life in list(self.down.values())
         )
 
@@ -105,19 +107,17 @@ class Notices:
                 if ours.told:
                     self._tell_end(ours, life, now)
                 self.troubles.pop(address, None)
-                for one in list(ours.outages):  # it may outlast what people are told of it
-                    one.told = tuple(map(sum, zip(one.told, one.felt(), strict=True)))
 
     def _tell_beginning(
         self, trouble: _Trouble, life: Lifecycle, outage: Outage, now: float
     ) -> bool:
-        age, flaps = now - trouble.began, outage.felt()[-1]
+        age, flaps = now - trouble.began, outage.flaps > outage.told[-1]
         if not (outage.given_up or flaps or age >= NOTICE_AFTER):
             return False
         down, budget = list(trouble.down.values()), life.policy.recovery_budget
         flights = [each.flight for each in down]
         waiting = sum(flight.waiting for flight in flights if flight is not None)
-        _, _, failed, _ = trouble.felt()
+        _, _, failed, _ = trouble.so_far()
         failure = life.last_failure
         permanent = failure is not None and failure.kind is Failure.PERMANENT
         if outage.given_up and permanent:
@@ -144,7 +144,7 @@ class Notices:
 
     def _tell_end(self, trouble: _Trouble, life: Lifecycle, now: float) -> None:
         age = now - trouble.began
-        tries, waited, failed, _ = trouble.felt()
+        tries, waited, failed, _ = trouble.so_far()
         closed = life.state is State.CLOSED
         news, what = ("closed", "while it was down, ") if closed else ("back", "")
         plural = "" if tries == 1 else "s"
@@ -153,6 +153,8 @@ class Notices:
         if len(trouble.last) > 1:
             what += f"; {len(trouble.last)} connections"
         self._tell(trouble, life, news, what, age)
+        for one in list(trouble.outages):
+            one.told = one.so_far()
 
     def _tell(self, trouble: _Trouble, life: Lifecycle, news: str, what: str, age: float) -> None:
         with life.lock, life.section:

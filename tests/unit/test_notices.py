@@ -10,6 +10,7 @@ import pytest
 
 from milvus_lifecycle import ConnectionConfig
 from milvus_lifecycle.audit.logs import ApplicationLog
+from milvus_lifecycle.audit.stream import Audit
 from milvus_lifecycle.core import notices
 from milvus_lifecycle.core.flight import Outage
 from milvus_lifecycle.core.notices import NOTICE_AFTER
@@ -292,6 +293,19 @@ def test_what_was_told_of_an_outage_is_not_told_again() -> None:
         assert "0 calls waited, 0 failed" in rig.told()[3]
 
 
+def test_flapping_that_was_told_of_is_no_news() -> None:
+    """An outage that goes on flaps anew, or it is nothing to tell of yet, and may be over."""
+    outage = Outage(0.0, 1, flaps=2, told=(0, 0, 0, 2))
+    trouble, life = notices._Trouble(0.0), SimpleNamespace(id="one", flight=None, suspect=False)
+    life.state, life.state_since = State.ACTIVE, 0.0
+    trouble.add(life, outage)  # type: ignore[arg-type]
+    tell = notices.Notices(Audit("threads"))._tell_beginning
+    assert not tell(trouble, life, outage, 0.1)  # type: ignore[arg-type]
+    assert trouble.over(10.0)
+    outage.flaps += 1
+    assert not trouble.over(10.0)
+
+
 def test_neighbours_that_come_and_go_are_not_remembered_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -302,7 +316,7 @@ def test_neighbours_that_come_and_go_are_not_remembered_for_ever(
         life: Any = SimpleNamespace(id="down" if number == 0 else "neighbour")
         trouble.add(life, outage)
     assert list(trouble.outages) == [outages[0], *outages[-3:]]
-    assert trouble.felt() == (0, 4, 0, 0)
+    assert trouble.so_far() == (0, 4, 0, 0)
 
 
 def test_a_call_that_is_tried_again_and_has_not_waited_yet_is_counted() -> None:
