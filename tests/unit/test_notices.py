@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from milvus_lifecycle import ConnectionConfig
+from milvus_lifecycle.audit import stream
 from milvus_lifecycle.audit.logs import ApplicationLog
 from milvus_lifecycle.audit.stream import Audit
 from milvus_lifecycle.core import notices
@@ -126,16 +127,30 @@ def test_while_all_is_well_no_call_looks(monkeypatch: pytest.MonkeyPatch) -> Non
         handler.call()
 
 
-def test_it_is_told_though_nothing_comes_after_it() -> None:
+def test_it_is_told_though_nothing_comes_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The good call that ends an outage moves nothing: whoever reads is woken for it."""
+    monkeypatch.setattr(stream, "IDLE", 0.01)
     with Told() as rig:
-        (call,) = rig.waits(rig.connected(Client()))
+        handler = rig.connected(Client())
+        (call,) = rig.waits(handler)
         rig.clock.advance(5.0)
         rig.fails()
         rig.clock.advance(1.0)
-        rig.script.let_go()
+        # It recovers, and its call does not go on yet: all that was to be read is read.
+        rig.script.hold("rpc")
+        for held in rig.script.held("register"):
+            rig.script.finish(held)
+        good = rig.script.wait_held("rpc")
+        outlets = [reader.outlet for reader in rig.manager._pool.audit.readers]
+
+        def idle() -> bool:
+            return all(each._worker is None and each._queue.empty() for each in outlets)
+
+        rig.sees(idle, "somebody reads")
+        rig.script.finish(good)
         call.value(LIMIT)
-        rig.sees(lambda: len(rig.lines.records) == 2, "it waits in the queue")
+        rig.sees(idle, "it waits in the queue")
+        assert len(rig.lines.records) == 2
 
 
 def test_one_that_gave_up_keeps_its_address_down() -> None:
